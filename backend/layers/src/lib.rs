@@ -1,0 +1,1 @@
+//! Layers around volumes: delay and fault

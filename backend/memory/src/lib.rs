@@ -1,0 +1,1 @@
+//! Guest memory of the card: regions, epochs, and buffers that backends can name without knowing a device

@@ -1,0 +1,1 @@
+//! Data-path threads: one epoll wait, one io_uring, adaptive polling, timers, messages

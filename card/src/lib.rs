@@ -1,0 +1,1 @@
+//! bluffd, bluffctl and what they compose

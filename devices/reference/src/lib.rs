@@ -1,0 +1,1 @@
+//! bluff-reference: virtio-blk on the plain rust-vmm stack

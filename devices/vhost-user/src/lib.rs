@@ -1,0 +1,1 @@
+//! The vhost-user attachment: sessions with front ends

@@ -1,0 +1,1 @@
+//! Virtqueues as a driver sees them, for tests and benchmarks

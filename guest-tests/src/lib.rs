@@ -1,0 +1,1 @@
+//! What a guest sees: cases and their framework

@@ -1,0 +1,1 @@
+//! QEMU as a library: host folder, images, command line, QMP, console

@@ -1,0 +1,2 @@
+//! `cargo xtask`: the verbs of the project.
+fn main() {}

@@ -1,0 +1,330 @@
+//! An epoch of guest memory: an immutable map from addresses to mappings.
+//!
+//! Unsafe, because it copies from and to memory that a host shares.
+#![allow(unsafe_code)]
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use crate::{FileId, IoVec, Mapping, MemoryError};
+
+/// Which addresses are meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Space {
+    /// Guest physical addresses: descriptors, buffers, the dirty log.
+    Guest,
+    /// The front end's own virtual addresses: rings over vhost-user (`SET_VRING_ADDR`).
+    User,
+}
+
+/// What the device will do with a buffer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// The device reads it.
+    Read,
+    /// The device writes it.
+    Write,
+}
+
+/// A region as a front end describes it.
+#[derive(Debug)]
+pub struct RegionSpec {
+    /// Guest physical address of its first byte.
+    pub guest: u64,
+    /// Length in bytes.
+    pub len: u64,
+    /// The front end's virtual address of its first byte.
+    pub user: u64,
+    /// Offset in the file, in bytes.
+    pub offset: u64,
+    /// The file.
+    pub file: OwnedFd,
+}
+
+/// A mapped region.
+#[derive(Clone, Debug)]
+pub struct Region {
+    guest: u64,
+    user: u64,
+    mapping: Arc<Mapping>,
+}
+
+impl Region {
+    /// Maps `spec`, or shares the mapping of the same bytes in `old`.
+    ///
+    /// # Errors
+    /// [`MemoryError::BadRegion`] where it is empty or wraps; else as [`Mapping::new`].
+    pub fn new(spec: RegionSpec, old: &GuestMemory) -> Result<Self, MemoryError> {
+        let bad = MemoryError::BadRegion {
+            start: spec.guest,
+            len: spec.len,
+        };
+        let fits = |start: u64| start.checked_add(spec.len).is_some();
+        if spec.len == 0 || !fits(spec.guest) || !fits(spec.user) || !fits(spec.offset) {
+            return Err(bad);
+        }
+        let fresh = Mapping::new(spec.file, spec.offset, spec.len)?;
+        let kept = old.by_guest.iter().find(|r| r.mapping.id() == fresh.id());
+        let mapping = match kept {
+            // The old mapping, so that pointers into it stay true; the new one is unmapped.
+            Some(r) if !r.mapping.is_poisoned() => r.mapping.clone(),
+            _ => Arc::new(fresh),
+        };
+        Ok(Self {
+            guest: spec.guest,
+            user: spec.user,
+            mapping,
+        })
+    }
+
+    /// Guest physical address of its first byte.
+    pub fn guest(&self) -> u64 {
+        self.guest
+    }
+
+    /// The front end's virtual address of its first byte.
+    pub fn user(&self) -> u64 {
+        self.user
+    }
+
+    /// Length in bytes.
+    pub fn size(&self) -> u64 {
+        self.mapping.len()
+    }
+
+    /// Which bytes of which file it is.
+    pub fn file(&self) -> FileId {
+        self.mapping.id()
+    }
+
+    fn start(&self, space: Space) -> u64 {
+        match space {
+            Space::Guest => self.guest,
+            Space::User => self.user,
+        }
+    }
+}
+
+/// The region that the last address was in. A hint belongs to one epoch: forget it with the epoch.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Hint {
+    start: u64,
+    len: u64,
+    host: usize,
+}
+
+/// One epoch of a guest's memory.
+#[derive(Debug, Default)]
+pub struct GuestMemory {
+    by_guest: Box<[Region]>,
+    by_user: Box<[Region]>,
+}
+
+impl GuestMemory {
+    /// An epoch of `regions`, in any order.
+    ///
+    /// # Errors
+    /// [`MemoryError::Overlap`] where two share guest addresses or front-end addresses.
+    pub fn new(regions: Vec<Region>) -> Result<Arc<Self>, MemoryError> {
+        let sorted = |space: Space| {
+            let mut by = regions.clone();
+            by.sort_unstable_by_key(|r| r.start(space));
+            for pair in by.windows(2) {
+                // Cannot wrap: checked when the region was made.
+                if pair[0].start(space) + pair[0].size() > pair[1].start(space) {
+                    return Err(MemoryError::Overlap {
+                        first: pair[0].start(space),
+                        second: pair[1].start(space),
+                    });
+                }
+            }
+            Ok(by.into_boxed_slice())
+        };
+        Ok(Arc::new(Self {
+            by_guest: sorted(Space::Guest)?,
+            by_user: sorted(Space::User)?,
+        }))
+    }
+
+    /// An epoch without memory.
+    pub fn empty() -> Arc<Self> {
+        Arc::default()
+    }
+
+    /// The regions, by guest address.
+    pub fn regions(&self) -> &[Region] {
+        &self.by_guest
+    }
+
+    /// The first guest address after the highest region; 0 where there is none.
+    pub fn end(&self) -> u64 {
+        self.by_guest.last().map_or(0, |r| r.guest + r.size())
+    }
+
+    /// Whether a region's file shrank: whoever sent it is to be ended.
+    pub fn is_poisoned(&self) -> bool {
+        self.by_guest.iter().any(|r| r.mapping.is_poisoned())
+    }
+
+    /// Whether a pointer that was resolved in another epoch is still mapped in this one.
+    pub fn maps(&self, buffer: IoVec) -> bool {
+        let at = buffer.ptr() as usize;
+        self.by_guest.iter().any(|r| {
+            let start = r.mapping.ptr() as usize;
+            at >= start && at - start <= (r.size() as usize).saturating_sub(buffer.len())
+        })
+    }
+
+    fn find(&self, space: Space, addr: u64) -> Option<&Region> {
+        let by = match space {
+            Space::Guest => &self.by_guest,
+            Space::User => &self.by_user,
+        };
+        let after = by.partition_point(|r| r.start(space) <= addr);
+        let region = &by[after.checked_sub(1)?];
+        (addr - region.start(space) < region.size()).then_some(region)
+    }
+
+    /// The guest address of a front-end address, where a region holds it.
+    pub fn guest_of_user(&self, addr: u64) -> Option<u64> {
+        let region = self.find(Space::User, addr)?;
+        Some(region.guest + (addr - region.user))
+    }
+
+    /// `len` bytes at `addr`, which must lie in one mapping and be aligned to `align` bytes.
+    ///
+    /// Rings are resolved with this: they are laid out for direct access, so what spans two
+    /// mappings is refused.
+    ///
+    /// # Errors
+    /// [`MemoryError::Unmapped`], [`MemoryError::Misaligned`].
+    pub fn contiguous(
+        &self,
+        space: Space,
+        addr: u64,
+        len: u64,
+        align: u64,
+    ) -> Result<*mut u8, MemoryError> {
+        if !addr.is_multiple_of(align) {
+            return Err(MemoryError::Misaligned { addr, align });
+        }
+        let unmapped = MemoryError::Unmapped { addr, len };
+        let Some(region) = self.find(space, addr) else {
+            return Err(unmapped);
+        };
+        let skip = addr - region.start(space);
+        if len > region.size() - skip {
+            return Err(unmapped);
+        }
+        let ptr = region.mapping.ptr().wrapping_add(skip as usize);
+        // A file offset that is not a multiple of the alignment gives a host address that is not.
+        if !(ptr as u64).is_multiple_of(align) {
+            return Err(MemoryError::Misaligned { addr, align });
+        }
+        Ok(ptr)
+    }
+
+    /// `len` bytes at guest address `addr`, if they lie in one region. The common case of
+    /// [`GuestMemory::segments`], inlined.
+    #[inline(always)]
+    pub fn one(&self, hint: &mut Hint, addr: u64, len: u32) -> Option<*mut u8> {
+        // Whoever holds `hint` holds the epoch that it was filled in.
+        let skip = addr.wrapping_sub(hint.start);
+        if skip < hint.len && u64::from(len) <= hint.len - skip {
+            return Some((hint.host + skip as usize) as *mut u8);
+        }
+        self.one_slow(hint, addr, len)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn one_slow(&self, hint: &mut Hint, addr: u64, len: u32) -> Option<*mut u8> {
+        let region = self.find(Space::Guest, addr)?;
+        *hint = Hint {
+            start: region.guest,
+            len: region.size(),
+            host: region.mapping.ptr() as usize,
+        };
+        let skip = addr - region.guest;
+        (u64::from(len) <= region.size() - skip)
+            .then(|| region.mapping.ptr().wrapping_add(skip as usize))
+    }
+
+    /// Appends the pieces of `len` bytes at guest address `addr` to `out`: one for each region that
+    /// they lie in. Regions that adjoin in guest addresses need not adjoin in ours.
+    ///
+    /// A length of zero appends nothing and asks for no memory.
+    ///
+    /// # Errors
+    /// [`MemoryError::Unmapped`]; `out` is then as it was.
+    pub fn segments(&self, addr: u64, len: u32, out: &mut Vec<IoVec>) -> Result<(), MemoryError> {
+        let before = out.len();
+        let unmapped = MemoryError::Unmapped {
+            addr,
+            len: u64::from(len),
+        };
+        if addr.checked_add(u64::from(len)).is_none() {
+            return Err(unmapped);
+        }
+        let (mut at, mut left) = (addr, u64::from(len));
+        while left > 0 {
+            let Some(region) = self.find(Space::Guest, at) else {
+                out.truncate(before);
+                return Err(unmapped);
+            };
+            let skip = at - region.guest;
+            let here = left.min(region.size() - skip);
+            out.push(IoVec::new(
+                region.mapping.ptr().wrapping_add(skip as usize),
+                here as usize,
+            ));
+            at += here;
+            left -= here;
+        }
+        Ok(())
+    }
+
+    /// Copies `to.len()` bytes out of guest memory at guest address `addr`.
+    ///
+    /// # Errors
+    /// [`MemoryError::Unmapped`]; `to` is then untouched.
+    pub fn read(&self, addr: u64, to: &mut [u8]) -> Result<(), MemoryError> {
+        let mut pieces = Vec::new();
+        let len = u32::try_from(to.len()).map_err(|_| MemoryError::Unmapped {
+            addr,
+            len: to.len() as u64,
+        })?;
+        self.segments(addr, len, &mut pieces)?;
+        let mut done = 0;
+        for piece in pieces {
+            // SAFETY: resolved in this epoch, which self keeps; the lengths add up to `to`.
+            unsafe {
+                std::ptr::copy_nonoverlapping(piece.ptr(), to[done..].as_mut_ptr(), piece.len());
+            }
+            done += piece.len();
+        }
+        Ok(())
+    }
+
+    /// Copies `from` to guest memory at guest address `addr`.
+    ///
+    /// # Errors
+    /// [`MemoryError::Unmapped`]; guest memory is then untouched.
+    pub fn write(&self, addr: u64, from: &[u8]) -> Result<(), MemoryError> {
+        let mut pieces = Vec::new();
+        let len = u32::try_from(from.len()).map_err(|_| MemoryError::Unmapped {
+            addr,
+            len: from.len() as u64,
+        })?;
+        self.segments(addr, len, &mut pieces)?;
+        let mut done = 0;
+        for piece in pieces {
+            // SAFETY: as above; guest memory is not ours to borrow, so nothing aliases `from`.
+            unsafe {
+                std::ptr::copy_nonoverlapping(from[done..].as_ptr(), piece.ptr(), piece.len());
+            }
+            done += piece.len();
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,179 @@
+//! One mapped piece of a front end's memory file.
+//!
+//! Unsafe, because it keeps raw pointers into a mapping that another process shares.
+#![allow(unsafe_code)]
+
+use std::fs::File;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use vm_memory::{FileOffset, MmapRegion};
+
+use crate::{MemoryError, guard};
+
+/// Which bytes of which file: two mappings of the same are the same memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FileId {
+    /// Device of the file.
+    pub device: u64,
+    /// Inode of the file.
+    pub inode: u64,
+    /// Offset of the first byte, in bytes.
+    pub offset: u64,
+    /// Length in bytes.
+    pub len: u64,
+}
+
+/// One shared mapping of a piece of a file, unmapped when the last epoch that names it is gone.
+#[derive(Debug)]
+pub struct Mapping {
+    // Dropped first: the guard must forget the addresses before they are unmapped.
+    guarded: Option<guard::Guarded>,
+    region: MmapRegion,
+    /// From the start of `region` to the first byte that was asked for.
+    skip: usize,
+    id: FileId,
+}
+
+impl Mapping {
+    /// Maps `len` bytes of `file` from `offset` on, shared and writable.
+    ///
+    /// `offset` need not be a multiple of the page size; the pages around it are mapped, but not
+    /// handed out.
+    ///
+    /// # Errors
+    /// [`MemoryError::ShortFile`] where the file ends too early, [`MemoryError::Map`] where the
+    /// kernel refuses (a file opened for reading only, a sealed one).
+    pub fn new(file: OwnedFd, offset: u64, len: u64) -> Result<Self, MemoryError> {
+        let file = File::from(file);
+        let meta = file.metadata().map_err(MemoryError::Stat)?;
+        let end = offset.checked_add(len).filter(|_| len > 0);
+        let end = end.ok_or(MemoryError::BadRegion { start: offset, len })?;
+        // A device file (a DAX device, /dev/shm aside) says zero: then the kernel judges.
+        if meta.file_type().is_file() && meta.size() < end {
+            return Err(MemoryError::ShortFile {
+                size: meta.size(),
+                offset,
+                len,
+            });
+        }
+        let page = guard::page_size(&file).map_err(MemoryError::Stat)?;
+        let skip = offset % page;
+        let map_len = usize::try_from(len + skip)
+            .map_err(|_| MemoryError::BadRegion { start: offset, len })?
+            .next_multiple_of(page as usize);
+        let id = FileId {
+            device: meta.dev(),
+            inode: meta.ino(),
+            offset,
+            len,
+        };
+        let fd = file.as_raw_fd();
+        // vm-memory's own constructor checks the file's length against whole pages, which a file
+        // whose last page is cut does not pass; the length was checked above.
+        // SAFETY: a new mapping at an address of the kernel's choice; the result is checked.
+        let addr = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                map_len,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED | libc::MAP_NORESERVE,
+                fd,
+                (offset - skip) as libc::off_t,
+            )
+        };
+        if addr == libc::MAP_FAILED {
+            return Err(MemoryError::Map(std::io::Error::last_os_error()));
+        }
+        Self::adopt(addr.cast(), map_len, page, file, skip, id)
+    }
+
+    fn adopt(
+        addr: *mut u8,
+        map_len: usize,
+        page: u64,
+        file: File,
+        skip: u64,
+        id: FileId,
+    ) -> Result<Self, MemoryError> {
+        let unmap = |e| {
+            // SAFETY: mapped above with this length, and nobody has been told of it.
+            unsafe { libc::munmap(addr.cast(), map_len) };
+            e
+        };
+        // SAFETY: the range was mapped just now with these flags.
+        let region = unsafe {
+            vm_memory::mmap::MmapRegionBuilder::new(map_len)
+                .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+                .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE)
+                .with_file_offset(FileOffset::new(file, id.offset - skip))
+                .with_raw_mmap_pointer(addr)
+                .build()
+        }
+        .map_err(|e| unmap(MemoryError::Map(std::io::Error::other(e))))?;
+        let guarded = match guard::Guarded::new(addr as usize, map_len, page as usize) {
+            Ok(g) => g,
+            Err(e) => return Err(unmap(e)),
+        };
+        Ok(Self {
+            guarded: Some(guarded),
+            region,
+            skip: skip as usize,
+            id,
+        })
+    }
+
+    /// The first byte.
+    pub fn ptr(&self) -> *mut u8 {
+        self.region.as_ptr().wrapping_add(self.skip)
+    }
+
+    /// The length in bytes.
+    pub fn len(&self) -> u64 {
+        self.id.len
+    }
+
+    /// Never: a mapping of no bytes cannot be made.
+    pub fn is_empty(&self) -> bool {
+        false
+    }
+
+    /// Which bytes of which file it is.
+    pub fn id(&self) -> FileId {
+        self.id
+    }
+
+    /// Whether the file shrank under it: its pages read as zero and what is written is lost.
+    pub fn is_poisoned(&self) -> bool {
+        self.guarded
+            .as_ref()
+            .is_some_and(guard::Guarded::is_poisoned)
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        self.guarded = None;
+        // `with_raw_mmap_pointer` leaves unmapping to whoever mapped.
+        // SAFETY: mapped in `new` with this length; no epoch names it any more.
+        let rc = unsafe { libc::munmap(self.region.as_ptr().cast(), self.region.size()) };
+        assert_eq!(rc, 0, "munmap of a guest mapping");
+    }
+}
+
+/// A flag that a signal handler sets and its owner reads.
+#[derive(Debug, Default)]
+pub(crate) struct Flag(AtomicBool);
+
+impl Flag {
+    pub(crate) const fn new() -> Self {
+        Self(AtomicBool::new(false))
+    }
+    pub(crate) fn set(&self, to: bool) {
+        self.0.store(to, Ordering::Release);
+    }
+    pub(crate) fn get(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
+}

@@ -22,13 +22,23 @@
 //! NOTIFICATION_DATA, NOTIF_CONFIG_DATA, ORDER_PLATFORM (vhost-user's back ends are ordered as CPUs
 //! are), ACCESS_PLATFORM (addresses are never translated), admin virtqueues.
 
+mod chain;
 mod device;
 mod error;
 pub mod features;
 pub mod inflight;
+pub mod packed;
+mod queue;
+mod ring;
+pub mod split;
+mod sync;
+mod table;
 
+pub use chain::Chain;
 pub use device::{
     DeviceEvent, Notifier, Position, QueueChange, QueueLog, QueueSetup, RingAddresses, Stop,
     StoppedQueue, VirtioDevice,
 };
 pub use error::{ChainError, DeviceError, RingError};
+pub use queue::Queue;
+pub use ring::{Limits, Pop, Ring};

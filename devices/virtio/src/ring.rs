@@ -1,0 +1,181 @@
+//! What split and packed rings have in common.
+
+use std::sync::Arc;
+
+use bluff_memory::{GuestMemory, Hint, Space};
+
+use crate::{Chain, ChainError, Position, QueueLog, RingError, StoppedQueue};
+
+/// What was found on a ring.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Pop {
+    /// Nothing is available.
+    Empty,
+    /// The chain was filled.
+    Chain,
+    /// The chain was taken off the ring, but cannot be served: complete it with nothing written.
+    Bad(ChainError),
+}
+
+/// One virtqueue as its device sees it.
+///
+/// # Contract
+/// Each chain that was popped (good or bad) is completed once, in any order; what is not is in
+/// flight. Completions are seen by the driver after [`Ring::publish`].
+pub trait Ring {
+    /// Takes the next chain. What is to be done again after a restart comes first.
+    ///
+    /// # Errors
+    /// [`RingError`]: the ring is broken and must not be used again.
+    fn pop(&mut self, chain: &mut Chain) -> Result<Pop, RingError>;
+
+    /// Has the next [`Ring::publish`] give `chain` back, with `written` bytes written into its
+    /// writable part.
+    fn complete(&mut self, chain: &Chain, written: u32);
+
+    /// Makes completions visible, all at once; says whether the driver wants to be notified.
+    fn publish(&mut self) -> bool;
+
+    /// Asks the driver to notify. `true`: something is available already.
+    fn enable_notifications(&mut self) -> bool;
+
+    /// Asks the driver not to notify.
+    fn disable_notifications(&mut self);
+
+    /// Moves to another epoch of memory. Chains in flight keep what they were popped with.
+    ///
+    /// # Errors
+    /// [`RingError::Memory`] where the ring itself is not there any more: it is broken.
+    fn set_memory(&mut self, memory: Arc<GuestMemory>) -> Result<(), RingError>;
+
+    /// The epoch of memory that it uses.
+    fn memory(&self) -> &Arc<GuestMemory>;
+
+    /// Starts or ends logging.
+    fn set_log(&mut self, log: Option<QueueLog>);
+
+    /// Where it would go on, and how much is in flight.
+    fn position(&self) -> StoppedQueue;
+}
+
+/// How chains of a ring are looked at.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// The most descriptors in an indirect table's chain.
+    pub indirect: u16,
+}
+
+/// Memory, and what was last found there.
+#[derive(Debug)]
+pub(crate) struct Translator {
+    pub(crate) memory: Arc<GuestMemory>,
+    pub(crate) hint: Hint,
+    /// For indirect tables that span regions.
+    pub(crate) scratch: Vec<u8>,
+}
+
+impl Translator {
+    pub(crate) fn new(memory: Arc<GuestMemory>) -> Self {
+        Self {
+            memory,
+            hint: Hint::default(),
+            scratch: Vec::new(),
+        }
+    }
+
+    pub(crate) fn set(&mut self, memory: Arc<GuestMemory>) {
+        self.memory = memory;
+        self.hint = Hint::default();
+    }
+
+    /// The guest address of a part of the ring, which the log wants.
+    pub(crate) fn guest(&self, space: Space, addr: u64) -> Option<u64> {
+        match space {
+            Space::Guest => Some(addr),
+            Space::User => self.memory.guest_of_user(addr),
+        }
+    }
+}
+
+/// Buffers of a ring that are in use: a bit for each head, or for each buffer ID.
+#[derive(Debug)]
+pub(crate) struct InUse(Box<[u64]>);
+
+impl InUse {
+    pub(crate) fn new(bits: usize) -> Self {
+        Self(vec![0; bits.div_ceil(64)].into_boxed_slice())
+    }
+
+    /// Takes `id`; an error where it is taken.
+    #[inline]
+    pub(crate) fn take(&mut self, id: u16) -> Result<(), RingError> {
+        let (word, bit) = (&mut self.0[usize::from(id) / 64], 1u64 << (id % 64));
+        if *word & bit != 0 {
+            return Err(RingError::InUse(id));
+        }
+        *word |= bit;
+        Ok(())
+    }
+
+    #[inline]
+    pub(crate) fn give(&mut self, id: u16) {
+        let (word, bit) = (&mut self.0[usize::from(id) / 64], 1u64 << (id % 64));
+        assert!(*word & bit != 0, "completed twice, or never popped");
+        *word &= !bit;
+    }
+}
+
+/// A completion that the driver does not see yet.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Done {
+    pub(crate) id: u16,
+    pub(crate) slots: u16,
+    pub(crate) entry: u16,
+    pub(crate) written: u32,
+}
+
+impl Done {
+    #[inline]
+    pub(crate) fn new(chain: &Chain, written: u32) -> Self {
+        Self {
+            id: chain.id,
+            slots: chain.slots,
+            entry: chain.entry,
+            written,
+        }
+    }
+}
+
+/// Completions that wait for their turn (`VIRTIO_F_IN_ORDER`, virtio 1.3 §2.7.9, §2.8.9).
+#[derive(Debug, Default)]
+pub(crate) struct Order {
+    /// In the order in which they were popped: the id, and its completion.
+    waiting: std::collections::VecDeque<(u16, Option<Done>)>,
+}
+
+impl Order {
+    pub(crate) fn popped(&mut self, id: u16) {
+        self.waiting.push_back((id, None));
+    }
+
+    /// Moves what may be given back now to `out`.
+    pub(crate) fn done(&mut self, done: Done, out: &mut Vec<Done>) {
+        let place = self
+            .waiting
+            .iter_mut()
+            .find(|(id, d)| *id == done.id && d.is_none());
+        place.expect("completed once, after it was popped").1 = Some(done);
+        while let Some((_, Some(first))) = self.waiting.front() {
+            out.push(*first);
+            self.waiting.pop_front();
+        }
+    }
+}
+
+/// Where a ring's counters stand, for what both kinds report.
+pub(crate) fn stopped(position: Position, in_flight: u16) -> StoppedQueue {
+    StoppedQueue {
+        position,
+        in_flight,
+    }
+}

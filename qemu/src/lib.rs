@@ -1,1 +1,2 @@
-//! QEMU as a library: host folder, images, command line, QMP, console
+//! scratch
+pub mod cache; pub mod cpio; pub mod debian; pub mod hostdir; pub mod image; pub mod kernel; pub mod packages;

@@ -1,1 +1,3 @@
-//! QEMU as a library: host folder, images, command line, QMP, console
+//! scratch
+pub mod agent; pub mod device; pub mod emulator; pub mod guest; pub mod process; pub mod qmp;
+pub mod cache; pub mod cpio; pub mod debian; pub mod hostdir; pub mod image; pub mod kernel; pub mod packages;

@@ -1,0 +1,429 @@
+//! A virtual machine under QEMU: started, spoken to, and gone when it is dropped.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::agent::{Agent, Job, Link, Output};
+use crate::device::{Disk, VhostUserBlk};
+use crate::emulator::{Accel, Qemu};
+use crate::image::Image;
+use crate::process::{Process, tail};
+use crate::qmp::{Event, Qmp};
+
+/// Skips what costs time in emulation and tests nothing of ours.
+const KERNEL_PARAMETERS: &str =
+    "console=ttyS0 quiet nokaslr mitigations=off no_timer_check cryptomgr.notests tsc=reliable panic=-1";
+/// A reply to a QMP command that only changes state.
+const QMP_BOUND: Duration = Duration::from_secs(20);
+
+/// What a guest is to be.
+#[derive(Clone, Debug)]
+pub struct Builder {
+    qemu: Qemu,
+    image: Image,
+    accel: Option<Accel>,
+    memory_mib: u32,
+    cpus: u32,
+    hotplug_ports: u32,
+    append: Vec<String>,
+    arguments: Vec<String>,
+    functions: Vec<VhostUserBlk>,
+    disks: Vec<Disk>,
+    incoming: bool,
+    boot_timeout: Duration,
+    script_timeout: Duration,
+}
+
+impl Builder {
+    /// Without trying which accelerator works.
+    pub fn accel(mut self, accel: Accel) -> Self {
+        self.accel = Some(accel);
+        self
+    }
+
+    /// RAM in MiB (512). It is a memfd that back ends map.
+    pub fn memory_mib(mut self, size: u32) -> Self {
+        self.memory_mib = size;
+        self
+    }
+
+    /// Processors (2).
+    pub fn cpus(mut self, count: u32) -> Self {
+        self.cpus = count;
+        self
+    }
+
+    /// PCIe root ports `hotplug0`, `hotplug1`, … for functions that come and go (none).
+    pub fn hotplug_ports(mut self, count: u32) -> Self {
+        self.hotplug_ports = count;
+        self
+    }
+
+    /// Another kernel parameter.
+    pub fn append(mut self, parameter: &str) -> Self {
+        self.append.push(parameter.into());
+        self
+    }
+
+    /// Another argument of QEMU.
+    pub fn argument(mut self, argument: &str) -> Self {
+        self.arguments.push(argument.into());
+        self
+    }
+
+    /// A vhost-user-blk function. Its back end must listen by now.
+    pub fn vhost_user_blk(mut self, function: VhostUserBlk) -> Self {
+        self.functions.push(function);
+        self
+    }
+
+    /// A disk that QEMU serves.
+    pub fn disk(mut self, disk: Disk) -> Self {
+        self.disks.push(disk);
+        self
+    }
+
+    /// Waits for a migration instead of booting; see [`Guest::migrate_to`].
+    pub fn incoming(mut self) -> Self {
+        self.incoming = true;
+        self
+    }
+
+    /// How long a boot may take (120 s).
+    pub fn boot_timeout(mut self, bound: Duration) -> Self {
+        self.boot_timeout = bound;
+        self
+    }
+
+    /// How long a script may take (120 s).
+    pub fn script_timeout(mut self, bound: Duration) -> Self {
+        self.script_timeout = bound;
+        self
+    }
+
+    /// Starts QEMU, and waits until the guest answers (unless it is [`incoming`](Self::incoming)).
+    pub fn start(self) -> Result<Guest> {
+        let accel = match self.accel {
+            Some(accel) => accel,
+            None => Accel::choose(&self.qemu, &self.image)?,
+        };
+        let folder = tempfile::Builder::new().prefix("bluff-guest.").tempdir()?;
+        let file = |name: &str| folder.path().join(name);
+        self.image.write_initrd(&file("initrd"))?;
+        let mut command = self.qemu.command()?;
+        command.args(self.arguments(accel, folder.path())).stdin(Stdio::null());
+        log::debug!("{command:?}");
+        let mut process = Process::spawn(&mut command, "QEMU", &file("qemu.log"))?;
+        let qmp = connect_qmp(&file("qmp.sock"), &mut process)?;
+        let guest = Guest {
+            process: Mutex::new(process),
+            qmp: Mutex::new(qmp),
+            agent: Agent::new(Link::Path(file("agent.sock"))),
+            boot_id: Mutex::new(None),
+            version: self.qemu.version(),
+            boot_timeout: self.boot_timeout,
+            script_timeout: self.script_timeout,
+            folder,
+        };
+        if !self.incoming {
+            guest.wait_for_boot()?;
+        }
+        Ok(guest)
+    }
+
+    fn arguments(&self, accel: Accel, folder: &Path) -> Vec<String> {
+        let file = |name: &str| folder.join(name).to_string_lossy().replace(',', ",,");
+        let mut arguments: Vec<String> = Vec::new();
+        let mut add = |words: &[&str]| arguments.extend(words.iter().map(|word| word.to_string()));
+        add(&["-nodefaults", "-no-user-config", "-display", "none", "-vga", "none"]);
+        add(&["-machine", "q35,memory-backend=ram", "-smp", &self.cpus.to_string()]);
+        add(&accel.arguments());
+        add(&["-m", &self.memory_mib.to_string()]);
+        add(&["-object", &format!("memory-backend-memfd,id=ram,size={}M,share=on", self.memory_mib)]);
+        add(&["-kernel", &self.image.kernel().image.to_string_lossy(), "-initrd", &folder.join("initrd").to_string_lossy()]);
+        add(&["-append", &[&[KERNEL_PARAMETERS.to_string()], &self.append[..]].concat().join(" ")]);
+        add(&["-serial", &format!("file:{}", file("console.log"))]);
+        add(&["-qmp", &format!("unix:{},server=on,wait=off", file("qmp.sock"))]);
+        add(&["-chardev", &format!("socket,id=agent,path={},server=on,wait=off", file("agent.sock"))]);
+        add(&["-device", "virtio-serial-pci,disable-legacy=on,max_ports=2"]);
+        add(&["-device", &format!("virtserialport,chardev=agent,name={}", guest_agent::PORT_NAME)]);
+        for port in 0..self.hotplug_ports {
+            add(&["-device", &format!("pcie-root-port,id=hotplug{port},chassis={}", port + 1)]);
+        }
+        if self.incoming {
+            add(&["-incoming", "defer"]);
+        }
+        arguments.extend(self.functions.iter().flat_map(|function| function.arguments(self.qemu.version())));
+        arguments.extend(self.disks.iter().flat_map(Disk::arguments));
+        arguments.extend(self.arguments.iter().cloned());
+        arguments
+    }
+}
+
+/// QEMU makes the socket before it realises its devices, and answers only after: so the connection comes early, the greeting late.
+fn connect_qmp(path: &Path, process: &mut Process) -> Result<Qmp> {
+    let end = Instant::now() + QMP_BOUND;
+    loop {
+        process.check_alive()?;
+        match Qmp::connect(path, Duration::from_secs(60)) {
+            Ok(qmp) => return Ok(qmp),
+            // A socket that is not there yet cannot be waited for by other means than looking again.
+            Err(_) if Instant::now() < end && process.ended()?.is_none() => std::thread::sleep(Duration::from_millis(5)),
+            Err(error) => {
+                process.check_alive()?;
+                return Err(error);
+            }
+        }
+    }
+}
+
+/// A virtual machine. Dropping it kills QEMU and removes the folder of its sockets and logs.
+pub struct Guest {
+    // Dropped in this order: QEMU goes before its folder does.
+    agent: Agent,
+    process: Mutex<Process>,
+    qmp: Mutex<Qmp>,
+    boot_id: Mutex<Option<String>>,
+    version: (u32, u32, u32),
+    boot_timeout: Duration,
+    script_timeout: Duration,
+    folder: TempDir,
+}
+
+impl Guest {
+    /// A guest with 512 MiB, two processors and no disk.
+    pub fn builder(qemu: &Qemu, image: &Image) -> Builder {
+        Builder {
+            qemu: qemu.clone(),
+            image: image.clone(),
+            accel: None,
+            memory_mib: 512,
+            cpus: 2,
+            hotplug_ports: 0,
+            append: Vec::new(),
+            arguments: Vec::new(),
+            functions: Vec::new(),
+            disks: Vec::new(),
+            incoming: false,
+            boot_timeout: Duration::from_secs(120),
+            script_timeout: Duration::from_secs(120),
+        }
+    }
+
+    /// Runs a script and waits for it.
+    pub fn run(&self, script: &str) -> Result<Output> {
+        self.agent.spawn(script).and_then(|job| job.wait(self.script_timeout)).map_err(|error| self.explain(error))
+    }
+
+    /// Runs a script that must succeed, and gives its standard output.
+    pub fn sh(&self, script: &str) -> Result<String> {
+        let output = self.run(script)?;
+        output.check().with_context(|| format!("in the guest: {script}")).map_err(|error| self.explain(error))
+    }
+
+    /// Starts a script and goes on. I/O that may hang belongs here.
+    pub fn spawn(&self, script: &str) -> Result<Job> {
+        self.agent.spawn(script).map_err(|error| self.explain(error))
+    }
+
+    /// Starts a script that outlives the connection to the agent, and so a migration. Its outputs go to files.
+    pub fn detach(&self, name: &str, script: &str) -> Result<Detached> {
+        let detached = Detached(format!("/run/detached-{name}"));
+        let folder = &detached.0;
+        self.put(&format!("{folder}/script"), 0o755, script.as_bytes())?;
+        self.sh(&format!(
+            "cd {folder} && rm -f status && (sh script >stdout 2>stderr; echo $? >status.new; mv status.new status) </dev/null >/dev/null 2>&1 &"
+        ))?;
+        Ok(detached)
+    }
+
+    /// Writes a file in the guest, and the folders on the way to it.
+    pub fn put(&self, path: &str, mode: u32, content: &[u8]) -> Result<()> {
+        let script = format!("mkdir -p $(dirname {path}) && cat >{path} && chmod {mode:o} {path}");
+        let job = self.agent.spawn_with_input(&script)?;
+        job.write(content)?;
+        job.close_input()?;
+        job.wait(self.script_timeout)?.check().with_context(|| format!("put {path} into the guest"))?;
+        Ok(())
+    }
+
+    /// Reads a file of the guest.
+    pub fn get(&self, path: &str) -> Result<Vec<u8>> {
+        let output = self.run(&format!("cat {path}"))?;
+        output.check().with_context(|| format!("get {path} from the guest"))?;
+        Ok(output.stdout)
+    }
+
+    /// Sends a QMP command with 20 s for its reply.
+    pub fn qmp(&self, command: &str, arguments: Value) -> Result<Value> {
+        self.qmp_within(command, arguments, QMP_BOUND)
+    }
+
+    /// Sends a QMP command with a bound of its own.
+    pub fn qmp_within(&self, command: &str, arguments: Value, bound: Duration) -> Result<Value> {
+        let done = self.qmp.lock().expect("no holder panics").execute(command, arguments, bound);
+        done.map_err(|error| self.explain(error))
+    }
+
+    /// Waits for a QMP event; see [`Qmp::wait_event`].
+    pub fn wait_event(&self, name: &str, fits: impl Fn(&Value) -> bool, bound: Duration) -> Result<Event> {
+        let event = self.qmp.lock().expect("no holder panics").wait_event(name, fits, bound);
+        event.map_err(|error| self.explain(error))
+    }
+
+    /// Presses the reset button. Answers how long QEMU took; the guest boots meanwhile.
+    pub fn system_reset(&self) -> Result<Duration> {
+        self.qmp.lock().expect("no holder panics").forget_events()?;
+        let began = Instant::now();
+        self.qmp("system_reset", json!({}))?;
+        self.wait_event("RESET", |_| true, QMP_BOUND)?;
+        Ok(began.elapsed())
+    }
+
+    /// Lets the guest's kernel reboot, and waits for its next boot.
+    pub fn reboot(&self) -> Result<()> {
+        self.qmp.lock().expect("no holder panics").forget_events()?;
+        let _gone = self.agent.spawn("sync; reboot -f")?;
+        self.wait_event("RESET", |_| true, self.script_timeout)?;
+        self.wait_for_boot()
+    }
+
+    /// Waits until the guest answers, after a reset: in a boot that was not seen before.
+    pub fn wait_for_boot(&self) -> Result<()> {
+        let before = self.boot_id.lock().expect("no holder panics").clone();
+        self.meet(before.as_deref())
+    }
+
+    /// Finds the agent of a guest that has migrated here.
+    pub fn wait_for_agent(&self) -> Result<()> {
+        self.meet(None)
+    }
+
+    fn meet(&self, before: Option<&str>) -> Result<()> {
+        let alive = || self.process.lock().expect("no holder panics").check_alive();
+        let boot = self.agent.connect(before, self.boot_timeout, alive).map_err(|error| self.explain(error))?;
+        *self.boot_id.lock().expect("no holder panics") = Some(boot);
+        Ok(())
+    }
+
+    /// Adds a vhost-user-blk function to a running guest; it should name a bus with hot-plug.
+    pub fn add_vhost_user_blk(&self, function: &VhostUserBlk) -> Result<()> {
+        self.qmp("chardev-add", function.chardev(self.version))?;
+        let added = self.qmp("device_add", Value::Object(function.device()));
+        if added.is_err() {
+            let _ = self.qmp("chardev-remove", json!({ "id": function.chardev_id() }));
+        }
+        added.map(drop)
+    }
+
+    /// Takes a vhost-user-blk function away, and waits until the guest has let it go.
+    pub fn remove_vhost_user_blk(&self, function: &VhostUserBlk, bound: Duration) -> Result<()> {
+        self.device_del(function.id(), bound)?;
+        self.qmp("chardev-remove", json!({ "id": function.chardev_id() })).map(drop)
+    }
+
+    /// Takes a device away, and waits until the guest has let it go.
+    pub fn device_del(&self, id: &str, bound: Duration) -> Result<()> {
+        self.qmp("device_del", json!({ "id": id }))?;
+        self.wait_event("DEVICE_DELETED", |data| data["device"] == id, bound).map(drop)
+    }
+
+    /// Begins a live migration to a guest that was started as [`incoming`](Builder::incoming).
+    pub fn migrate_start(&self, to: &Guest) -> Result<()> {
+        let uri = format!("unix:{}", to.folder.path().join("migration.sock").display());
+        to.qmp("migrate-incoming", json!({ "uri": uri }))?;
+        self.qmp("migrate", json!({ "uri": uri })).map(drop)
+    }
+
+    /// How the migration stands: QMP's `query-migrate`.
+    pub fn migration(&self) -> Result<Value> {
+        self.qmp("query-migrate", json!({}))
+    }
+
+    /// Migrates live, waits for the end, and finds the agent at the other side. Answers QMP's statistics (`downtime` is in ms).
+    pub fn migrate_to(&self, to: &Guest, bound: Duration) -> Result<Value> {
+        self.migrate_start(to)?;
+        let statistics = self.wait_migration("completed", bound)?;
+        to.wait_event("RESUME", |_| true, bound)?;
+        self.agent.disconnect();
+        to.wait_for_agent()?;
+        Ok(statistics)
+    }
+
+    /// Waits until a migration has this status (`completed`, `cancelled`); another final one is an error.
+    pub fn wait_migration(&self, status: &str, bound: Duration) -> Result<Value> {
+        let end = Instant::now() + bound;
+        loop {
+            let statistics = self.migration()?;
+            let found = statistics["status"].as_str().unwrap_or_default();
+            if found == status {
+                return Ok(statistics);
+            }
+            ensure!(!["completed", "cancelled", "failed"].contains(&found), "the migration is {found}: {statistics}");
+            ensure!(Instant::now() < end, "the migration is {found} after {bound:?}: {statistics}");
+            // QEMU announces migration only to those who ask with a capability that changes other things.
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Ends QEMU by QMP, and answers how long it took.
+    pub fn quit(self, bound: Duration) -> Result<Duration> {
+        let began = Instant::now();
+        self.qmp("quit", json!({}))?;
+        self.process.lock().expect("no holder panics").wait(bound).map_err(|error| self.explain(error))?;
+        Ok(began.elapsed())
+    }
+
+    /// QEMU's process id.
+    pub fn pid(&self) -> u32 {
+        self.process.lock().expect("no holder panics").id()
+    }
+
+    /// The folder of this guest's sockets and logs.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// What the guest wrote to its console.
+    pub fn console(&self) -> PathBuf {
+        self.folder.path().join("console.log")
+    }
+
+    /// Adds what the console and QEMU said last.
+    fn explain(&self, error: anyhow::Error) -> anyhow::Error {
+        let mut text = String::new();
+        for (what, file) in [("QEMU", "qemu.log"), ("console", "console.log")] {
+            let end = tail(&self.folder.path().join(file), 30);
+            if !end.is_empty() {
+                text.push_str(&format!("\n--- {what}, last lines:\n{end}"));
+            }
+        }
+        if text.is_empty() { error } else { anyhow::anyhow!("{error:#}{text}") }
+    }
+}
+
+/// A script that [`Guest::detach`] has started. It is in the guest's memory, so it can be asked for wherever the guest is now.
+#[derive(Clone, Debug)]
+pub struct Detached(String);
+
+impl Detached {
+    /// Waits for its end.
+    pub fn wait(&self, guest: &Guest, bound: Duration) -> Result<Output> {
+        let folder = &self.0;
+        let seconds = bound.as_secs().max(1);
+        let job = guest.spawn(&format!("timeout {seconds} sh -c 'until [ -e {folder}/status ]; do sleep 0.1; done'"))?;
+        let ended = job.wait(bound + Duration::from_secs(20))?;
+        let stdout = guest.get(&format!("{folder}/stdout"))?;
+        let stderr = guest.get(&format!("{folder}/stderr"))?;
+        let (out, err) = (String::from_utf8_lossy(&stdout), String::from_utf8_lossy(&stderr));
+        ensure!(ended.status == 0, "{folder} did not end within {bound:?}\nstdout: {out}\nstderr: {err}");
+        let status = guest.sh(&format!("cat {folder}/status"))?.parse()?;
+        Ok(Output { status, stdout, stderr })
+    }
+}

@@ -6,19 +6,27 @@ use anyhow::{Context, Result, bail};
 
 use crate::run;
 
-/// A Debian package, and a program whose presence shows that it is there.
+/// A Debian package, and a file whose presence shows that it is there.
 pub struct Package {
     /// Its name.
     pub name: &'static str,
-    /// A program that it brings.
-    pub program: &'static str,
+    /// A program that it brings, looked for on `PATH`; or any file, by its whole path.
+    pub proof: &'static str,
 }
 
-/// Installs what is missing, and says so; fails if a program is still missing after that.
+impl Package {
+    fn is_missing(&self) -> bool {
+        // `join` leaves a whole path as it is.
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        !std::env::split_paths(&path).any(|folder| folder.join(self.proof).is_file())
+    }
+}
+
+/// Installs what is missing, and says so; fails if one is still missing after that.
 pub fn ensure(packages: &[Package]) -> Result<()> {
     let missing: Vec<&Package> = packages
         .iter()
-        .filter(|package| run::which(package.program).is_none())
+        .filter(|package| package.is_missing())
         .collect();
     if missing.is_empty() {
         return Ok(());
@@ -32,10 +40,7 @@ pub fn ensure(packages: &[Package]) -> Result<()> {
             bail!("could not install {}", names.join(" "));
         }
     }
-    match missing
-        .iter()
-        .find(|package| run::which(package.program).is_none())
-    {
+    match missing.iter().find(|package| package.is_missing()) {
         Some(package) => bail!(
             "{} was installed, but brought no {}",
             package.name,

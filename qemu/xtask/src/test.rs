@@ -21,11 +21,15 @@ const AARCH64: &str = "aarch64-unknown-linux-gnu";
 const CROSS_PACKAGES: &[Package] = &[
     Package {
         name: "gcc-aarch64-linux-gnu",
-        program: "aarch64-linux-gnu-gcc",
+        proof: "aarch64-linux-gnu-gcc",
+    },
+    Package {
+        name: "libc6-dev-arm64-cross",
+        proof: "/usr/aarch64-linux-gnu/lib/crt1.o",
     },
     Package {
         name: "qemu-user-static",
-        program: "qemu-aarch64-static",
+        proof: "qemu-aarch64-static",
     },
 ];
 

@@ -44,7 +44,7 @@ pub fn ensure(packages: &[Package]) -> Result<()> {
         Some(package) => bail!(
             "{} was installed, but brought no {}",
             package.name,
-            package.program
+            package.proof
         ),
         None => Ok(()),
     }

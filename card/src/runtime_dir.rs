@@ -1,0 +1,3 @@
+//! x
+/// x
+pub const CONTROL_SOCKET: &str = "control.sock";

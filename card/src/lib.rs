@@ -1,5 +1,7 @@
 //! bluffd, bluffctl and what they compose
 pub mod config;
+pub mod data;
+pub mod data_half;
 pub mod kinds;
 pub mod message;
 pub mod registry;

@@ -373,7 +373,7 @@ fn subscribers_see_what_happens_and_slow_ones_lose_their_place() {
             event(Change::Deleted)
         ]
     );
-    for round in 0..event::BACKLOG {
+    for round in 0..BACKLOG {
         registry
             .report(&FromData::VolumeResized {
                 volume: id("disk0"),
@@ -384,7 +384,7 @@ fn subscribers_see_what_happens_and_slow_ones_lose_their_place() {
     }
     assert_eq!(
         slow.iter().count(),
-        event::BACKLOG,
+        BACKLOG,
         "it ends instead of skipping in silence"
     );
 }

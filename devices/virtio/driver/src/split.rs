@@ -47,8 +47,6 @@ struct Slot {
 /// A chain kept for resubmission.
 #[derive(Debug)]
 struct FixedChain {
-    /// Where its descriptors lie. IN_ORDER: where they last lay.
-    head: u16,
     /// IN_ORDER only: what to write at the next place.
     buffers: Box<[Buffer]>,
     shape: Shape,
@@ -91,6 +89,8 @@ pub struct SplitDriver {
     order: Box<[u16]>,
     batch: Batch,
     fixed: Vec<FixedChain>,
+    /// Where each fixed chain lies (IN_ORDER: unused): apart from the rest, as it is all that a resubmission reads.
+    heads: Vec<u16>,
     memory: Arc<Memory>,
 }
 
@@ -136,6 +136,7 @@ impl SplitDriver {
             .into(),
             batch: Batch::default(),
             fixed: Vec::new(),
+            heads: Vec::new(),
             memory: memory.clone(),
         };
         driver.start(config.start.index);
@@ -285,10 +286,7 @@ impl SplitDriver {
     #[inline]
     fn used_entry(&self) -> Result<(u16, u32), Violation> {
         let entry = RING_ENTRIES + self.place(self.used_next) * 8;
-        let (id, written) = (
-            self.areas.device.read_u32(entry),
-            self.areas.device.read_u32(entry + 4),
-        );
+        let (id, written) = self.areas.device.read_u32_pair(entry);
         let Some(slot) = self.slots.get(id as usize).filter(|slot| slot.in_flight) else {
             return Err(Violation::UsedId { id });
         };
@@ -377,7 +375,6 @@ impl SplitDriver {
         let chain = &mut self.fixed[index];
         chain.buffers = buffers;
         chain.in_flight = true;
-        chain.head = head;
         self.slots[usize::from(head)].token = chain.token;
         self.slots[usize::from(head)].fixed = fixed.0;
         self.make_available(head);
@@ -392,7 +389,7 @@ impl SplitDriver {
         let table = chain.table.as_ref().map(|table| table.table(0).0);
         let head = self.write_chain(&buffers, table, shape);
         self.fixed[usize::from(index)].buffers = buffers;
-        self.fixed[usize::from(index)].head = head;
+        self.heads[usize::from(index)] = head;
         self.slots[usize::from(head)].fixed = index;
         self.slots[usize::from(head)].token = token;
     }
@@ -401,11 +398,8 @@ impl SplitDriver {
 /// Writes one descriptor: two stores, as nothing reads it before the index that covers it is released.
 #[inline]
 fn write_descriptor(span: &Span, index: usize, addr: u64, len: u32, flags: u16, next: u16) {
-    span.write_u64(index * DESC_LEN, addr);
-    span.write_u64(
-        index * DESC_LEN + 8,
-        u64::from(len) | u64::from(flags) << 32 | u64::from(next) << 48,
-    );
+    let rest = u64::from(len) | u64::from(flags) << 32 | u64::from(next) << 48;
+    span.write_u64_pair(index * DESC_LEN, addr, rest);
 }
 
 /// Writes an indirect table: chained by `next`, in order (§2.7.5.3).
@@ -508,8 +502,8 @@ impl DriverQueue for SplitDriver {
             .ok()
             .filter(|index| *index != NONE)
             .ok_or(Error::Full)?;
+        self.heads.push(0);
         self.fixed.push(FixedChain {
-            head: 0,
             buffers: chain.into(),
             shape,
             token,
@@ -527,7 +521,7 @@ impl DriverQueue for SplitDriver {
         if self.features.in_order {
             return self.resubmit_in_order(fixed);
         }
-        let head = self.fixed[usize::from(fixed.0)].head;
+        let head = self.heads[usize::from(fixed.0)];
         if self.slots[usize::from(head)].in_flight {
             return Err(Error::InFlight);
         }

@@ -6,6 +6,8 @@
 //!   device area   flags idx {id len}[size] avail_event device writes, driver reads
 //! ```
 
+mod in_order;
+
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -14,6 +16,8 @@ use crate::queue::{
     Areas, Buffer, Config, DESC_F_INDIRECT, DESC_F_NEXT, DESC_LEN, DriverQueue, Error, Features,
     Fixed, Layout, Position, Positions, Shape, Tables, Used, Violation, passed, shape,
 };
+
+use in_order::Batch;
 
 /// Offset of `flags` in the available and the used ring.
 const RING_FLAGS: usize = 0;
@@ -55,15 +59,6 @@ struct FixedChain {
     table: Option<Tables>,
 }
 
-/// An IN_ORDER batch that one used entry closed, being handed out chain by chain.
-#[derive(Debug, Clone, Copy, Default)]
-struct Batch {
-    /// Index after its last chain; equal to the used position: there is no batch.
-    end: u16,
-    /// Written length of its last chain.
-    written: u32,
-}
-
 /// The driver's side of a split virtqueue.
 #[derive(Debug)]
 pub struct SplitDriver {
@@ -78,7 +73,7 @@ pub struct SplitDriver {
     used_next: u16,
     /// The device's used index as last seen: read again only when it is reached, as each look may cost a cache miss.
     used_seen: u16,
-    /// Head of the list of free descriptors; IN_ORDER: the next one in ring order (§2.7.13.1).
+    /// Head of the list of free descriptors; IN_ORDER: the next one in ring order (§2.7.5).
     free_head: u16,
     free: u16,
     /// Links of chains and of the free list. Private: the shared table may have been damaged.
@@ -326,59 +321,6 @@ impl SplitDriver {
             self.free += descriptors;
         }
         Used { token, written }
-    }
-
-    /// IN_ORDER: one used entry may close a batch, at the place of the batch's first chain (§2.7.9).
-    fn pop_in_order(&mut self) -> Result<Used, Error> {
-        if self.batch.end == self.used_next {
-            let (head, written) = self.used_entry()?;
-            let end = self.slots[usize::from(head)].position.wrapping_add(1);
-            let batch = end.wrapping_sub(self.used_next);
-            let used = self.used_seen.wrapping_sub(self.used_next);
-            if batch > used {
-                return Err(Violation::OutOfOrder {
-                    id: head,
-                    batch,
-                    used,
-                }
-                .into());
-            }
-            self.batch = Batch { end, written };
-        }
-        let head = self.order[self.place(self.used_next)];
-        let last = self.used_next.wrapping_add(1) == self.batch.end;
-        let written = if last {
-            self.batch.written
-        } else {
-            self.slots[usize::from(head)].writable
-        };
-        Ok(self.retire(head, written))
-    }
-
-    /// Makes an IN_ORDER fixed chain available: written at the next place in ring order (§2.7.13.1).
-    fn resubmit_in_order(&mut self, fixed: Fixed) -> Result<(), Error> {
-        let index = usize::from(fixed.0);
-        let (in_flight, shape) = (self.fixed[index].in_flight, self.fixed[index].shape);
-        if in_flight {
-            return Err(Error::InFlight);
-        }
-        if self.free < shape.descriptors {
-            return Err(Error::Full);
-        }
-        // Taken out for the call, so that the queue can be borrowed; an empty box allocates nothing.
-        let buffers = std::mem::take(&mut self.fixed[index].buffers);
-        let table = self.fixed[index]
-            .table
-            .as_ref()
-            .map(|table| table.table(0).0);
-        let head = self.write_chain(&buffers, table, shape);
-        let chain = &mut self.fixed[index];
-        chain.buffers = buffers;
-        chain.in_flight = true;
-        self.slots[usize::from(head)].token = chain.token;
-        self.slots[usize::from(head)].fixed = fixed.0;
-        self.make_available(head);
-        Ok(())
     }
 
     /// Writes a fixed chain's descriptors to where they stay. Needs its descriptors to be free.

@@ -110,7 +110,7 @@ pub struct BlkConfig {
     pub depth: u16,
     /// Data bytes of an IN or OUT; a multiple of 512.
     pub request_len: u32,
-    /// Descriptors that the data is spread over; sizes are multiples of 512 but for nothing to spare.
+    /// Descriptors that the data is spread over; whole sectors each, the last one takes the rest.
     pub segments: u16,
     /// Device capacity in sectors.
     pub capacity: u64,

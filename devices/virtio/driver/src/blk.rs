@@ -110,7 +110,7 @@ pub struct BlkConfig {
     pub depth: u16,
     /// Data bytes of an IN or OUT; a multiple of 512.
     pub request_len: u32,
-    /// Descriptors that the data is spread over; sizes are multiples of 512 but for nothing to spare.
+    /// Descriptors that the data is spread over; whole sectors each, the last one takes the rest.
     pub segments: u16,
     /// Device capacity in sectors.
     pub capacity: u64,
@@ -217,7 +217,7 @@ impl<Q: DriverQueue> Blk<Q> {
         let sound = config.depth != 0
             && config.segments != 0
             && sectors != 0
-            && config.request_len % SECTOR == 0
+            && config.request_len.is_multiple_of(SECTOR)
             && sectors >= u32::from(config.segments)
             && config.read_percent <= 100
             && config.capacity >= u64::from(sectors)
@@ -452,8 +452,7 @@ impl<Q: DriverQueue> Blk<Q> {
         };
         // Plain writes, all of them: the queue's publication releases them.
         self.lines
-            .write_u64(line + HEADER as usize, u64::from(kind));
-        self.lines.write_u64(line + HEADER as usize + 8, sector);
+            .write_u64_pair(line + HEADER as usize, u64::from(kind), sector);
         self.lines
             .write_u8(line + STATUS as usize, STATUS_UNWRITTEN);
     }

@@ -84,8 +84,7 @@ impl IdealDevice {
             let head = self.driver.read_u16(RING_ENTRIES + place * 2);
             let written = self.serve(head);
             self.device
-                .write_u32(RING_ENTRIES + place * 8, u32::from(head));
-            self.device.write_u32(RING_ENTRIES + place * 8 + 4, written);
+                .write_u32_pair(RING_ENTRIES + place * 8, u32::from(head), written);
             self.next = self.next.wrapping_add(1);
         }
         // Release: statuses and used entries happen before a load that sees the index, and our last look at each
@@ -181,11 +180,8 @@ impl IdealDevice {
     #[inline(always)]
     fn read_header(&mut self, addr: u64) {
         let header = self.offset(addr);
-        let kind = self.guest.read_u64(header);
-        self.sectors = self
-            .sectors
-            .wrapping_add(self.guest.read_u64(header + 8))
-            .wrapping_add(kind >> 32);
+        let (kind, sector) = self.guest.read_u64_pair(header);
+        self.sectors = self.sectors.wrapping_add(sector).wrapping_add(kind >> 32);
     }
 
     #[inline(always)]
@@ -204,11 +200,6 @@ impl IdealDevice {
 #[inline(always)]
 fn descriptor(span: &Span, table: usize, index: u16) -> (u64, u32, u16, u16) {
     let at = table + usize::from(index) * DESC_LEN;
-    let rest = span.read_u64(at + 8);
-    (
-        span.read_u64(at),
-        rest as u32,
-        (rest >> 32) as u16,
-        (rest >> 48) as u16,
-    )
+    let (addr, rest) = span.read_u64_pair(at);
+    (addr, rest as u32, (rest >> 32) as u16, (rest >> 48) as u16)
 }

@@ -392,7 +392,7 @@ fn load_bytes(host: *mut u8, bytes: &mut [u8]) {
     }
 }
 
-/// Copies into guest memory: the reverse of [`load_bytes`].
+/// Copies into guest memory: the reverse of `load_bytes`.
 fn store_bytes(host: *mut u8, bytes: &[u8]) {
     let edge = host.align_offset(8).min(bytes.len());
     let (head, rest) = bytes.split_at(edge);
@@ -488,6 +488,65 @@ impl Span {
         for offset in 0..self.len {
             self.write_u8(offset, 0);
         }
+    }
+
+    /// Reads two little-endian words side by side, with one check: the halves of a descriptor or a request header.
+    #[inline(always)]
+    pub fn read_u64_pair(&self, offset: usize) -> (u64, u64) {
+        let at = self.at_pair(offset, 8);
+        // SAFETY: `at_pair` checked both.
+        let word = |at: *mut u8| unsafe { AtomicU64::from_ptr(at.cast()) }.load(Ordering::Relaxed);
+        (
+            u64::from_le(word(at)),
+            u64::from_le(word(at.wrapping_add(8))),
+        )
+    }
+
+    /// Writes two little-endian words side by side, with one check.
+    #[inline(always)]
+    pub fn write_u64_pair(&self, offset: usize, first: u64, second: u64) {
+        let at = self.at_pair(offset, 8);
+        // SAFETY: `at_pair` checked both.
+        unsafe {
+            AtomicU64::from_ptr(at.cast()).store(first.to_le(), Ordering::Relaxed);
+            AtomicU64::from_ptr(at.add(8).cast()).store(second.to_le(), Ordering::Relaxed);
+        }
+    }
+
+    /// Reads two little-endian words side by side, with one check: a used entry.
+    #[inline(always)]
+    pub fn read_u32_pair(&self, offset: usize) -> (u32, u32) {
+        let at = self.at_pair(offset, 4);
+        // SAFETY: `at_pair` checked both.
+        let word = |at: *mut u8| unsafe { AtomicU32::from_ptr(at.cast()) }.load(Ordering::Relaxed);
+        (
+            u32::from_le(word(at)),
+            u32::from_le(word(at.wrapping_add(4))),
+        )
+    }
+
+    /// Writes two little-endian words side by side, with one check.
+    #[inline(always)]
+    pub fn write_u32_pair(&self, offset: usize, first: u32, second: u32) {
+        let at = self.at_pair(offset, 4);
+        // SAFETY: `at_pair` checked both.
+        unsafe {
+            AtomicU32::from_ptr(at.cast()).store(first.to_le(), Ordering::Relaxed);
+            AtomicU32::from_ptr(at.add(4).cast()).store(second.to_le(), Ordering::Relaxed);
+        }
+    }
+
+    /// Two values of that width, side by side, aligned as one of them.
+    #[inline(always)]
+    fn at_pair(&self, offset: usize, width: usize) -> *mut u8 {
+        assert!(
+            offset < self.len && 2 * width <= self.len - offset,
+            "offset is inside the span"
+        );
+        // SAFETY: just checked to be inside.
+        let at = unsafe { self.host.add(offset) };
+        assert!(at.addr() & (width - 1) == 0, "offset is aligned");
+        at
     }
 
     #[inline(always)]

@@ -157,6 +157,24 @@ impl Span {
         self.write_u32(offset + 4, (value >> 32) as u32);
     }
 
+    pub fn read_u64_pair(&self, offset: usize) -> (u64, u64) {
+        (self.read_u64(offset), self.read_u64(offset + 8))
+    }
+
+    pub fn write_u64_pair(&self, offset: usize, first: u64, second: u64) {
+        self.write_u64(offset, first);
+        self.write_u64(offset + 8, second);
+    }
+
+    pub fn read_u32_pair(&self, offset: usize) -> (u32, u32) {
+        (self.read_u32(offset), self.read_u32(offset + 4))
+    }
+
+    pub fn write_u32_pair(&self, offset: usize, first: u32, second: u32) {
+        self.write_u32(offset, first);
+        self.write_u32(offset + 4, second);
+    }
+
     pub fn len(&self) -> usize {
         self.len
     }

@@ -329,7 +329,7 @@ impl PackedDriver {
         }
         let offset = usize::from(self.used.index) * DESC_LEN;
         let id = self.areas.descriptors.read_u16(offset + DESC_ID);
-        // The length means nothing unless the device says that it wrote (§2.8.7).
+        // The length means nothing unless the device says that it wrote (§2.8.4).
         let len = self.areas.descriptors.read_u32(offset + DESC_SIZE);
         let written = if flags & DESC_F_WRITE == 0 { 0 } else { len };
         let Some(slot) = self
@@ -371,7 +371,7 @@ impl PackedDriver {
         Used { token, written }
     }
 
-    /// IN_ORDER: one used descriptor may close a batch, at the place of the batch's first descriptor (§2.8.9).
+    /// IN_ORDER: one used descriptor may close a batch, at the place of the batch's first descriptor (§2.8.8).
     fn pop_in_order(&mut self) -> Result<Option<Used>, Error> {
         if self.batch_end == self.popped {
             let Some((id, written)) = self.used_entry()? else {
@@ -392,7 +392,7 @@ impl PackedDriver {
     }
 }
 
-/// Writes an indirect table: in order, without links; ids and all flags but WRITE are reserved (§2.8.8).
+/// Writes an indirect table: in order, without links; ids and all flags but WRITE are reserved (§2.8.7).
 fn write_table(span: &Span, offset: usize, chain: &[Buffer]) {
     for (i, buffer) in chain.iter().enumerate() {
         let at = offset + i * DESC_LEN;
@@ -504,7 +504,7 @@ impl DriverQueue for PackedDriver {
         }
         // Release: everything of the batch (requests, tables, descriptors, the flags of all but this one) happens before
         // a load of these flags that sees them available. The device comes to the rest only by way of this descriptor,
-        // so one release publishes the batch (§2.8.21.1 asks for the first descriptor of a chain to be last).
+        // so one release publishes the batch (§2.8.6 asks for the first descriptor of a chain to be last).
         let offset = usize::from(self.first.index) * DESC_LEN + DESC_FLAGS;
         self.areas
             .descriptors

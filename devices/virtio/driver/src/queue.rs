@@ -159,7 +159,7 @@ pub struct Used {
     /// What the caller gave with the chain.
     pub token: u64,
     /// Bytes that the device says it wrote. For the skipped chains of an IN_ORDER batch: all writable bytes, as these
-    /// "are assumed to have been used completely" (§2.7.9, §2.8.9).
+    /// count as used in full (§2.7.9, §2.8.8).
     pub written: u32,
 }
 
@@ -438,7 +438,7 @@ impl Areas {
                 device: memory.alloc(lens[2].next_multiple_of(RING_ALIGN), RING_ALIGN)?,
             },
         };
-        // The alignments of §2.7 and §2.8.10; the accesses below rely on them.
+        // The alignments of §2.7 and §2.8.10.1; the accesses below rely on them.
         if layout.descriptors % 16 != 0 || layout.driver % 4 != 0 || layout.device % 4 != 0 {
             return Err(Error::BadGeometry);
         }

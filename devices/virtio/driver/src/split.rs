@@ -6,6 +6,8 @@
 //!   device area   flags idx {id len}[size] avail_event device writes, driver reads
 //! ```
 
+mod in_order;
+
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -14,6 +16,8 @@ use crate::queue::{
     Areas, Buffer, Config, DESC_F_INDIRECT, DESC_F_NEXT, DESC_LEN, DriverQueue, Error, Features,
     Fixed, Layout, Position, Positions, Shape, Tables, Used, Violation, passed, shape,
 };
+
+use in_order::Batch;
 
 /// Offset of `flags` in the available and the used ring.
 const RING_FLAGS: usize = 0;
@@ -47,23 +51,12 @@ struct Slot {
 /// A chain kept for resubmission.
 #[derive(Debug)]
 struct FixedChain {
-    /// Where its descriptors lie. IN_ORDER: where they last lay.
-    head: u16,
     /// IN_ORDER only: what to write at the next place.
     buffers: Box<[Buffer]>,
     shape: Shape,
     token: u64,
     in_flight: bool,
     table: Option<Tables>,
-}
-
-/// An IN_ORDER batch that one used entry closed, being handed out chain by chain.
-#[derive(Debug, Clone, Copy, Default)]
-struct Batch {
-    /// Index after its last chain; equal to the used position: there is no batch.
-    end: u16,
-    /// Written length of its last chain.
-    written: u32,
 }
 
 /// The driver's side of a split virtqueue.
@@ -80,7 +73,7 @@ pub struct SplitDriver {
     used_next: u16,
     /// The device's used index as last seen: read again only when it is reached, as each look may cost a cache miss.
     used_seen: u16,
-    /// Head of the list of free descriptors; IN_ORDER: the next one in ring order (§2.7.13.1).
+    /// Head of the list of free descriptors; IN_ORDER: the next one in ring order (§2.7.5).
     free_head: u16,
     free: u16,
     /// Links of chains and of the free list. Private: the shared table may have been damaged.
@@ -91,6 +84,8 @@ pub struct SplitDriver {
     order: Box<[u16]>,
     batch: Batch,
     fixed: Vec<FixedChain>,
+    /// Where each fixed chain lies (IN_ORDER: unused): apart from the rest, as it is all that a resubmission reads.
+    heads: Vec<u16>,
     memory: Arc<Memory>,
 }
 
@@ -136,6 +131,7 @@ impl SplitDriver {
             .into(),
             batch: Batch::default(),
             fixed: Vec::new(),
+            heads: Vec::new(),
             memory: memory.clone(),
         };
         driver.start(config.start.index);
@@ -285,10 +281,7 @@ impl SplitDriver {
     #[inline]
     fn used_entry(&self) -> Result<(u16, u32), Violation> {
         let entry = RING_ENTRIES + self.place(self.used_next) * 8;
-        let (id, written) = (
-            self.areas.device.read_u32(entry),
-            self.areas.device.read_u32(entry + 4),
-        );
+        let (id, written) = self.areas.device.read_u32_pair(entry);
         let Some(slot) = self.slots.get(id as usize).filter(|slot| slot.in_flight) else {
             return Err(Violation::UsedId { id });
         };
@@ -330,60 +323,6 @@ impl SplitDriver {
         Used { token, written }
     }
 
-    /// IN_ORDER: one used entry may close a batch, at the place of the batch's first chain (§2.7.9).
-    fn pop_in_order(&mut self) -> Result<Used, Error> {
-        if self.batch.end == self.used_next {
-            let (head, written) = self.used_entry()?;
-            let end = self.slots[usize::from(head)].position.wrapping_add(1);
-            let batch = end.wrapping_sub(self.used_next);
-            let used = self.used_seen.wrapping_sub(self.used_next);
-            if batch > used {
-                return Err(Violation::OutOfOrder {
-                    id: head,
-                    batch,
-                    used,
-                }
-                .into());
-            }
-            self.batch = Batch { end, written };
-        }
-        let head = self.order[self.place(self.used_next)];
-        let last = self.used_next.wrapping_add(1) == self.batch.end;
-        let written = if last {
-            self.batch.written
-        } else {
-            self.slots[usize::from(head)].writable
-        };
-        Ok(self.retire(head, written))
-    }
-
-    /// Makes an IN_ORDER fixed chain available: written at the next place in ring order (§2.7.13.1).
-    fn resubmit_in_order(&mut self, fixed: Fixed) -> Result<(), Error> {
-        let index = usize::from(fixed.0);
-        let (in_flight, shape) = (self.fixed[index].in_flight, self.fixed[index].shape);
-        if in_flight {
-            return Err(Error::InFlight);
-        }
-        if self.free < shape.descriptors {
-            return Err(Error::Full);
-        }
-        // Taken out for the call, so that the queue can be borrowed; an empty box allocates nothing.
-        let buffers = std::mem::take(&mut self.fixed[index].buffers);
-        let table = self.fixed[index]
-            .table
-            .as_ref()
-            .map(|table| table.table(0).0);
-        let head = self.write_chain(&buffers, table, shape);
-        let chain = &mut self.fixed[index];
-        chain.buffers = buffers;
-        chain.in_flight = true;
-        chain.head = head;
-        self.slots[usize::from(head)].token = chain.token;
-        self.slots[usize::from(head)].fixed = fixed.0;
-        self.make_available(head);
-        Ok(())
-    }
-
     /// Writes a fixed chain's descriptors to where they stay. Needs its descriptors to be free.
     fn place_fixed(&mut self, index: u16) {
         let chain = &mut self.fixed[usize::from(index)];
@@ -392,7 +331,7 @@ impl SplitDriver {
         let table = chain.table.as_ref().map(|table| table.table(0).0);
         let head = self.write_chain(&buffers, table, shape);
         self.fixed[usize::from(index)].buffers = buffers;
-        self.fixed[usize::from(index)].head = head;
+        self.heads[usize::from(index)] = head;
         self.slots[usize::from(head)].fixed = index;
         self.slots[usize::from(head)].token = token;
     }
@@ -401,11 +340,8 @@ impl SplitDriver {
 /// Writes one descriptor: two stores, as nothing reads it before the index that covers it is released.
 #[inline]
 fn write_descriptor(span: &Span, index: usize, addr: u64, len: u32, flags: u16, next: u16) {
-    span.write_u64(index * DESC_LEN, addr);
-    span.write_u64(
-        index * DESC_LEN + 8,
-        u64::from(len) | u64::from(flags) << 32 | u64::from(next) << 48,
-    );
+    let rest = u64::from(len) | u64::from(flags) << 32 | u64::from(next) << 48;
+    span.write_u64_pair(index * DESC_LEN, addr, rest);
 }
 
 /// Writes an indirect table: chained by `next`, in order (§2.7.5.3).
@@ -508,8 +444,8 @@ impl DriverQueue for SplitDriver {
             .ok()
             .filter(|index| *index != NONE)
             .ok_or(Error::Full)?;
+        self.heads.push(0);
         self.fixed.push(FixedChain {
-            head: 0,
             buffers: chain.into(),
             shape,
             token,
@@ -527,7 +463,7 @@ impl DriverQueue for SplitDriver {
         if self.features.in_order {
             return self.resubmit_in_order(fixed);
         }
-        let head = self.fixed[usize::from(fixed.0)].head;
+        let head = self.heads[usize::from(fixed.0)];
         if self.slots[usize::from(head)].in_flight {
             return Err(Error::InFlight);
         }

@@ -167,9 +167,10 @@ fn a_thread_scribbles_while_another_reads() {
     std::thread::scope(|scope| {
         let stopper = StopOnDrop(&stop);
         scope.spawn(|| {
-            let mut value = 0_u64;
+            let mut byte = 0_u8;
             while !stop.load(Ordering::Relaxed) {
-                value = value.wrapping_add(0x0101_0101_0101_0101);
+                byte = byte.wrapping_add(1);
+                let value = u64::from(byte) * 0x0101_0101_0101_0101;
                 memory.write(BASE, &value.to_le_bytes()).expect("inside");
             }
         });

@@ -31,7 +31,13 @@ impl Output {
     /// The text, if the status is 0; or else an error with both outputs.
     pub fn check(&self) -> Result<String> {
         let stderr = String::from_utf8_lossy(&self.stderr);
-        ensure!(self.status == 0, "status {}\nstdout: {}\nstderr: {}", self.status, self.text(), stderr.trim_end());
+        ensure!(
+            self.status == 0,
+            "status {}\nstdout: {}\nstderr: {}",
+            self.status,
+            self.text(),
+            stderr.trim_end()
+        );
         Ok(self.text())
     }
 }
@@ -83,16 +89,27 @@ impl Shared {
                 return Some(value);
             }
             let left = end.checked_duration_since(Instant::now())?;
-            state = self.changed.wait_timeout(state, left).expect("no holder panics").0;
+            state = self
+                .changed
+                .wait_timeout(state, left)
+                .expect("no holder panics")
+                .0;
         }
     }
 
     fn send(&self, frame: &Frame) -> Result<()> {
-        let stream = self.lock().stream.as_ref().context("the agent is not connected")?.try_clone()?;
+        let stream = self
+            .lock()
+            .stream
+            .as_ref()
+            .context("the agent is not connected")?
+            .try_clone()?;
         // A guest that reads nothing any more must not hold the test for ever.
         stream.set_write_timeout(Some(Duration::from_secs(30)))?;
         let _whole = self.sending.lock().expect("no holder panics");
-        (&stream).write_all(&frame.encode()).context("send to the agent")
+        (&stream)
+            .write_all(&frame.encode())
+            .context("send to the agent")
     }
 }
 
@@ -121,11 +138,17 @@ impl Agent {
 
     /// Connects anew and waits until the guest answers. `alive` is asked now and then, and ends the wait with its error. An answer
     /// by the kernel that booted as `before` does not count: it is about to go.
-    pub fn connect(&self, before: Option<&str>, bound: Duration, mut alive: impl FnMut() -> Result<()>) -> Result<String> {
+    pub fn connect(
+        &self,
+        before: Option<&str>,
+        bound: Duration,
+        mut alive: impl FnMut() -> Result<()>,
+    ) -> Result<String> {
         let end = Instant::now() + bound;
         self.disconnect();
         let stream = match &self.link {
-            Link::Path(path) => UnixStream::connect(path).with_context(|| format!("connect to {}", path.display()))?,
+            Link::Path(path) => UnixStream::connect(path)
+                .with_context(|| format!("connect to {}", path.display()))?,
             Link::Pair(stream) => stream.try_clone()?,
         };
         let number = {
@@ -139,22 +162,33 @@ impl Agent {
         let shared = self.shared.clone();
         std::thread::spawn(move || read_frames(&shared, number, stream));
         let mine = nonce();
-        self.shared.send(&Frame::new(Kind::Hello, 0, mine.to_le_bytes()))?;
+        self.shared
+            .send(&Frame::new(Kind::Hello, 0, mine.to_le_bytes()))?;
         let mut asked = Instant::now();
         loop {
-            let found = self.shared.wait(end.min(Instant::now() + Duration::from_millis(100)), |state| {
-                let answered = state.hello.as_ref().filter(|(nonce, boot)| *nonce == mine && Some(boot.as_str()) != before);
-                answered.map(|(_, boot)| boot.clone())
-            });
+            let found = self.shared.wait(
+                end.min(Instant::now() + Duration::from_millis(100)),
+                |state| {
+                    let answered = state
+                        .hello
+                        .as_ref()
+                        .filter(|(nonce, boot)| *nonce == mine && Some(boot.as_str()) != before);
+                    answered.map(|(_, boot)| boot.clone())
+                },
+            );
             if let Some(boot) = found {
                 return Ok(boot);
             }
             alive()?;
-            ensure!(Instant::now() < end, "the guest did not answer within {bound:?}");
+            ensure!(
+                Instant::now() < end,
+                "the guest did not answer within {bound:?}"
+            );
             if asked.elapsed() > Duration::from_secs(2) {
                 // A kernel that was on its way out may have swallowed the question.
                 asked = Instant::now();
-                self.shared.send(&Frame::new(Kind::Hello, 0, mine.to_le_bytes()))?;
+                self.shared
+                    .send(&Frame::new(Kind::Hello, 0, mine.to_le_bytes()))?;
             }
         }
     }
@@ -204,8 +238,12 @@ impl Drop for Agent {
 /// A number that no other connection of this or another process has chosen lately.
 fn nonce() -> u64 {
     static COUNT: AtomicU64 = AtomicU64::new(0);
-    let clock = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    clock.as_nanos() as u64 ^ (u64::from(std::process::id()) << 40) ^ COUNT.fetch_add(1, Ordering::Relaxed)
+    let clock = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap_or_default();
+    clock.as_nanos() as u64
+        ^ (u64::from(std::process::id()) << 40)
+        ^ COUNT.fetch_add(1, Ordering::Relaxed)
 }
 
 fn read_frames(shared: &Shared, connection: u64, mut stream: UnixStream) {
@@ -226,7 +264,11 @@ fn read_frames(shared: &Shared, connection: u64, mut stream: UnixStream) {
             }
             Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
             other => {
-                let why = other.err().map_or("the guest closed the connection".into(), |error| error.to_string());
+                let why = other
+                    .err()
+                    .map_or("the guest closed the connection".into(), |error| {
+                        error.to_string()
+                    });
                 state.broken = Some(why);
                 shared.changed.notify_all();
                 return;
@@ -239,11 +281,16 @@ fn read_frames(shared: &Shared, connection: u64, mut stream: UnixStream) {
 fn take(state: &mut State, frame: Frame) {
     if frame.kind == Kind::Hello {
         if let Some((nonce, boot)) = frame.payload.split_first_chunk() {
-            state.hello = Some((u64::from_le_bytes(*nonce), String::from_utf8_lossy(boot).into_owned()));
+            state.hello = Some((
+                u64::from_le_bytes(*nonce),
+                String::from_utf8_lossy(boot).into_owned(),
+            ));
         }
         return;
     }
-    let Some(job) = state.jobs.get_mut(&frame.id) else { return };
+    let Some(job) = state.jobs.get_mut(&frame.id) else {
+        return;
+    };
     match frame.kind {
         Kind::Stdout => job.output.stdout.extend_from_slice(&frame.payload),
         Kind::Stderr => job.output.stderr.extend_from_slice(&frame.payload),
@@ -279,14 +326,21 @@ impl Job {
             None => {
                 let so_far = self.so_far();
                 let stderr = String::from_utf8_lossy(&so_far.stderr).into_owned();
-                bail!("`{}` did not end within {bound:?}\nstdout: {}\nstderr: {stderr}", self.name(), so_far.text())
+                bail!(
+                    "`{}` did not end within {bound:?}\nstdout: {}\nstderr: {stderr}",
+                    self.name(),
+                    so_far.text()
+                )
             }
         }
     }
 
-    /// Whether it has ended.
-    pub fn has_ended(&self) -> bool {
-        self.shared.lock().jobs[&self.id].ended
+    /// Waits until it has ended, or can never be heard of again; false when the time is over.
+    pub fn has_ended_within(&self, bound: Duration) -> bool {
+        let over = |state: &mut State| {
+            (state.jobs[&self.id].ended || state.broken.is_some()).then_some(())
+        };
+        self.shared.wait(Instant::now() + bound, over).is_some()
     }
 
     /// What it wrote until now; its status means nothing before its end.
@@ -298,17 +352,28 @@ impl Job {
     pub fn wait_for(&self, text: &str, bound: Duration) -> Result<()> {
         let found = self.shared.wait(Instant::now() + bound, |state| {
             let job = &state.jobs[&self.id];
-            let there = job.output.stdout.windows(text.len()).any(|window| window == text.as_bytes());
+            let there = job
+                .output
+                .stdout
+                .windows(text.len())
+                .any(|window| window == text.as_bytes());
             (there || job.ended || state.broken.is_some()).then_some(there)
         });
-        ensure!(found == Some(true), "`{}` did not write {text:?}; {:?}", self.name(), self.so_far());
+        ensure!(
+            found == Some(true),
+            "`{}` did not write {text:?}; {:?}",
+            self.name(),
+            self.so_far()
+        );
         Ok(())
     }
 
     /// Gives it input, if it was started with some.
     pub fn write(&self, bytes: &[u8]) -> Result<()> {
         // An empty frame would close the input, so an empty slice sends none.
-        bytes.chunks(32 * 1024).try_for_each(|piece| self.shared.send(&Frame::new(Kind::Stdin, self.id, piece)))
+        bytes
+            .chunks(32 * 1024)
+            .try_for_each(|piece| self.shared.send(&Frame::new(Kind::Stdin, self.id, piece)))
     }
 
     /// Closes its input.
@@ -318,7 +383,8 @@ impl Job {
 
     /// Sends a signal to it and all that it started.
     pub fn signal(&self, signal: i32) -> Result<()> {
-        self.shared.send(&Frame::new(Kind::Kill, self.id, signal.to_le_bytes()))
+        self.shared
+            .send(&Frame::new(Kind::Kill, self.id, signal.to_le_bytes()))
     }
 
     fn name(&self) -> &str {

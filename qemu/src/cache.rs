@@ -12,11 +12,17 @@ use anyhow::{Context, Result, bail};
 
 /// `$XDG_CACHE_HOME/diamond-bluff`, or the same under `~/.cache`; made if it is not there.
 pub fn folder() -> Result<PathBuf> {
-    let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let absolute = |name: &str| {
+        std::env::var_os(name)
+            .map(PathBuf::from)
+            .filter(|path| path.is_absolute())
+    };
     let base = match (absolute("XDG_CACHE_HOME"), absolute("HOME")) {
         (Some(cache), _) => cache,
         (None, Some(home)) => home.join(".cache"),
-        (None, None) => bail!("neither XDG_CACHE_HOME nor HOME is set: no place for what is fetched"),
+        (None, None) => {
+            bail!("neither XDG_CACHE_HOME nor HOME is set: no place for what is fetched")
+        }
     };
     let folder = base.join("diamond-bluff");
     fs::create_dir_all(&folder).with_context(|| format!("make {}", folder.display()))?;
@@ -51,7 +57,8 @@ pub struct Lock(#[expect(dead_code, reason = "the lock lives as long as its file
 pub fn lock(name: &str) -> Result<Lock> {
     let path = folder()?.join(format!("{name}.lock"));
     let file = File::create(&path).with_context(|| format!("open {}", path.display()))?;
-    file.lock().with_context(|| format!("lock {} (fd {})", path.display(), file.as_raw_fd()))?;
+    file.lock()
+        .with_context(|| format!("lock {} (fd {})", path.display(), file.as_raw_fd()))?;
     Ok(Lock(file))
 }
 
@@ -66,7 +73,9 @@ pub fn entry(name: &str, build: impl FnOnce(&Path) -> Result<()>) -> Result<Path
     if path.exists() {
         return Ok(path);
     }
-    let work = tempfile::Builder::new().prefix(&format!("{name}.")).tempdir_in(&folder)?;
+    let work = tempfile::Builder::new()
+        .prefix(&format!("{name}."))
+        .tempdir_in(&folder)?;
     let unfinished = work.path().join("entry");
     build(&unfinished)?;
     fs::rename(&unfinished, &path).with_context(|| format!("put {} into place", path.display()))?;

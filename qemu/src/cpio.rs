@@ -68,13 +68,33 @@ impl<W: Write> Writer<W> {
         }
     }
 
-    fn entry(&mut self, path: &str, mode: u32, device: (u32, u32), content: &[u8]) -> io::Result<()> {
+    fn entry(
+        &mut self,
+        path: &str,
+        mode: u32,
+        device: (u32, u32),
+        content: &[u8],
+    ) -> io::Result<()> {
         let path = path.trim_start_matches('/');
         let size = u32::try_from(content.len()).map_err(|_| io::ErrorKind::FileTooLarge)?;
         self.inode += 1;
         let links = if mode & S_IFDIR == S_IFDIR { 2 } else { 1 };
         // inode, mode, owner, group, links, time, size, device of the file (two), device (two), length of the name with its zero, sum
-        let fields = [self.inode, mode, 0, 0, links, 0, size, 0, 0, device.0, device.1, path.len() as u32 + 1, 0];
+        let fields = [
+            self.inode,
+            mode,
+            0,
+            0,
+            links,
+            0,
+            size,
+            0,
+            0,
+            device.0,
+            device.1,
+            path.len() as u32 + 1,
+            0,
+        ];
         write!(self.out, "070701")?;
         for field in fields {
             write!(self.out, "{field:08X}")?;
@@ -106,13 +126,15 @@ mod tests {
         while at < archive.len() {
             assert_eq!(&archive[at..at + 6], b"070701");
             let field = |index: usize| {
-                let text = std::str::from_utf8(&archive[at + 6 + 8 * index..at + 14 + 8 * index]).expect("hex");
+                let text = std::str::from_utf8(&archive[at + 6 + 8 * index..at + 14 + 8 * index])
+                    .expect("hex");
                 u32::from_str_radix(text, 16).expect("hex")
             };
             let (mode, size, name) = (field(1), field(6) as usize, field(11) as usize);
             let data = (at + 110 + name).next_multiple_of(4);
             assert_eq!(archive[at + 110 + name - 1], 0);
-            let text = String::from_utf8(archive[at + 110..at + 110 + name - 1].to_vec()).expect("name");
+            let text =
+                String::from_utf8(archive[at + 110..at + 110 + name - 1].to_vec()).expect("name");
             entries.push((text, mode, archive[data..data + size].to_vec()));
             at = (data + size).next_multiple_of(4);
         }
@@ -122,7 +144,9 @@ mod tests {
     #[test]
     fn what_is_written_can_be_read() {
         let mut writer = Writer::new(Vec::new());
-        writer.file("/usr/bin/tool", 0o755, b"12345").expect("memory");
+        writer
+            .file("/usr/bin/tool", 0o755, b"12345")
+            .expect("memory");
         writer.file("usr/bin/other", 0o644, b"").expect("memory");
         writer.link("bin", "usr/bin").expect("memory");
         writer.device("dev/console", 5, 1).expect("memory");
@@ -137,7 +161,8 @@ mod tests {
             ("dev/console", 0o20600, ""),
             ("TRAILER!!!", 0, ""),
         ];
-        let expected = expected.map(|(name, mode, content)| (name.to_string(), mode, content.as_bytes().to_vec()));
+        let expected = expected
+            .map(|(name, mode, content)| (name.to_string(), mode, content.as_bytes().to_vec()));
         assert_eq!(entries, expected);
     }
 }

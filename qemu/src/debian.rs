@@ -39,36 +39,71 @@ pub struct Folder {
 impl Folder {
     /// The folder in the cache; fetched first where it is not there. Says what it fetches, on standard error.
     pub fn path(&self) -> Result<PathBuf> {
-        let pins = self.pins.iter().flat_map(|(name, version)| [*name, *version]);
-        let asked = [LAYOUT, std::env::consts::ARCH, self.release, if self.backports { "backports" } else { "" }];
-        let key = cache::key(asked.into_iter().chain(self.packages.iter().copied()).chain(pins));
+        let pins = self
+            .pins
+            .iter()
+            .flat_map(|(name, version)| [*name, *version]);
+        let asked = [
+            LAYOUT,
+            std::env::consts::ARCH,
+            self.release,
+            if self.backports { "backports" } else { "" },
+        ];
+        let key = cache::key(
+            asked
+                .into_iter()
+                .chain(self.packages.iter().copied())
+                .chain(pins),
+        );
         cache::entry(&format!("{}-{key}", self.name), |path| self.fetch(path))
     }
 
     fn fetch(&self, path: &Path) -> Result<()> {
         let mirror = mirror()?;
         let began = Instant::now();
-        eprintln!("fetching {} (once) from {mirror}: {}", self.name, self.packages.join(" "));
+        eprintln!(
+            "fetching {} (once) from {mirror}: {}",
+            self.name,
+            self.packages.join(" ")
+        );
         let mut done = self.mmdebstrap(&mirror, path, true)?;
         if !done.success() && !self.pins.is_empty() {
-            eprintln!("fetching {}: not with the versions that were tested; taking the newest", self.name);
+            eprintln!(
+                "fetching {}: not with the versions that were tested; taking the newest",
+                self.name
+            );
             let _ = fs::remove_dir_all(path);
             done = self.mmdebstrap(&mirror, path, false)?;
         }
         if !done.success() {
-            bail!("mmdebstrap could not make {} ({done}); its messages are above", self.name);
+            bail!(
+                "mmdebstrap could not make {} ({done}); its messages are above",
+                self.name
+            );
         }
         eprintln!("fetched {} in {} s", self.name, began.elapsed().as_secs());
         Ok(())
     }
 
-    fn mmdebstrap(&self, mirror: &str, path: &Path, pinned: bool) -> Result<std::process::ExitStatus> {
-        let mut suites = vec![self.release.to_string(), format!("{}-updates", self.release)];
+    fn mmdebstrap(
+        &self,
+        mirror: &str,
+        path: &Path,
+        pinned: bool,
+    ) -> Result<std::process::ExitStatus> {
+        let mut suites = vec![
+            self.release.to_string(),
+            format!("{}-updates", self.release),
+        ];
         let backports = format!("{}-backports", self.release);
         if self.backports {
             suites.push(backports.clone());
         }
-        let include: Vec<_> = self.packages.iter().map(|package| with_version(package, self.pins, pinned)).collect();
+        let include: Vec<_> = self
+            .packages
+            .iter()
+            .map(|package| with_version(package, self.pins, pinned))
+            .collect();
         // Extraction runs nothing from the archive, so being root makes no difference but to who owns the files.
         let mode = if is_root() { "root" } else { "chrootless" };
         let mut command = Command::new("mmdebstrap");
@@ -76,7 +111,9 @@ impl Folder {
             .args(["--quiet", "--variant=extract", "--format=directory"])
             .arg(format!("--mode={mode}"))
             .arg(format!("--include={}", include.join(",")))
-            .arg(format!("--extract-hook=cd \"$1\" && ls var/cache/apt/archives | grep 'deb$' > {LIST}"));
+            .arg(format!(
+                "--extract-hook=cd \"$1\" && ls var/cache/apt/archives | grep 'deb$' > {LIST}"
+            ));
         if self.backports {
             command.arg(format!("--aptopt=APT::Default-Release \"{backports}\""));
         }
@@ -87,7 +124,10 @@ impl Folder {
         for suite in suites {
             command.arg(format!("deb [signed-by={KEYRING}] {mirror} {suite} main"));
         }
-        command.stdin(Stdio::null()).status().context("run mmdebstrap (package mmdebstrap)")
+        command
+            .stdin(Stdio::null())
+            .status()
+            .context("run mmdebstrap (package mmdebstrap)")
     }
 }
 
@@ -99,14 +139,20 @@ fn with_version(package: &str, pins: &[(&str, &str)], pinned: bool) -> String {
 }
 
 pub(crate) fn is_root() -> bool {
-    fs::metadata("/proc/self").is_ok_and(|process| std::os::unix::fs::MetadataExt::uid(&process) == 0)
+    fs::metadata("/proc/self")
+        .is_ok_and(|process| std::os::unix::fs::MetadataExt::uid(&process) == 0)
 }
 
 /// The proxies of the machine's own apt, as lines of an apt configuration.
 fn proxies() -> Vec<String> {
-    let dump = Command::new("apt-config").args(["dump", "--format=%f \"%v\";%n", "Acquire"]).output();
-    let dump = dump.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
-    let proxy = |line: &&str| line.to_ascii_lowercase().contains("::proxy") && !line.contains("\"\"");
+    let dump = Command::new("apt-config")
+        .args(["dump", "--format=%f \"%v\";%n", "Acquire"])
+        .output();
+    let dump = dump
+        .map(|output| String::from_utf8_lossy(&output.stdout).into_owned())
+        .unwrap_or_default();
+    let proxy =
+        |line: &&str| line.to_ascii_lowercase().contains("::proxy") && !line.contains("\"\"");
     dump.lines().filter(proxy).map(str::to_string).collect()
 }
 
@@ -116,7 +162,12 @@ pub fn mirror() -> Result<String> {
         return Ok(mirror);
     }
     let mut files = vec![PathBuf::from("/etc/apt/sources.list")];
-    let mut parts: Vec<_> = fs::read_dir("/etc/apt/sources.list.d").into_iter().flatten().flatten().map(|entry| entry.path()).collect();
+    let mut parts: Vec<_> = fs::read_dir("/etc/apt/sources.list.d")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path())
+        .collect();
     parts.sort();
     files.extend(parts);
     for file in files {
@@ -130,50 +181,74 @@ pub fn mirror() -> Result<String> {
             return Ok(mirror);
         }
     }
-    bail!("apt on this machine names no Debian archive; set {MIRROR_VARIABLE} to the address of one")
+    bail!(
+        "apt on this machine names no Debian archive; set {MIRROR_VARIABLE} to the address of one"
+    )
 }
 
 /// Whether a suite is one of Debian's own archive: the security archive is another, with an address of its own.
 fn is_debian(suite: &str) -> bool {
-    let releases = ["bookworm", "trixie", "forky", "duke", "sid", "oldstable", "stable", "testing", "unstable"];
+    let releases = [
+        "bookworm",
+        "trixie",
+        "forky",
+        "duke",
+        "sid",
+        "oldstable",
+        "stable",
+        "testing",
+        "unstable",
+    ];
     releases.contains(&suite.trim_end_matches('/'))
 }
 
 /// One-line format (`sources.list(5)`): `deb [options] URI SUITE COMPONENT...`.
 fn from_list(text: &str) -> Option<String> {
     text.lines().find_map(|line| {
-        let line = line.split('#').next()?.trim().strip_prefix("deb ")?.trim_start();
+        let line = line
+            .split('#')
+            .next()?
+            .trim()
+            .strip_prefix("deb ")?
+            .trim_start();
         let line = match line.strip_prefix('[') {
             Some(rest) => rest.split_once(']')?.1,
             None => line,
         };
         let mut words = line.split_whitespace();
         let uri = words.next()?;
-        (is_debian(words.next()?) && words.any(|component| component == "main")).then(|| uri.to_string())
+        (is_debian(words.next()?) && words.any(|component| component == "main"))
+            .then(|| uri.to_string())
     })
 }
 
 /// Deb822 format (`sources.list(5)`): stanzas of fields, a line that begins with white space continues its field.
 fn from_deb822(text: &str) -> Option<String> {
     let plain: Vec<_> = text.lines().filter(|line| !line.starts_with('#')).collect();
-    plain.split(|line| line.trim().is_empty()).find_map(|stanza| {
-        let mut fields: BTreeMap<String, Vec<&str>> = BTreeMap::new();
-        let mut current = String::new();
-        for line in stanza {
-            let mut value = *line;
-            if !line.starts_with([' ', '\t']) {
-                let (name, rest) = line.split_once(':')?;
-                (current, value) = (name.trim().to_ascii_lowercase(), rest);
+    plain
+        .split(|line| line.trim().is_empty())
+        .find_map(|stanza| {
+            let mut fields: BTreeMap<String, Vec<&str>> = BTreeMap::new();
+            let mut current = String::new();
+            for line in stanza {
+                let mut value = *line;
+                if !line.starts_with([' ', '\t']) {
+                    let (name, rest) = line.split_once(':')?;
+                    (current, value) = (name.trim().to_ascii_lowercase(), rest);
+                }
+                fields
+                    .entry(current.clone())
+                    .or_default()
+                    .extend(value.split_whitespace());
             }
-            fields.entry(current.clone()).or_default().extend(value.split_whitespace());
-        }
-        let field = |name: &str| fields.get(name).map(Vec::as_slice).unwrap_or_default();
-        let fits = field("types").contains(&"deb")
-            && field("components").contains(&"main")
-            && field("suites").iter().any(|suite| is_debian(suite))
-            && field("enabled") != ["no"];
-        fits.then(|| field("uris").first().map(|uri| uri.to_string())).flatten()
-    })
+            let field = |name: &str| fields.get(name).map(Vec::as_slice).unwrap_or_default();
+            let fits = field("types").contains(&"deb")
+                && field("components").contains(&"main")
+                && field("suites").iter().any(|suite| is_debian(suite))
+                && field("enabled") != ["no"];
+            fits.then(|| field("uris").first().map(|uri| uri.to_string()))
+                .flatten()
+        })
 }
 
 #[cfg(test)]
@@ -186,8 +261,14 @@ mod tests {
             deb http://security.example/debian-security bookworm-security main\n\
             deb-src http://src.example/debian bookworm main\n\
             deb [arch=amd64 signed-by=/k.gpg] http://mirror.example/debian bookworm main contrib # here\n";
-        assert_eq!(from_list(text).as_deref(), Some("http://mirror.example/debian"));
-        assert_eq!(from_list("deb http://packages.example/cloud cloud-sdk main\n"), None);
+        assert_eq!(
+            from_list(text).as_deref(),
+            Some("http://mirror.example/debian")
+        );
+        assert_eq!(
+            from_list("deb http://packages.example/cloud cloud-sdk main\n"),
+            None
+        );
     }
 
     #[test]
@@ -195,8 +276,12 @@ mod tests {
         let text = "Types: deb\nURIs: http://node.example\nSuites: nodistro\nComponents: main\n\n\
             Enabled: no\nTypes: deb\nURIs: http://off.example\nSuites: trixie\nComponents: main\n\n\
             Types: deb deb-src\n# a comment\nURIs: http://mirror.example/debian\nSuites:\n bookworm\n bookworm-updates\nComponents: main\n";
-        assert_eq!(from_deb822(text).as_deref(), Some("http://mirror.example/debian"));
-        let security = "Types: deb\nURIs: http://sec.example\nSuites: bookworm-security\nComponents: main\n";
+        assert_eq!(
+            from_deb822(text).as_deref(),
+            Some("http://mirror.example/debian")
+        );
+        let security =
+            "Types: deb\nURIs: http://sec.example\nSuites: bookworm-security\nComponents: main\n";
         assert_eq!(from_deb822(security), None);
     }
 

@@ -75,14 +75,24 @@ impl VhostUserBlk {
             Some(period) if version >= (9, 2, 0) => format!(",reconnect-ms={period}"),
             Some(period) => format!(",reconnect={}", period.div_ceil(1000)),
         };
-        let chardev = format!("socket,id={},path={}{reconnect}", self.chardev_id(), comma(&self.socket));
+        let chardev = format!(
+            "socket,id={},path={}{reconnect}",
+            self.chardev_id(),
+            comma(&self.socket)
+        );
         // The JSON form takes the same types as `device_add`.
-        vec!["-chardev".into(), chardev, "-device".into(), Value::Object(self.device()).to_string()]
+        vec![
+            "-chardev".into(),
+            chardev,
+            "-device".into(),
+            Value::Object(self.device()).to_string(),
+        ]
     }
 
     /// The arguments of QMP `chardev-add`.
     pub(crate) fn chardev(&self, version: (u32, u32, u32)) -> Value {
-        let mut data = json!({ "addr": { "type": "unix", "data": { "path": self.socket } }, "server": false });
+        let mut data =
+            json!({ "addr": { "type": "unix", "data": { "path": self.socket } }, "server": false });
         match self.reconnect_ms {
             None => {}
             Some(period) if version >= (9, 2, 0) => data["reconnect-ms"] = json!(period),
@@ -150,14 +160,27 @@ mod tests {
 
     #[test]
     fn a_function_is_the_same_on_the_command_line_and_in_qmp() {
-        let function = VhostUserBlk::new("blk0", Path::new("/run/a,b.sock")).queues(2).packed(true).reconnect_ms(1500).bus("hotplug0");
+        let function = VhostUserBlk::new("blk0", Path::new("/run/a,b.sock"))
+            .queues(2)
+            .packed(true)
+            .reconnect_ms(1500)
+            .bus("hotplug0");
         let new = function.arguments((11, 1, 3));
-        assert_eq!(new[1], "socket,id=blk0-socket,path=/run/a,,b.sock,reconnect-ms=1500");
-        assert_eq!(function.arguments((7, 2, 22))[1], "socket,id=blk0-socket,path=/run/a,,b.sock,reconnect=2");
+        assert_eq!(
+            new[1],
+            "socket,id=blk0-socket,path=/run/a,,b.sock,reconnect-ms=1500"
+        );
+        assert_eq!(
+            function.arguments((7, 2, 22))[1],
+            "socket,id=blk0-socket,path=/run/a,,b.sock,reconnect=2"
+        );
         let device: Value = serde_json::from_str(&new[3]).expect("JSON");
         assert_eq!(device, Value::Object(function.device()));
         assert_eq!(device["num-queues"], json!(2));
         assert_eq!(device["packed"], json!(true));
-        assert_eq!(function.chardev((7, 2, 22))["backend"]["data"]["reconnect"], json!(2));
+        assert_eq!(
+            function.chardev((7, 2, 22))["backend"]["data"]["reconnect"],
+            json!(2)
+        );
     }
 }

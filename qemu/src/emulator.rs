@@ -57,12 +57,17 @@ impl Qemu {
     /// The machine's own, if it has one that runs.
     pub fn machine() -> Option<Self> {
         let paths = std::env::var_os("PATH")?;
-        let found = std::env::split_paths(&paths).map(|folder| folder.join(SYSTEM)).find(|path| path.is_file())?;
+        let found = std::env::split_paths(&paths)
+            .map(|folder| folder.join(SYSTEM))
+            .find(|path| path.is_file())?;
         Self::at(Place::Program(found)).ok()
     }
 
     fn at(place: Place) -> Result<Self> {
-        let mut qemu = Self { place, version: (0, 0, 0) };
+        let mut qemu = Self {
+            place,
+            version: (0, 0, 0),
+        };
         let text = qemu.output("--version")?;
         qemu.version = version(&text).with_context(|| format!("no version in {text:?}"))?;
         Ok(qemu)
@@ -80,7 +85,9 @@ impl Qemu {
             Place::Folder(folder) => {
                 let mut command = folder.command(SYSTEM)?;
                 for share in ["qemu", "seabios"] {
-                    command.arg("-L").arg(folder.path().join("usr/share").join(share));
+                    command
+                        .arg("-L")
+                        .arg(folder.path().join("usr/share").join(share));
                 }
                 Ok(command)
             }
@@ -90,15 +97,24 @@ impl Qemu {
     /// Whether it has this device.
     pub fn lists(&self, device: &str) -> Result<bool> {
         let mut command = self.command()?;
-        let output = command.args(["-machine", "none", "-device", "help"]).output()?;
+        let output = command
+            .args(["-machine", "none", "-device", "help"])
+            .output()?;
         Ok(String::from_utf8_lossy(&output.stdout).contains(&format!("name \"{device}\"")))
     }
 
     fn output(&self, argument: &str) -> Result<String> {
         let mut command = self.command()?;
-        let output = command.arg(argument).output().with_context(|| format!("run {:?}", command.get_program()))?;
+        let output = command
+            .arg(argument)
+            .output()
+            .with_context(|| format!("run {:?}", command.get_program()))?;
         if !output.status.success() {
-            bail!("QEMU does not run ({}): {}", output.status, String::from_utf8_lossy(&output.stderr).trim());
+            bail!(
+                "QEMU does not run ({}): {}",
+                output.status,
+                String::from_utf8_lossy(&output.stderr).trim()
+            );
         }
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
@@ -106,7 +122,12 @@ impl Qemu {
 
 /// `QEMU emulator version 7.2.22 (Debian …)`.
 fn version(text: &str) -> Option<(u32, u32, u32)> {
-    let mut numbers = text.split("version ").nth(1)?.split_whitespace().next()?.split('.');
+    let mut numbers = text
+        .split("version ")
+        .nth(1)?
+        .split_whitespace()
+        .next()?
+        .split('.');
     let mut next = || numbers.next()?.parse().ok();
     Some((next()?, next()?, next()?))
 }
@@ -130,27 +151,51 @@ impl Accel {
             Ok("") | Err(_) => {}
             Ok(other) => bail!("{ACCEL_VARIABLE} is {other:?}; it may be kvm or tcg"),
         }
-        if std::fs::OpenOptions::new().read(true).write(true).open("/dev/kvm").is_err() {
+        if std::fs::OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open("/dev/kvm")
+            .is_err()
+        {
             return Ok(Self::Tcg);
         }
         // Another kernel, processor or QEMU can behave otherwise.
         let kernel = std::fs::read_to_string("/proc/sys/kernel/version").unwrap_or_default();
         let processor = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-        let processor = processor.lines().find(|line| line.starts_with("model name")).unwrap_or_default();
-        let key = cache::key([&kernel, processor, &format!("{:?}", qemu.version), &image.kernel().release]);
-        let found = cache::entry(&format!("accel-{key}"), |path| Ok(std::fs::write(path, Self::probe(qemu, image))?))?;
+        let processor = processor
+            .lines()
+            .find(|line| line.starts_with("model name"))
+            .unwrap_or_default();
+        let key = cache::key([
+            &kernel,
+            processor,
+            &format!("{:?}", qemu.version),
+            &image.kernel().release,
+        ]);
+        let found = cache::entry(&format!("accel-{key}"), |path| {
+            Ok(std::fs::write(path, Self::probe(qemu, image))?)
+        })?;
         remembered(&found)
     }
 
     fn probe(qemu: &Qemu, image: &Image) -> &'static str {
         let bound = Duration::from_secs(20);
-        eprintln!("trying KVM (once): a guest must come up within {} s", bound.as_secs());
-        let guest = Guest::builder(qemu, &image.clone().without_tools()).accel(Self::Kvm).boot_timeout(bound).start();
+        eprintln!(
+            "trying KVM (once): a guest must come up within {} s",
+            bound.as_secs()
+        );
+        let guest = Guest::builder(qemu, &image.clone().without_tools())
+            .accel(Self::Kvm)
+            .boot_timeout(bound)
+            .start();
         match guest.and_then(|guest| guest.sh("uname -r")) {
             Ok(_) => "kvm",
             Err(error) => {
                 let why = format!("{error:#}");
-                eprintln!("KVM does not work here, emulation it is: {}", why.lines().next().unwrap_or_default());
+                eprintln!(
+                    "KVM does not work here, emulation it is: {}",
+                    why.lines().next().unwrap_or_default()
+                );
                 "tcg"
             }
         }
@@ -179,7 +224,10 @@ mod tests {
 
     #[test]
     fn versions_are_read() {
-        assert_eq!(version("QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7+deb12u18+b3)\n"), Some((7, 2, 22)));
+        assert_eq!(
+            version("QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7+deb12u18+b3)\n"),
+            Some((7, 2, 22))
+        );
         assert_eq!(version("QEMU emulator version 11.1.3\n"), Some((11, 1, 3)));
         assert_eq!(version("something else"), None);
     }

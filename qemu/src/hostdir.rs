@@ -16,7 +16,10 @@ const QEMU_11: Folder = Folder {
     release: "trixie",
     backports: true,
     packages: &["qemu-system-x86", "qemu-utils", "fio", "e2fsprogs"],
-    pins: &[("qemu-system-x86", "1:11.1.3+ds-1~bpo13+1"), ("qemu-utils", "1:11.1.3+ds-1~bpo13+1")],
+    pins: &[
+        ("qemu-system-x86", "1:11.1.3+ds-1~bpo13+1"),
+        ("qemu-utils", "1:11.1.3+ds-1~bpo13+1"),
+    ],
 };
 
 /// What Debian 12 has: QEMU 7.2 and User-Mode Linux 6.1.
@@ -85,7 +88,8 @@ impl HostDir {
             .find(|(arch, ..)| *arch == std::env::consts::ARCH)
             .with_context(|| format!("no loader known for {}", std::env::consts::ARCH))?;
         // Before and after Debian merged /lib into /usr/lib.
-        let candidates = ["lib64", "usr/lib64", "lib", "usr/lib"].map(|folder| path.join(folder).join(loader));
+        let candidates =
+            ["lib64", "usr/lib64", "lib", "usr/lib"].map(|folder| path.join(folder).join(loader));
         let loader = candidates
             .into_iter()
             .find(|candidate| candidate.exists())
@@ -93,10 +97,16 @@ impl HostDir {
         let mut libraries = Vec::new();
         for parent in ["usr/lib", "lib"].map(|folder| path.join(folder).join(tuple)) {
             // Some packages keep private libraries in folders that only an absolute run path of theirs names.
-            libraries.extend(["", "ceph", "pulseaudio", "blas", "lapack"].map(|folder| parent.join(folder)));
+            libraries.extend(
+                ["", "ceph", "pulseaudio", "blas", "lapack"].map(|folder| parent.join(folder)),
+            );
         }
         libraries.retain(|folder| folder.is_dir());
-        Ok(Self { path, loader, libraries })
+        Ok(Self {
+            path,
+            loader,
+            libraries,
+        })
     }
 
     /// Where the folder is.
@@ -106,8 +116,12 @@ impl HostDir {
 
     /// The file of this program.
     pub fn find(&self, tool: &str) -> Result<PathBuf> {
-        let folders = ["usr/bin", "usr/sbin", "bin", "sbin"].map(|folder| self.path.join(folder).join(tool));
-        let program = |path: &&PathBuf| path.metadata().is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o111 != 0);
+        let folders =
+            ["usr/bin", "usr/sbin", "bin", "sbin"].map(|folder| self.path.join(folder).join(tool));
+        let program = |path: &&PathBuf| {
+            path.metadata()
+                .is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o111 != 0)
+        };
         match folders.iter().find(program) {
             Some(path) => Ok(path.clone()),
             None => bail!("{tool} is not in {}", self.path.display()),
@@ -119,7 +133,12 @@ impl HostDir {
         let mut command = self.loaded(&[]);
         command.arg("--argv0").arg(tool).arg(self.find(tool)?);
         // QEMU looks for its modules (block drivers, displays) under the prefix that it was built for.
-        if let Some(modules) = self.libraries.iter().map(|folder| folder.join("qemu")).find(|folder| folder.is_dir()) {
+        if let Some(modules) = self
+            .libraries
+            .iter()
+            .map(|folder| folder.join("qemu"))
+            .find(|folder| folder.is_dir())
+        {
             command.env("QEMU_MODULE_DIR", modules);
         }
         Ok(command)
@@ -127,13 +146,29 @@ impl HostDir {
 
     /// The libraries that this program needs, each by the path at which its loader found it in the folder.
     pub fn libraries_of(&self, program: &Path) -> Result<Vec<PathBuf>> {
-        let output = self.loaded(&["--list"]).arg(program).output().context("run the loader")?;
+        let output = self
+            .loaded(&["--list"])
+            .arg(program)
+            .output()
+            .context("run the loader")?;
         let text = String::from_utf8_lossy(&output.stdout);
         // Static programs have none, and the loader refuses to list those.
-        if !output.status.success() && !String::from_utf8_lossy(&output.stderr).contains("statically linked") {
-            bail!("libraries of {}: {}", program.display(), String::from_utf8_lossy(&output.stderr).trim());
+        if !output.status.success()
+            && !String::from_utf8_lossy(&output.stderr).contains("statically linked")
+        {
+            bail!(
+                "libraries of {}: {}",
+                program.display(),
+                String::from_utf8_lossy(&output.stderr).trim()
+            );
         }
-        let named = text.lines().filter_map(|line| line.split_once("=> ")?.1.split(" (").next().map(PathBuf::from));
+        let named = text.lines().filter_map(|line| {
+            line.split_once("=> ")?
+                .1
+                .split(" (")
+                .next()
+                .map(PathBuf::from)
+        });
         Ok(named.filter(|path| path.starts_with(&self.path)).collect())
     }
 
@@ -144,7 +179,8 @@ impl HostDir {
 
     fn loaded(&self, options: &[&str]) -> Command {
         let mut command = Command::new(&self.loader);
-        let libraries = std::env::join_paths(&self.libraries).expect("a cache folder without a colon in its name");
+        let libraries = std::env::join_paths(&self.libraries)
+            .expect("a cache folder without a colon in its name");
         command.args(options).arg("--library-path").arg(libraries);
         command
     }

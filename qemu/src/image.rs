@@ -26,9 +26,36 @@ use crate::kernel::Kernel;
 
 /// Programs of the second archive.
 const TOOLS: &[&str] = &[
-    "bash", "blkdiscard", "blockdev", "cat", "cp", "dd", "debugfs", "du", "dumpe2fs", "e2fsck", "fallocate", "fio", "head", "ls",
-    "lsblk", "mke2fs", "mkfs.ext4", "mount", "od", "resize2fs", "seq", "sha256sum", "stat", "sync", "tail", "timeout", "tr", "truncate",
-    "umount", "wipefs",
+    "bash",
+    "blkdiscard",
+    "blockdev",
+    "cat",
+    "cp",
+    "dd",
+    "debugfs",
+    "du",
+    "dumpe2fs",
+    "e2fsck",
+    "fallocate",
+    "fio",
+    "head",
+    "ls",
+    "lsblk",
+    "mke2fs",
+    "mkfs.ext4",
+    "mount",
+    "od",
+    "resize2fs",
+    "seq",
+    "sha256sum",
+    "stat",
+    "sync",
+    "tail",
+    "timeout",
+    "tr",
+    "truncate",
+    "umount",
+    "wipefs",
 ];
 
 /// A kernel with its initial RAM file system.
@@ -85,8 +112,14 @@ impl Image {
         let mut file = File::create(path).with_context(|| format!("create {}", path.display()))?;
         file.write_all(&self.base()?)?;
         if self.tools {
-            let parts: Vec<_> = TOOLS.iter().copied().chain([self.guest.path().to_str().unwrap_or_default()]).collect();
-            let tools = cache::entry(&format!("tools-{}.cpio", cache::key(parts)), |path| self.write_tools(path))?;
+            let parts: Vec<_> = TOOLS
+                .iter()
+                .copied()
+                .chain([self.guest.path().to_str().unwrap_or_default()])
+                .collect();
+            let tools = cache::entry(&format!("tools-{}.cpio", cache::key(parts)), |path| {
+                self.write_tools(path)
+            })?;
             io::copy(&mut File::open(tools)?, &mut file)?;
         }
         Ok(())
@@ -105,9 +138,26 @@ impl Image {
         archive.link("etc/mtab", "/proc/self/mounts")?;
         let busybox = self.guest.find("busybox")?;
         archive.file("bin/busybox", 0o755, &fs::read(&busybox)?)?;
-        let names = Command::new(&busybox).arg("--list").output().context("run busybox")?;
-        ensure!(names.status.success(), "busybox --list failed ({})", names.status);
-        for name in String::from_utf8_lossy(&names.stdout).lines().filter(|name| *name != "busybox") {
+        let names = Command::new(&busybox)
+            .arg("--list")
+            .output()
+            .context("run busybox")?;
+        ensure!(
+            names.status.success(),
+            "busybox --list failed ({})",
+            names.status
+        );
+        // Busybox's shell prefers what is built into it to what is in PATH, so it is the shell only where nothing else is there.
+        let shell = if self.tools {
+            "/usr/bin/bash"
+        } else {
+            "busybox"
+        };
+        archive.link("bin/sh", shell)?;
+        for name in String::from_utf8_lossy(&names.stdout)
+            .lines()
+            .filter(|name| !["busybox", "sh"].contains(name))
+        {
             archive.link(&format!("bin/{name}"), "busybox")?;
         }
         let names: Vec<_> = self.load.iter().map(String::as_str).collect();
@@ -139,7 +189,10 @@ impl Image {
             let name = library.strip_prefix(root)?.to_string_lossy().into_owned();
             archive.file(&name, 0o755, &fs::read(&library)?)?;
         }
-        let name = loader.file_name().and_then(|name| name.to_str()).context("a loader's name is text")?;
+        let name = loader
+            .file_name()
+            .and_then(|name| name.to_str())
+            .context("a loader's name is text")?;
         // The place that the ABI gives it, wherever the folder has it.
         archive.file(&format!("lib64/{name}"), 0o755, &fs::read(loader)?)?;
         archive.finish()?.flush()?;
@@ -150,27 +203,51 @@ impl Image {
 /// Builds the guest agent as a static program and says where it is. Once per process; cargo knows whether there is anything to do.
 pub fn agent() -> Result<PathBuf> {
     static BUILT: OnceLock<std::result::Result<PathBuf, String>> = OnceLock::new();
-    BUILT.get_or_init(|| build_agent().map_err(|error| format!("{error:#}"))).clone().map_err(anyhow::Error::msg)
+    BUILT
+        .get_or_init(|| build_agent().map_err(|error| format!("{error:#}")))
+        .clone()
+        .map_err(anyhow::Error::msg)
 }
 
 fn build_agent() -> Result<PathBuf> {
-    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the crate lies in the workspace")?;
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace.join("target"), |folder| workspace.join(folder));
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .context("the crate lies in the workspace")?;
+    let target = std::env::var_os("CARGO_TARGET_DIR")
+        .map_or_else(|| workspace.join("target"), |folder| workspace.join(folder));
     // A folder of its own: the flags differ from everything else's, and the outer cargo may hold the lock of its folder.
     let target = target.join("guest-agent");
     let triple = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let output = Command::new(cargo)
         .current_dir(workspace)
-        .args(["build", "--quiet", "--locked", "--package", "guest-agent", "--bin", "guest-agent", "--release", "--target", &triple])
+        .args([
+            "build",
+            "--quiet",
+            "--locked",
+            "--package",
+            "guest-agent",
+            "--bin",
+            "guest-agent",
+            "--release",
+            "--target",
+            &triple,
+        ])
         .arg("--target-dir")
         .arg(&target)
         // With a target named, flags apply to the agent alone, not to build scripts, which cannot be static.
-        .env("RUSTFLAGS", "-C target-feature=+crt-static -C strip=symbols")
+        .env(
+            "RUSTFLAGS",
+            "-C target-feature=+crt-static -C strip=symbols",
+        )
         .env_remove("CARGO_ENCODED_RUSTFLAGS")
         .stdin(Stdio::null())
         .output()
         .context("run cargo for the guest agent")?;
-    ensure!(output.status.success(), "the guest agent does not build:\n{}", String::from_utf8_lossy(&output.stderr));
+    ensure!(
+        output.status.success(),
+        "the guest agent does not build:\n{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     Ok(target.join(triple).join("release/guest-agent"))
 }

@@ -29,7 +29,9 @@ impl Kernel {
         let name = one_entry(&guest.path().join("boot"), "vmlinuz-")?;
         let release = name.trim_start_matches("vmlinuz-").to_string();
         let compressed = guest.path().join("boot").join(&name);
-        let image = cache::entry(&format!("vmlinux-{release}"), |path| extract(guest, &compressed, path))?;
+        let image = cache::entry(&format!("vmlinux-{release}"), |path| {
+            extract(guest, &compressed, path)
+        })?;
         let modules = find_modules(&guest.path().join("usr/lib/modules").join(&release))?;
         Ok(Self {
             release,
@@ -66,8 +68,14 @@ impl Kernel {
         if order.iter().any(|(done, _)| *done == name) {
             return Ok(());
         }
-        ensure!(depth < 32, "modules depend on each other in a circle: {name}");
-        let path = self.modules.get(&name).with_context(|| format!("kernel {} has no module {name}", self.release))?;
+        ensure!(
+            depth < 32,
+            "modules depend on each other in a circle: {name}"
+        );
+        let path = self
+            .modules
+            .get(&name)
+            .with_context(|| format!("kernel {} has no module {name}", self.release))?;
         let module = match path.extension().is_some_and(|extension| extension == "xz") {
             true => unpack(&self.tools, "xz", fs::read(path)?)?,
             false => fs::read(path)?,
@@ -83,10 +91,21 @@ impl Kernel {
 /// The only entry of a folder whose name begins so.
 fn one_entry(folder: &Path, prefix: &str) -> Result<String> {
     let entries = fs::read_dir(folder).with_context(|| format!("read {}", folder.display()))?;
-    let names: Vec<_> = entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
-    match names.iter().filter(|name| name.starts_with(prefix)).collect::<Vec<_>>()[..] {
+    let names: Vec<_> = entries
+        .flatten()
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect();
+    match names
+        .iter()
+        .filter(|name| name.starts_with(prefix))
+        .collect::<Vec<_>>()[..]
+    {
         [name] => Ok(name.clone()),
-        ref found => bail!("expected one {prefix}* in {}, found {}", folder.display(), found.len()),
+        ref found => bail!(
+            "expected one {prefix}* in {}, found {}",
+            folder.display(),
+            found.len()
+        ),
     }
 }
 
@@ -95,7 +114,10 @@ fn find_modules(folder: &Path) -> Result<HashMap<String, PathBuf>> {
     let mut modules = HashMap::new();
     let mut folders = vec![folder.to_path_buf()];
     while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(&folder).with_context(|| format!("read {}", folder.display()))?.flatten() {
+        for entry in fs::read_dir(&folder)
+            .with_context(|| format!("read {}", folder.display()))?
+            .flatten()
+        {
             let name = entry.file_name().to_string_lossy().into_owned();
             if entry.file_type()?.is_dir() {
                 folders.push(entry.path());
@@ -113,31 +135,49 @@ fn dependencies(module: &[u8]) -> Vec<String> {
     let Some(start) = module.windows(key.len()).position(|window| window == key) else {
         return Vec::new();
     };
-    let text = module[start + key.len()..].split(|byte| *byte == 0).next().unwrap_or_default();
+    let text = module[start + key.len()..]
+        .split(|byte| *byte == 0)
+        .next()
+        .unwrap_or_default();
     let text = String::from_utf8_lossy(text);
-    text.split(',').filter(|name| !name.is_empty()).map(str::to_string).collect()
+    text.split(',')
+        .filter(|name| !name.is_empty())
+        .map(str::to_string)
+        .collect()
 }
 
 /// Takes the kernel out of a bzImage (Linux `Documentation/arch/x86/boot.rst`, protocol 2.08 and later).
 fn extract(tools: &HostDir, bzimage: &Path, to: &Path) -> Result<()> {
     let image = fs::read(bzimage).with_context(|| format!("read {}", bzimage.display()))?;
-    let (format, payload) = payload(&image).with_context(|| format!("find the kernel in {}", bzimage.display()))?;
+    let (format, payload) =
+        payload(&image).with_context(|| format!("find the kernel in {}", bzimage.display()))?;
     let kernel = unpack(tools, format, payload.to_vec())?;
-    ensure!(kernel.starts_with(b"\x7fELF"), "{} holds no ELF kernel", bzimage.display());
+    ensure!(
+        kernel.starts_with(b"\x7fELF"),
+        "{} holds no ELF kernel",
+        bzimage.display()
+    );
     fs::write(to, kernel).with_context(|| format!("write {}", to.display()))
 }
 
 /// The compressed kernel within a bzImage, and the program that unpacks it.
 fn payload(image: &[u8]) -> Result<(&'static str, &[u8])> {
     let word = |at: usize| -> Result<usize> {
-        let bytes = image.get(at..at + 4).context("the image ends in its header")?;
+        let bytes = image
+            .get(at..at + 4)
+            .context("the image ends in its header")?;
         Ok(u32::from_le_bytes(bytes.try_into().expect("four bytes")) as usize)
     };
     ensure!(image.get(0x202..0x206) == Some(b"HdrS"), "not a bzImage");
-    let setup = image.get(0x1f1).copied().context("the image ends in its header")?;
+    let setup = image
+        .get(0x1f1)
+        .copied()
+        .context("the image ends in its header")?;
     // The boot sector, then the setup sectors (none means four); the payload's offset counts from their end.
     let start = (if setup == 0 { 4 } else { usize::from(setup) } + 1) * 512 + word(0x248)?;
-    let payload = image.get(start..start + word(0x24c)?).context("the image ends in its payload")?;
+    let payload = image
+        .get(start..start + word(0x24c)?)
+        .context("the image ends in its payload")?;
     match payload {
         // The build appends the unpacked size to all formats but gzip; zstd and xz would report it as trailing rubbish.
         [0x28, 0xb5, 0x2f, 0xfd, ..] => Ok(("zstd", &payload[..payload.len() - 4])),
@@ -148,20 +188,29 @@ fn payload(image: &[u8]) -> Result<(&'static str, &[u8])> {
 
 fn unpack(tools: &HostDir, format: &str, packed: Vec<u8>) -> Result<Vec<u8>> {
     let mut command = tools.command(format)?;
-    let mut child = command.args(["-d", "-c"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+    let mut child = command
+        .args(["-d", "-c"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()?;
     let mut input = child.stdin.take().expect("piped");
     // Written by another thread: the program can fill its output before it has read its input.
     let writer = std::thread::spawn(move || input.write_all(&packed));
     let output = child.wait_with_output()?;
     let written = writer.join().expect("the writer does not panic");
-    ensure!(output.status.success() && written.is_ok(), "{format} -d failed ({})", output.status);
+    ensure!(
+        output.status.success() && written.is_ok(),
+        "{format} -d failed ({})",
+        output.status
+    );
     Ok(output.stdout)
 }
 
 /// Makes a file of this many bytes that has no blocks yet.
 pub fn sparse_file(path: &Path, bytes: u64) -> Result<()> {
     let file = File::create(path).with_context(|| format!("create {}", path.display()))?;
-    file.set_len(bytes).with_context(|| format!("set the size of {}", path.display()))
+    file.set_len(bytes)
+        .with_context(|| format!("set the size of {}", path.display()))
 }
 
 #[cfg(test)]
@@ -170,7 +219,10 @@ mod tests {
 
     #[test]
     fn dependencies_are_read_from_modinfo() {
-        assert_eq!(dependencies(b"x\0license=GPL\0depends=a,b-c\0name=z\0"), ["a", "b-c"]);
+        assert_eq!(
+            dependencies(b"x\0license=GPL\0depends=a,b-c\0name=z\0"),
+            ["a", "b-c"]
+        );
         assert!(dependencies(b"x\0depends=\0name=z\0").is_empty());
         assert!(dependencies(b"x\0name=z\0").is_empty());
     }

@@ -55,15 +55,27 @@ pub const AARCH64: &[Package] = &[
 /// Installs what is missing, as root; otherwise says which command does. Prints what it installs. An empty list of available packages
 /// (a fresh container) is fetched first.
 pub fn ensure(packages: &[Package]) -> Result<()> {
-    let missing: Vec<_> = packages.iter().filter(|package| !is_installed(package.name)).collect();
+    let missing: Vec<_> = packages
+        .iter()
+        .filter(|package| !is_installed(package.name))
+        .collect();
     if missing.is_empty() {
         return Ok(());
     }
     let names: Vec<_> = missing.iter().map(|package| package.name).collect();
-    let list: Vec<_> = missing.iter().map(|package| format!("  {:<24} {}", package.name, package.why)).collect();
-    let command = format!("apt-get install --no-install-recommends {}", names.join(" "));
+    let list: Vec<_> = missing
+        .iter()
+        .map(|package| format!("  {:<24} {}", package.name, package.why))
+        .collect();
+    let command = format!(
+        "apt-get install --no-install-recommends {}",
+        names.join(" ")
+    );
     if !is_root() {
-        bail!("packages are missing:\n{}\ninstall them with: sudo {command}", list.join("\n"));
+        bail!(
+            "packages are missing:\n{}\ninstall them with: sudo {command}",
+            list.join("\n")
+        );
     }
     eprintln!("installing with apt-get:\n{}", list.join("\n"));
     if !has_lists() {
@@ -83,13 +95,25 @@ pub fn ensure(packages: &[Package]) -> Result<()> {
 }
 
 fn is_installed(name: &str) -> bool {
-    let query = Command::new("dpkg-query").args(["--show", "--showformat=${db:Status-Status}\n", name]).stderr(Stdio::null()).output();
-    query.is_ok_and(|output| String::from_utf8_lossy(&output.stdout).lines().any(|status| status == "installed"))
+    let query = Command::new("dpkg-query")
+        .args(["--show", "--showformat=${db:Status-Status}\n", name])
+        .stderr(Stdio::null())
+        .output();
+    query.is_ok_and(|output| {
+        String::from_utf8_lossy(&output.stdout)
+            .lines()
+            .any(|status| status == "installed")
+    })
 }
 
 fn has_lists() -> bool {
-    let lists = fs::read_dir("/var/lib/apt/lists").into_iter().flatten().flatten();
-    lists.into_iter().any(|entry| entry.file_name().to_string_lossy().contains("_Packages"))
+    let lists = fs::read_dir("/var/lib/apt/lists")
+        .into_iter()
+        .flatten()
+        .flatten();
+    lists
+        .into_iter()
+        .any(|entry| entry.file_name().to_string_lossy().contains("_Packages"))
 }
 
 fn apt_get(arguments: &[&str]) -> Result<()> {
@@ -115,6 +139,12 @@ mod tests {
         // Every Debian has dpkg; no archive has the other.
         assert!(is_installed("dpkg"));
         assert!(!is_installed("no-such-package-as-this"));
-        assert!(ensure(&[Package { name: "dpkg", why: "there" }]).is_ok());
+        assert!(
+            ensure(&[Package {
+                name: "dpkg",
+                why: "there"
+            }])
+            .is_ok()
+        );
     }
 }

@@ -76,7 +76,13 @@ impl Process {
             revents: 0,
         };
         // SAFETY: one structure that lives until the call returns.
-        unsafe { libc::poll(&mut poll, 1, i32::try_from(bound.as_millis()).unwrap_or(i32::MAX)) };
+        unsafe {
+            libc::poll(
+                &mut poll,
+                1,
+                i32::try_from(bound.as_millis()).unwrap_or(i32::MAX),
+            )
+        };
         match self.ended()? {
             Some(status) => Ok(status),
             None => bail!("{} did not end within {bound:?}", self.name),
@@ -113,7 +119,10 @@ impl Drop for Process {
 }
 
 fn forget(pid: u32) {
-    RUNNING.lock().expect("a list of numbers").retain(|running| *running != pid);
+    RUNNING
+        .lock()
+        .expect("a list of numbers")
+        .retain(|running| *running != pid);
 }
 
 /// Kills what still runs: for a test runner that gives up on a case and cannot drop what the case owns.
@@ -155,7 +164,12 @@ mod tests {
     fn a_process_ends_with_its_owner() {
         let folder = tempfile::tempdir().expect("a folder");
         let log = folder.path().join("log");
-        let mut process = Process::spawn(Command::new("sh").args(["-c", "echo hello; exec sleep 60"]), "sleep", &log).expect("sh");
+        let mut process = Process::spawn(
+            Command::new("sh").args(["-c", "echo hello; exec sleep 60"]),
+            "sleep",
+            &log,
+        )
+        .expect("sh");
         let pid = process.id();
         assert!(process.wait(Duration::from_millis(50)).is_err());
         process.check_alive().expect("alive");
@@ -168,8 +182,16 @@ mod tests {
     fn an_end_is_reported_with_its_output() {
         let folder = tempfile::tempdir().expect("a folder");
         let log = folder.path().join("log");
-        let mut process = Process::spawn(Command::new("sh").args(["-c", "echo why; exit 3"]), "sh", &log).expect("sh");
-        assert_eq!(process.wait(Duration::from_secs(20)).expect("ends").code(), Some(3));
+        let mut process = Process::spawn(
+            Command::new("sh").args(["-c", "echo why; exit 3"]),
+            "sh",
+            &log,
+        )
+        .expect("sh");
+        assert_eq!(
+            process.wait(Duration::from_secs(20)).expect("ends").code(),
+            Some(3)
+        );
         let error = process.check_alive().expect_err("ended").to_string();
         assert!(error.contains("why") && error.contains('3'), "{error}");
     }

@@ -71,7 +71,8 @@ pub struct Qmp {
 impl Qmp {
     /// Connects and negotiates.
     pub fn connect(path: &Path, bound: Duration) -> Result<Self> {
-        let stream = UnixStream::connect(path).with_context(|| format!("connect to {}", path.display()))?;
+        let stream =
+            UnixStream::connect(path).with_context(|| format!("connect to {}", path.display()))?;
         Self::over(stream, bound)
     }
 
@@ -98,32 +99,54 @@ impl Qmp {
         let id = self.next_id;
         let mut line = json!({ "execute": command, "arguments": arguments, "id": id }).to_string();
         line.push('\n');
-        self.stream.set_write_timeout(Some(bound.max(Duration::from_millis(1))))?;
-        self.stream.write_all(line.as_bytes()).with_context(|| format!("send QMP {command}"))?;
+        self.stream
+            .set_write_timeout(Some(bound.max(Duration::from_millis(1))))?;
+        self.stream
+            .write_all(line.as_bytes())
+            .with_context(|| format!("send QMP {command}"))?;
         let end = Instant::now() + bound;
         loop {
             match self.read(end).with_context(|| format!("QMP {command}"))? {
                 None => bail!("QMP {command}: no reply within {bound:?}"),
-                Some(Message::Return { value, id: Some(found) }) if found == id => return Ok(value),
-                Some(Message::Error { error, id: found }) if found.is_none_or(|found| found == id) => {
+                Some(Message::Return {
+                    value,
+                    id: Some(found),
+                }) if found == id => return Ok(value),
+                Some(Message::Error { error, id: found })
+                    if found.is_none_or(|found| found == id) =>
+                {
                     return Err(error).with_context(|| format!("QMP {command}"));
                 }
                 Some(Message::Event(event)) => self.events.push_back(event),
                 // The reply to a command whose time ran out.
-                Some(Message::Return { .. } | Message::Error { .. } | Message::Greeting { .. }) => {}
+                Some(Message::Return { .. } | Message::Error { .. } | Message::Greeting { .. }) => {
+                }
             }
         }
     }
 
     /// The first event of this name that fits, whether it came already or comes in time; it is taken out, others stay.
-    pub fn wait_event(&mut self, name: &str, fits: impl Fn(&Value) -> bool, bound: Duration) -> Result<Event> {
+    pub fn wait_event(
+        &mut self,
+        name: &str,
+        fits: impl Fn(&Value) -> bool,
+        bound: Duration,
+    ) -> Result<Event> {
         let wanted = |event: &Event| event.event == name && fits(&event.data);
-        if let Some(event) = self.events.iter().position(wanted).and_then(|index| self.events.remove(index)) {
+        if let Some(event) = self
+            .events
+            .iter()
+            .position(wanted)
+            .and_then(|index| self.events.remove(index))
+        {
             return Ok(event);
         }
         let end = Instant::now() + bound;
         loop {
-            match self.read(end).with_context(|| format!("wait for QMP event {name}"))? {
+            match self
+                .read(end)
+                .with_context(|| format!("wait for QMP event {name}"))?
+            {
                 None => bail!("no QMP event {name} within {bound:?}"),
                 Some(Message::Event(event)) if wanted(&event) => return Ok(event),
                 Some(Message::Event(event)) => self.events.push_back(event),
@@ -149,16 +172,24 @@ impl Qmp {
                 }
                 let text = String::from_utf8_lossy(&line);
                 log::trace!("qmp: {}", text.trim());
-                return Ok(Some(serde_json::from_str(&text).with_context(|| format!("QMP message {text}"))?));
+                return Ok(Some(
+                    serde_json::from_str(&text).with_context(|| format!("QMP message {text}"))?,
+                ));
             }
             // No time-out at all is what zero would mean.
-            let left = end.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+            let left = end
+                .saturating_duration_since(Instant::now())
+                .max(Duration::from_millis(1));
             self.stream.set_read_timeout(Some(left))?;
             let mut piece = [0; 4096];
             match self.stream.read(&mut piece) {
                 Ok(0) => bail!("QEMU closed the connection"),
                 Ok(length) => self.buffer.extend_from_slice(&piece[..length]),
-                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => return Ok(None),
+                Err(error)
+                    if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) =>
+                {
+                    return Ok(None);
+                }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => return Err(error.into()),
             }
@@ -198,18 +229,33 @@ mod tests {
             r#"{"error": {"class": "GenericError", "desc": "no such device"}, "id": 3}"#,
         ]);
         let mut qmp = Qmp::over(stream, SECOND).expect("negotiated");
-        assert_eq!(qmp.execute("query", json!({}), SECOND).expect("a reply"), json!(5));
-        let reset = qmp.wait_event("RESET", |data| data["guest"] == true, SECOND).expect("kept");
+        assert_eq!(
+            qmp.execute("query", json!({}), SECOND).expect("a reply"),
+            json!(5)
+        );
+        let reset = qmp
+            .wait_event("RESET", |data| data["guest"] == true, SECOND)
+            .expect("kept");
         assert_eq!(reset.data["guest"], json!(true));
-        assert!(qmp.wait_event("RESET", |_| true, Duration::from_millis(10)).is_err());
-        let error = qmp.execute("device_del", json!({"id": "x"}), SECOND).expect_err("refused");
-        assert_eq!(error.downcast_ref::<Refusal>().expect("a refusal").desc, "no such device");
+        assert!(
+            qmp.wait_event("RESET", |_| true, Duration::from_millis(10))
+                .is_err()
+        );
+        let error = qmp
+            .execute("device_del", json!({"id": "x"}), SECOND)
+            .expect_err("refused");
+        assert_eq!(
+            error.downcast_ref::<Refusal>().expect("a refusal").desc,
+            "no such device"
+        );
     }
 
     #[test]
     fn a_silent_peer_and_a_closed_one_are_errors() {
         let mut qmp = Qmp::over(peer(&[r#"{"return": {}, "id": 1}"#]), SECOND).expect("negotiated");
-        let error = qmp.execute("query", json!({}), Duration::from_millis(20)).expect_err("closed or silent");
+        let error = qmp
+            .execute("query", json!({}), Duration::from_millis(20))
+            .expect_err("closed or silent");
         assert!(error.to_string().contains("QMP query"), "{error:#}");
         let (ours, _theirs) = UnixStream::pair().expect("a socket pair");
         assert!(Qmp::over(ours, Duration::from_millis(20)).is_err());

@@ -20,6 +20,7 @@
 //! What it does not do: guests of other architectures than x86-64, networks, displays, migration of vfio-user devices (QEMU has none).
 
 pub mod agent;
+mod builder;
 pub mod cache;
 pub mod cpio;
 pub mod debian;

@@ -335,9 +335,12 @@ impl Job {
         }
     }
 
-    /// Whether it has ended.
-    pub fn has_ended(&self) -> bool {
-        self.shared.lock().jobs[&self.id].ended
+    /// Waits until it has ended, or can never be heard of again; false when the time is over.
+    pub fn has_ended_within(&self, bound: Duration) -> bool {
+        let over = |state: &mut State| {
+            (state.jobs[&self.id].ended || state.broken.is_some()).then_some(())
+        };
+        self.shared.wait(Instant::now() + bound, over).is_some()
     }
 
     /// What it wrote until now; its status means nothing before its end.

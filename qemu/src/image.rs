@@ -147,9 +147,16 @@ impl Image {
             "busybox --list failed ({})",
             names.status
         );
+        // Busybox's shell prefers what is built into it to what is in PATH, so it is the shell only where nothing else is there.
+        let shell = if self.tools {
+            "/usr/bin/bash"
+        } else {
+            "busybox"
+        };
+        archive.link("bin/sh", shell)?;
         for name in String::from_utf8_lossy(&names.stdout)
             .lines()
-            .filter(|name| *name != "busybox")
+            .filter(|name| !["busybox", "sh"].contains(name))
         {
             archive.link(&format!("bin/{name}"), "busybox")?;
         }

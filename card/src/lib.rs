@@ -1,5 +1,6 @@
 //! bluffd, bluffctl and what they compose
 pub mod config;
+pub mod control;
 pub mod data;
 pub mod data_half;
 pub mod kinds;

@@ -141,6 +141,11 @@ impl Registry {
             .map(|(id, _)| id)
     }
 
+    /// Where a function's socket stands.
+    pub fn socket_path(&self, id: &Id, spec: &FunctionSpec) -> PathBuf {
+        spec.socket_path(id, &self.runtime_dir)
+    }
+
     /// What happens from now on. A subscriber that falls behind by [`BACKLOG`] events loses its place: its receiver
     /// ends, and it has to look at everything again.
     pub fn subscribe(&mut self) -> std::sync::mpsc::Receiver<Event> {

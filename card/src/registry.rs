@@ -308,16 +308,16 @@ impl Registry {
                 self.remove_volume(volume);
             }
             FromData::VolumeResized { volume, size } => {
-                self.step_volume(volume, VolumeStep::Resized(*size))?
+                self.step_volume(volume, VolumeStep::Resized(*size))?;
             }
             FromData::FunctionAttached { function } => {
-                self.step_function(function, FunctionStep::Attached)?
+                self.step_function(function, FunctionStep::Attached)?;
             }
             FromData::FrontEnd { function, session } => {
                 self.step_function(function, FunctionStep::FrontEnd(*session))?;
             }
             FromData::FrontEndGone { function, .. } => {
-                self.step_function(function, FunctionStep::FrontEndGone)?
+                self.step_function(function, FunctionStep::FrontEndGone)?;
             }
             FromData::FunctionDetached { function } => self.detached(function)?,
             FromData::Failed {

@@ -22,7 +22,7 @@ pub fn run(socket: OwnedFd, _options: &Options) -> Result<()> {
         };
         let is_last = matches!(message, ToData::Drain { .. });
         let answer = match message {
-            ToData::Start { .. } => FromData::Started { reactors: 0 },
+            ToData::Start { .. } => FromData::Started { reactors: 1 },
             ToData::Drain { .. } => FromData::Drained,
             ToData::Statistics { .. } => FromData::Statistics {
                 statistics: Default::default(),

@@ -141,6 +141,11 @@ impl Registry {
             .map(|(id, _)| id)
     }
 
+    /// Where a function's socket stands.
+    pub fn socket_path(&self, id: &Id, spec: &FunctionSpec) -> PathBuf {
+        spec.socket_path(id, &self.runtime_dir)
+    }
+
     /// What happens from now on. A subscriber that falls behind by [`BACKLOG`] events loses its place: its receiver
     /// ends, and it has to look at everything again.
     pub fn subscribe(&mut self) -> std::sync::mpsc::Receiver<Event> {
@@ -303,16 +308,16 @@ impl Registry {
                 self.remove_volume(volume);
             }
             FromData::VolumeResized { volume, size } => {
-                self.step_volume(volume, VolumeStep::Resized(*size))?
+                self.step_volume(volume, VolumeStep::Resized(*size))?;
             }
             FromData::FunctionAttached { function } => {
-                self.step_function(function, FunctionStep::Attached)?
+                self.step_function(function, FunctionStep::Attached)?;
             }
             FromData::FrontEnd { function, session } => {
                 self.step_function(function, FunctionStep::FrontEnd(*session))?;
             }
             FromData::FrontEndGone { function, .. } => {
-                self.step_function(function, FunctionStep::FrontEndGone)?
+                self.step_function(function, FunctionStep::FrontEndGone)?;
             }
             FromData::FunctionDetached { function } => self.detached(function)?,
             FromData::Failed {

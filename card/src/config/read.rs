@@ -132,7 +132,7 @@ impl<'a> Section<'a> {
             match (key.get_ref().parse::<Id>(), value.get_ref().as_table()) {
                 (Ok(id), Some(table)) => sections.push((id, Section::new(path, key.span(), table))),
                 (Ok(_), None) => {
-                    outer.wrong(key.get_ref(), value, format!("a table, [{path}],"), sink)
+                    outer.wrong(key.get_ref(), value, format!("a table, [{path}],"), sink);
                 }
                 (Err(error), _) => sink.add(key.span(), &path, error.to_string()),
             }

@@ -25,10 +25,13 @@ pub enum Cancel {
 /// - Each accepted operation is completed exactly once, in any order. An error is a completion.
 /// - Operations in flight are not ordered, not even overlapping ones. What order the host wants it
 ///   makes by waiting; a [`crate::Kind::Flush`] covers what was *completed* before it was submitted.
+/// - What was finished inside of `submit`, `kick` or `cancel` is there for the next `poll` and wakes
+///   nobody; what is finished later wakes the reactor, unless a `poll` has handed it out before.
 /// - Buffers are touched only between submission and the poll that hands out the completion.
 /// - No call blocks for storage: slow work happens elsewhere and wakes the reactor through the
 ///   [`crate::OpenContext`].
-/// - Dropping a channel ends what it has in flight without completions; it may wait for the kernel to let go of buffers.
+/// - Dropping a channel ends what it has in flight without completions, as if it were cancelled: nothing
+///   touches its buffers afterwards.
 pub trait Channel {
     /// Takes operations from the front of `ops` and says how many. What it is too busy for stays
     /// with the caller, who offers it again after a completion. Never 0 while nothing is in flight.

@@ -47,3 +47,22 @@ impl From<std::io::Error> for BlockError {
         }
     }
 }
+
+/// Why a volume could not be made from its URI.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The URI does not fit.
+    #[error(transparent)]
+    Uri(#[from] crate::UriError),
+    /// The storage refused.
+    #[error("{what}")]
+    Storage {
+        /// What was tried, and on what.
+        what: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The storage is there, but not as the URI says.
+    #[error("{0}")]
+    Shape(String),
+}

@@ -31,8 +31,8 @@ mod uri;
 mod volume;
 
 pub use channel::{Cancel, Channel};
-pub use error::BlockError;
+pub use error::{BlockError, OpenError};
 pub use geometry::{DiscardLimits, Geometry, ZeroLimits};
 pub use op::{Buffers, Completion, Kind, Op, Tag};
-pub use uri::{SizeError, Uri, UriError, parse_size};
+pub use uri::{SizeError, Uri, UriError, parse_block_size, parse_size};
 pub use volume::{Events, InUse, OpenContext, Subscription, Volume, VolumeEvent};

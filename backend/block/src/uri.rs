@@ -24,6 +24,19 @@ pub fn parse_size(text: &str) -> Result<u64, SizeError> {
     number.checked_mul(1 << shift).ok_or_else(error)
 }
 
+/// Reads a block size in bytes: 512 or 4096.
+///
+/// # Errors
+/// A sentence that says what is allowed.
+pub fn parse_block_size(text: &str) -> Result<u32, String> {
+    match parse_size(text) {
+        Ok(512) => Ok(512),
+        Ok(4096) => Ok(4096),
+        Ok(n) => Err(format!("{n} is not 512 or 4096")),
+        Err(e) => Err(e.to_string()),
+    }
+}
+
 /// What is wrong with a volume URI.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum UriError {
@@ -126,6 +139,23 @@ impl Uri {
                 })
             })
             .transpose()
+    }
+
+    /// Takes `size` and `block_size` out, in bytes, where they are given.
+    ///
+    /// # Errors
+    /// [`UriError::Value`] for a size of 0 or one that is no multiple of the block size.
+    pub fn take_shape(&mut self) -> Result<(Option<u64>, Option<u32>), UriError> {
+        let block_size = self.take_as("block_size", parse_block_size)?;
+        let unit = u64::from(block_size.unwrap_or(512));
+        let size = self.take_as("size", |v| match parse_size(v) {
+            Ok(n) if n == 0 || !n.is_multiple_of(unit) => {
+                Err(format!("{v} is not a multiple of {unit} over 0"))
+            }
+            Ok(n) => Ok(n),
+            Err(e) => Err(e.to_string()),
+        })?;
+        Ok((size, block_size))
     }
 
     /// Ends the reading: everything must have been taken.

@@ -134,8 +134,12 @@ impl Device {
         let ratio = (geometry.physical_block_size / block).max(1);
         let mut config = Config {
             capacity: (geometry.size / SECTOR).into(),
-            seg_max: u32::from(SEG_MAX.min(self.options.queue_size.saturating_sub(2)).max(1))
-                .into(),
+            seg_max: u32::from(
+                SEG_MAX
+                    .min(self.options.queue_size.saturating_sub(2))
+                    .max(1),
+            )
+            .into(),
             blk_size: block.into(),
             physical_block_exp: ratio.ilog2() as u8,
             min_io_size: u16::try_from(ratio).unwrap_or(u16::MAX).into(),
@@ -165,7 +169,11 @@ impl Device {
     /// `size` bytes of the configuration space from `offset` on; zeroes where it has ended.
     pub fn read_config(&self, offset: u32, size: u32) -> Vec<u8> {
         let config = self.config();
-        let bytes = config.as_bytes().iter().copied().chain(std::iter::repeat(0));
+        let bytes = config
+            .as_bytes()
+            .iter()
+            .copied()
+            .chain(std::iter::repeat(0));
         bytes.skip(offset as usize).take(size as usize).collect()
     }
 

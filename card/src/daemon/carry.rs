@@ -13,7 +13,8 @@ use crate::runtime_dir::{self, BoundSocket};
 use crate::spec::{FunctionSpec, Id, SocketMode};
 use crate::stats::Statistics;
 
-/// The mode of functions' sockets: this user and group. Who may connect has the disk.
+/// The mode of functions' sockets, less the umask: this user, and its group where the umask is 007. Who may connect has
+/// the disk.
 const FUNCTION_MODE: u32 = 0o660;
 /// How long to wait before connecting again.
 const RECONNECT: Duration = Duration::from_millis(250);

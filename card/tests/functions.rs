@@ -66,14 +66,12 @@ fn data_half(socket: OwnedFd, _: &Options) -> Result<()> {
                     },
                     &[],
                 )?;
-                // Until the other side is gone.
+                // Until the other side is gone; a listener that ends resets those it has not accepted.
                 let mut connection = UnixStream::from(descriptors.pop().context("a connection")?);
                 connection.set_nonblocking(false)?;
-                std::io::copy(&mut connection, &mut std::io::sink())?;
-                let report = FromData::FrontEndGone {
-                    function,
-                    reason: None,
-                };
+                let end = std::io::copy(&mut connection, &mut std::io::sink());
+                let reason = end.err().map(|error| error.to_string());
+                let report = FromData::FrontEndGone { function, reason };
                 link.send(
                     &Numbered {
                         number: 0,
@@ -90,7 +88,7 @@ fn data_half(socket: OwnedFd, _: &Options) -> Result<()> {
                 });
             }
             ToData::ResizeVolume { volume, size } => {
-                answers.push(FromData::VolumeResized { volume, size })
+                answers.push(FromData::VolumeResized { volume, size });
             }
             ToData::Statistics { .. } => {
                 let queues = vec![

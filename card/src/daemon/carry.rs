@@ -232,10 +232,15 @@ impl Daemon {
                 if let Some(reason) = reason {
                     log::warn!("function {function}: its front end is gone: {reason}");
                 }
+                self.kept.remove(function);
                 self.connect_at.insert(function.clone(), Instant::now());
             }
             FromData::FunctionAttached { function } => {
-                self.connect_at.insert(function.clone(), Instant::now());
+                // One that goes on with an old session has its connection.
+                let kept = self.kept.get(function);
+                if !kept.is_some_and(|kept| kept.contains_key(&Role::Connection)) {
+                    self.connect_at.insert(function.clone(), Instant::now());
+                }
             }
             FromData::FunctionDetached { function } => self.release(function),
             _ => {}
@@ -264,7 +269,8 @@ impl Daemon {
         }
     }
 
-    fn release(&mut self, id: &Id) {
+    /// Lets go of all that stands for a function.
+    pub(super) fn release(&mut self, id: &Id) {
         self.sockets.remove(id);
         self.kept.remove(id);
         self.connect_at.remove(id);

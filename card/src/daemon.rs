@@ -296,11 +296,21 @@ impl Daemon {
             Ok(()) => {
                 self.half_started = Instant::now();
                 self.connect_at.clear();
+                self.release_detaching();
                 self.registry.start_over();
                 self.begin();
             }
             Err(error) => self.finish(Err(error)),
         }
+    }
+
+    /// What was being let go of went with the data half.
+    fn release_detaching(&mut self) {
+        let functions = self.registry.functions().iter();
+        let is_detaching = |state: &FunctionState| matches!(state, FunctionState::Detaching { .. });
+        let detaching = functions.filter(|(_, function)| is_detaching(&function.state));
+        let detaching: Vec<Id> = detaching.map(|(id, _)| id.clone()).collect();
+        detaching.iter().for_each(|id| self.release(id));
     }
 
     fn link_events(&self) -> Events {

@@ -190,7 +190,7 @@ pub enum FromData {
         /// What was negotiated.
         session: SessionInfo,
     },
-    /// The front end left.
+    /// The front end left. Nothing is kept of its session any more.
     FrontEndGone {
         /// The function.
         function: Id,

@@ -139,7 +139,7 @@ pub struct BoundSocket {
 }
 
 impl BoundSocket {
-    /// Listens at `path`, with these permissions from the first moment on. A socket that nobody serves is taken over.
+    /// Listens at `path`, with at most these permissions from the first moment on: the umask may narrow them. A socket that nobody serves is taken over.
     ///
     /// # Errors
     /// Where somebody serves it, or something else stands there.
@@ -147,8 +147,8 @@ impl BoundSocket {
         remove_stale(path)?;
         let bind = || -> rustix::io::Result<OwnedFd> {
             let socket = stream_socket()?;
-            // On Linux the name gets the mode of the socket: there is no moment with another one (as with chmod after
-            // bind), and the umask of the whole process is left alone.
+            // On Linux the name gets the mode of the socket, less the umask: there is no moment with a wider one, as
+            // there is with chmod after bind.
             rustix::fs::fchmod(&socket, Mode::from_raw_mode(mode))?;
             rustix::net::bind(&socket, &SocketAddrUnix::new(path)?)?;
             rustix::net::listen(&socket, BACKLOG)?;

@@ -13,7 +13,8 @@ use crate::runtime_dir::{self, BoundSocket};
 use crate::spec::{FunctionSpec, Id, SocketMode};
 use crate::stats::Statistics;
 
-/// The mode of functions' sockets: this user and group. Who may connect has the disk.
+/// The mode of functions' sockets, less the umask: this user, and its group where the umask is 007. Who may connect has
+/// the disk.
 const FUNCTION_MODE: u32 = 0o660;
 /// How long to wait before connecting again.
 const RECONNECT: Duration = Duration::from_millis(250);
@@ -231,10 +232,15 @@ impl Daemon {
                 if let Some(reason) = reason {
                     log::warn!("function {function}: its front end is gone: {reason}");
                 }
+                self.kept.remove(function);
                 self.connect_at.insert(function.clone(), Instant::now());
             }
             FromData::FunctionAttached { function } => {
-                self.connect_at.insert(function.clone(), Instant::now());
+                // One that goes on with an old session has its connection.
+                let kept = self.kept.get(function);
+                if !kept.is_some_and(|kept| kept.contains_key(&Role::Connection)) {
+                    self.connect_at.insert(function.clone(), Instant::now());
+                }
             }
             FromData::FunctionDetached { function } => self.release(function),
             _ => {}
@@ -263,7 +269,8 @@ impl Daemon {
         }
     }
 
-    fn release(&mut self, id: &Id) {
+    /// Lets go of all that stands for a function.
+    pub(super) fn release(&mut self, id: &Id) {
         self.sockets.remove(id);
         self.kept.remove(id);
         self.connect_at.remove(id);

@@ -3,15 +3,16 @@
 
 use std::fs::File;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus};
 use std::sync::Mutex;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
 /// Everything that runs now, for [`kill_all`].
-static RUNNING: Mutex<Vec<u32>> = Mutex::new(Vec::new());
+static RUNNING: Mutex<Vec<(u32, bool)>> = Mutex::new(Vec::new());
 
 /// A child process whose output goes to a file. It is killed and waited for when this is dropped.
 #[derive(Debug)]
@@ -20,23 +21,38 @@ pub struct Process {
     name: String,
     log: PathBuf,
     ended: Option<ExitStatus>,
+    group: bool,
 }
 
 impl Process {
     /// Starts it, with its standard output and error in `log`. Its input stays as the command has it.
     pub fn spawn(command: &mut Command, name: &str, log: &Path) -> Result<Self> {
+        Self::start(command, name, log, false)
+    }
+
+    /// Starts it in a process group of its own, which is killed as a whole. For a program that has children which do not notice its
+    /// end; an interrupt from the terminal does not reach the group.
+    pub fn spawn_group(command: &mut Command, name: &str, log: &Path) -> Result<Self> {
+        Self::start(command.process_group(0), name, log, true)
+    }
+
+    fn start(command: &mut Command, name: &str, log: &Path, group: bool) -> Result<Self> {
         let file = File::create(log).with_context(|| format!("create {}", log.display()))?;
         let child = command
             .stdout(file.try_clone()?)
             .stderr(file)
             .spawn()
             .with_context(|| format!("start {name} ({:?})", command.get_program()))?;
-        RUNNING.lock().expect("a list of numbers").push(child.id());
+        RUNNING
+            .lock()
+            .expect("a list of numbers")
+            .push((child.id(), group));
         Ok(Self {
             child,
             name: name.into(),
             log: log.into(),
             ended: None,
+            group,
         })
     }
 
@@ -100,6 +116,10 @@ impl Process {
 
     /// Kills it and waits for its end.
     pub fn kill(&mut self) -> Result<()> {
+        if self.group && self.ended()?.is_none() {
+            // SAFETY: numbers; the group's leader is not waited for yet, so the id is still its own.
+            unsafe { libc::kill(-(self.child.id() as libc::pid_t), libc::SIGKILL) };
+        }
         self.signal(libc::SIGKILL)?;
         self.wait(Duration::from_secs(20)).map(drop)
     }
@@ -122,14 +142,15 @@ fn forget(pid: u32) {
     RUNNING
         .lock()
         .expect("a list of numbers")
-        .retain(|running| *running != pid);
+        .retain(|(running, _)| *running != pid);
 }
 
 /// Kills what still runs: for a test runner that gives up on a case and cannot drop what the case owns.
 pub fn kill_all() {
-    for pid in RUNNING.lock().expect("a list of numbers").drain(..) {
+    for (pid, group) in RUNNING.lock().expect("a list of numbers").drain(..) {
+        let pid = pid as libc::pid_t;
         // SAFETY: numbers; these children are not waited for yet.
-        unsafe { libc::kill(pid as libc::pid_t, libc::SIGKILL) };
+        unsafe { libc::kill(if group { -pid } else { pid }, libc::SIGKILL) };
     }
 }
 
@@ -149,11 +170,6 @@ pub fn tail(path: &Path, lines: usize) -> String {
     let text = String::from_utf8_lossy(&bytes);
     let all: Vec<_> = text.lines().collect();
     all[all.len().saturating_sub(lines)..].join("\n")
-}
-
-/// A command's own input is empty, so that nothing that is started takes the terminal's.
-pub fn quiet(command: &mut Command) -> &mut Command {
-    command.stdin(Stdio::null())
 }
 
 #[cfg(test)]

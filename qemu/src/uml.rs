@@ -89,7 +89,8 @@ impl Builder {
             "{command:?} with the agent on descriptor {}",
             ours.as_raw_fd()
         );
-        let process = Process::spawn(
+        // Its processes are traced children, which stay behind, stopped, when it is killed alone.
+        let process = Process::spawn_group(
             &mut command,
             "User-Mode Linux",
             &folder.path().join("console.log"),

@@ -55,8 +55,16 @@ pub fn run(socket: OwnedFd, _options: &Options) -> Result<()> {
         let about = subject(&message);
         let drains = matches!(message, ToData::Drain { .. });
         match data.handle(number, message, descriptors) {
-            Ok(answers) => answers.into_iter().for_each(|answer| teller.tell(number, answer)),
-            Err(error) => teller.tell(number, FromData::Failed { about, error: format!("{error:#}") }),
+            Ok(answers) => answers
+                .into_iter()
+                .for_each(|answer| teller.tell(number, answer)),
+            Err(error) => teller.tell(
+                number,
+                FromData::Failed {
+                    about,
+                    error: format!("{error:#}"),
+                },
+            ),
         }
         if drains {
             return Ok(());
@@ -148,7 +156,9 @@ impl Data {
         Ok(match message {
             ToData::Start { card } => {
                 self.start(card)?;
-                vec![FromData::Started { reactors: self.reactors.len() as u16 }]
+                vec![FromData::Started {
+                    reactors: self.reactors.len() as u16,
+                }]
             }
             ToData::OpenVolume { volume, spec } => {
                 let info = self.open(&volume, &spec)?;
@@ -163,14 +173,23 @@ impl Data {
             ToData::ResizeVolume { volume, size } => {
                 let open = self.volumes.get(&volume).context("it is not open")?;
                 open.volume.resize(size)?;
-                vec![FromData::VolumeResized { volume, size: open.volume.geometry().size }]
+                vec![FromData::VolumeResized {
+                    volume,
+                    size: open.volume.geometry().size,
+                }]
             }
-            ToData::AttachFunction { function, spec, endpoint } => {
+            ToData::AttachFunction {
+                function,
+                spec,
+                endpoint,
+            } => {
                 self.attach(&function, spec, endpoint, descriptors)?;
                 vec![FromData::FunctionAttached { function }]
             }
             ToData::DetachFunction { function } => {
-                self.functions.remove(&function).context("it is not attached")?;
+                self.functions
+                    .remove(&function)
+                    .context("it is not attached")?;
                 let (teller, name) = (self.teller.clone(), function.to_string());
                 self.sessions.handle().remove(&name, move |device| {
                     drop(device);
@@ -204,7 +223,12 @@ impl Data {
             let (handle, thread) =
                 Handle::spawn(options).with_context(|| format!("reactor {index}"))?;
             let since = Instant::now();
-            self.reactors.push(Reactor { handle, thread: Some(thread), cpu, since });
+            self.reactors.push(Reactor {
+                handle,
+                thread: Some(thread),
+                cpu,
+                since,
+            });
         }
         self.card = card;
         Ok(())
@@ -218,11 +242,23 @@ impl Data {
         let events = volume.events().subscribe(move |event| {
             if let (VolumeEvent::Resized, Some(volume)) = (event, weak.upgrade()) {
                 let size = volume.geometry().size;
-                teller.tell(0, FromData::VolumeResized { volume: name.clone(), size });
+                teller.tell(
+                    0,
+                    FromData::VolumeResized {
+                        volume: name.clone(),
+                        size,
+                    },
+                );
             }
         });
         let channels = u32::try_from(volume.max_channels()).ok();
-        self.volumes.insert(id.clone(), OpenVolume { volume, _events: events });
+        self.volumes.insert(
+            id.clone(),
+            OpenVolume {
+                volume,
+                _events: events,
+            },
+        );
         Ok(VolumeInfo {
             size: geometry.size,
             block_size: geometry.block_size,
@@ -240,7 +276,11 @@ impl Data {
     ) -> Result<()> {
         ensure!(!self.functions.contains_key(id), "it is attached already");
         ensure!(!self.reactors.is_empty(), "there are no reactors");
-        let volume = &self.volumes.get(&spec.volume).context("its volume is not open")?.volume;
+        let volume = &self
+            .volumes
+            .get(&spec.volume)
+            .context("its volume is not open")?
+            .volume;
         // Each function begins on the next reactor, so that functions of one queue are spread too.
         let count = self.reactors.len();
         let order: Vec<usize> = (0..count).map(|i| (self.turn + i) % count).collect();
@@ -249,22 +289,37 @@ impl Data {
             queues: spec.queues,
             serial: id.to_string(),
             poll: self.poll(spec.poll),
-            reactors: order.iter().map(|&i| self.reactors[i].handle.clone()).collect(),
+            reactors: order
+                .iter()
+                .map(|&i| self.reactors[i].handle.clone())
+                .collect(),
         };
         let FunctionKind::VirtioBlk = spec.kind;
         let device = Blk::new(volume.clone(), options);
         let counters = device.counters().to_vec();
         let spread = count.min(volume.max_channels()).max(1);
-        let reactors = (0..usize::from(spec.queues)).map(|q| order[q % spread] as u16).collect();
+        let reactors = (0..usize::from(spec.queues))
+            .map(|q| order[q % spread] as u16)
+            .collect();
         let mode = match endpoint {
             Endpoint::Listener => {
-                let socket = descriptors.into_iter().next().context("no socket came along")?;
+                let socket = descriptors
+                    .into_iter()
+                    .next()
+                    .context("no socket came along")?;
                 Mode::Server(UnixListener::from(socket))
             }
             Endpoint::Client => Mode::Client(spec.socket.context("no socket is named")?),
         };
         self.present(id, Box::new(device), mode)?;
-        self.functions.insert(id.clone(), Function { volume: spec.volume, counters, reactors });
+        self.functions.insert(
+            id.clone(),
+            Function {
+                volume: spec.volume,
+                counters,
+                reactors,
+            },
+        );
         Ok(())
     }
 
@@ -321,8 +376,16 @@ impl Data {
                     .collect(),
             })
             .collect();
-        let reactors = self.reactors.iter().enumerate().map(|(i, r)| reactor(i as u16, r));
-        Statistics { at_ns: monotonic_ns(), functions, reactors: reactors.collect() }
+        let reactors = self
+            .reactors
+            .iter()
+            .enumerate()
+            .map(|(i, r)| reactor(i as u16, r));
+        Statistics {
+            at_ns: monotonic_ns(),
+            functions,
+            reactors: reactors.collect(),
+        }
     }
 
     /// Stops every session within `within`; what takes longer is left to the end of the process.

@@ -7,11 +7,13 @@
 //! ```
 //!
 //! - [`backend`]: what can serve a function. [`backend::StorageDaemon`] is QEMU's own server: a case that fails there is wrong itself.
+//! - [`card`]: the project's own programs, as back ends.
 //! - [`runner`]: names, filters, bounds, the summary. Plain `cargo test` boots nothing; the variable [`runner::VARIABLE`] does.
 //! - [`cases`]: what a back end must do for its guests.
 //!
-//! It knows QEMU and sockets, and no crate of the card.
+//! It knows QEMU, sockets and programs, and no crate of the card.
 
 pub mod backend;
+pub mod card;
 pub mod cases;
 pub mod runner;

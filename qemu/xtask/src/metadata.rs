@@ -20,6 +20,9 @@ pub struct Workspace {
     /// The folder of the root `Cargo.toml`.
     #[serde(rename = "workspace_root")]
     pub root: PathBuf,
+    /// Where cargo builds.
+    #[serde(rename = "target_directory")]
+    pub target: PathBuf,
     /// Our crates and all that they depend on, directly or not.
     pub packages: Vec<Package>,
     #[serde(rename = "workspace_members")]

@@ -21,9 +21,10 @@ impl Tally {
 
     /// Reads the closing line of one test binary: `test result: ok. 12 passed; 0 failed; …`.
     pub fn of_line(line: &str) -> Option<Self> {
+        let line = line.trim_start();
         let counts = line
-            .trim_start()
-            .strip_prefix("test result: ")?
+            .strip_prefix("test result: ")
+            .or_else(|| line.strip_prefix("guest tests: "))?
             .split_once(". ")?
             .1;
         let count = |word: &str| {

@@ -10,28 +10,11 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 
 use crate::metadata::Workspace;
-use crate::packages::{self, Package};
 use crate::tally::Tally;
-use crate::{guest, run};
+use crate::{guest, packages, run};
 
 /// The second platform: other page sizes, another memory model, and under emulation a kernel without io_uring.
 const AARCH64: &str = "aarch64-unknown-linux-gnu";
-
-/// What the second platform needs of the system.
-const CROSS_PACKAGES: &[Package] = &[
-    Package {
-        name: "gcc-aarch64-linux-gnu",
-        proof: "aarch64-linux-gnu-gcc",
-    },
-    Package {
-        name: "libc6-dev-arm64-cross",
-        proof: "/usr/aarch64-linux-gnu/lib/crt1.o",
-    },
-    Package {
-        name: "qemu-user-static",
-        proof: "qemu-aarch64-static",
-    },
-];
 
 /// What can be asked of the tests.
 #[derive(clap::Args)]
@@ -73,7 +56,7 @@ fn native(workspace: &Workspace, options: &Options) -> Result<Tally> {
 }
 
 fn aarch64(workspace: &Workspace, options: &Options) -> Result<Tally> {
-    packages::ensure(CROSS_PACKAGES)?;
+    packages::ensure(packages::AARCH64)?;
     ensure_target(AARCH64)?;
     let mut command = cargo_test(workspace, options);
     command.args(["--target", AARCH64]);
@@ -98,7 +81,8 @@ fn data_path_crates(workspace: &Workspace) -> Vec<String> {
         .collect()
 }
 
-fn cargo_test(workspace: &Workspace, options: &Options) -> Command {
+/// A `cargo test`, with what the options ask for.
+pub fn cargo_test(workspace: &Workspace, options: &Options) -> Command {
     let mut command = run::cargo(["test", "--locked", "--no-fail-fast"]);
     command.current_dir(&workspace.root);
     if options.long {
@@ -109,7 +93,7 @@ fn cargo_test(workspace: &Workspace, options: &Options) -> Command {
 }
 
 /// Runs a `cargo test`, passes its output on as it comes, and adds up what its binaries report.
-fn count(mut command: Command) -> Result<Tally> {
+pub fn count(mut command: Command) -> Result<Tally> {
     println!("    {}", run::display(&command));
     let mut child = command
         .stdout(Stdio::piped())

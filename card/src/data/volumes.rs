@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use bluff_block::{Uri, Volume};
 
 use crate::spec::VolumeSpec;
@@ -19,5 +19,5 @@ pub(super) fn open(spec: &VolumeSpec) -> Result<Arc<dyn Volume>> {
         kind => bail!("no kind of volume is called {kind}"),
     };
     let _ = &spec.layers;
-    Ok(volume).context("opening")
+    Ok(volume)
 }

@@ -186,7 +186,7 @@ impl Planner<'_> {
             }
             R::SetBackendReqFd(file) => {
                 self.needs(protocol::BACKEND_REQ)?;
-                unix::set_nonblocking(file.as_fd()).map_err(|e| bad_file("back-end channel", e))?;
+                unix::set_channel(file.as_fd()).map_err(|e| bad_file("back-end channel", e))?;
                 self.plan.next.channel = Some(self.add(file)?);
             }
             R::GetConfig {

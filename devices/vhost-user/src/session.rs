@@ -120,6 +120,8 @@ pub struct Session {
     kept: BTreeSet<Key>,
     framer: Framer,
     channel: Option<(Key, Channel)>,
+    /// Channels that were given up, until the loop has forgotten them.
+    retired: Vec<Channel>,
     phase: Phase,
     op: u64,
     /// How long stopping rings has taken since one was last started.
@@ -151,6 +153,7 @@ impl Session {
             kept: BTreeSet::new(),
             framer: Framer::default(),
             channel: None,
+            retired: Vec::new(),
             phase: Phase::Idle,
             op: 0,
             spent: Duration::ZERO,
@@ -163,14 +166,9 @@ impl Session {
         &self.state
     }
 
-    /// The device.
-    pub fn device(&self) -> &dyn VirtioDevice {
-        &*self.device
-    }
-
-    /// The same, to be changed.
-    pub fn device_mut(&mut self) -> &mut dyn VirtioDevice {
-        &mut *self.device
+    /// The device, when the sessions are over.
+    pub fn into_device(self) -> Box<dyn VirtioDevice> {
+        self.device
     }
 
     /// Why the last message was refused, if it was; then forgets it.
@@ -205,7 +203,14 @@ impl Session {
 
     /// Gives a broken channel up.
     pub fn drop_channel(&mut self) {
-        self.channel = None;
+        self.retired.extend(self.channel.take().map(|(_, c)| c));
+    }
+
+    /// Channels that were given up since the last call. Whoever waits for their descriptors forgets
+    /// these first and then drops them: others may hold the same open file, and an epoll would go on
+    /// reporting it.
+    pub fn take_retired(&mut self) -> Vec<Channel> {
+        std::mem::take(&mut self.retired)
     }
 
     /// A front end has connected.
@@ -638,11 +643,13 @@ impl Session {
         match self.state.channel {
             Some(key) if now != Some(key) => {
                 if let Some(file) = self.files.get(&key) {
+                    let file = file.try_clone()?;
                     let ack = self.state.protocol & protocol::REPLY_ACK != 0;
-                    self.channel = Some((key, Channel::new(file.try_clone()?, ack)));
+                    self.drop_channel();
+                    self.channel = Some((key, Channel::new(file, ack)));
                 }
             }
-            None => self.channel = None,
+            None => self.drop_channel(),
             _ => {}
         }
         Ok(())
@@ -677,7 +684,7 @@ impl Session {
             && let Err(e) = channel.config_changed()
         {
             self.refused = Some(e);
-            self.channel = None;
+            self.drop_channel();
         }
     }
 
@@ -741,7 +748,7 @@ impl Session {
         self.files.clear();
         self.kept.clear();
         self.framer = Framer::default();
-        self.channel = None;
+        self.drop_channel();
         self.spent = Duration::ZERO;
         self.phase = Phase::Idle;
         Step::Ended

@@ -6,6 +6,10 @@
 use std::io;
 use std::mem::{size_of, zeroed};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
 
 use vmm_sys_util::eventfd::EventFd;
 
@@ -186,23 +190,35 @@ pub fn send(socket: BorrowedFd<'_>, bytes: &[u8], files: &[BorrowedFd<'_>]) -> i
     }
 }
 
-/// Makes a descriptor that a front end sent usable for notifications: it must be able to signal
-/// (an eventfd, a pipe, a socket), and reading or writing it never blocks a reactor.
-///
-/// # Errors
-/// `InvalidInput` for a file of another kind.
-pub fn set_notifier(file: BorrowedFd<'_>) -> io::Result<()> {
+/// The kind of a file, as `stat` has it; 0 for an anonymous inode such as an eventfd.
+fn kind(file: BorrowedFd<'_>) -> io::Result<libc::mode_t> {
     // SAFETY: plain data, filled by the kernel.
     let mut stat: libc::stat = unsafe { zeroed() };
     // SAFETY: the descriptor is open and the buffer is ours.
     if unsafe { libc::fstat(file.as_raw_fd(), &raw mut stat) } != 0 {
         return Err(io::Error::last_os_error());
     }
-    // An eventfd is an anonymous inode, which has no type.
-    if !matches!(
-        stat.st_mode & libc::S_IFMT,
-        0 | libc::S_IFIFO | libc::S_IFSOCK
-    ) {
+    Ok(stat.st_mode & libc::S_IFMT)
+}
+
+/// Makes a descriptor that a front end sent usable for notifications: it must be able to signal
+/// (an eventfd, a pipe, a socket), and reading or writing it never blocks a reactor.
+///
+/// # Errors
+/// `InvalidInput` for a file of another kind.
+pub fn set_notifier(file: BorrowedFd<'_>) -> io::Result<()> {
+    if !matches!(kind(file)?, 0 | libc::S_IFIFO | libc::S_IFSOCK) {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    set_nonblocking(file)
+}
+
+/// Makes sure that a descriptor that a front end sent is a socket.
+///
+/// # Errors
+/// `InvalidInput` for a file of another kind.
+pub fn set_channel(file: BorrowedFd<'_>) -> io::Result<()> {
+    if kind(file)? != libc::S_IFSOCK {
         return Err(io::ErrorKind::InvalidInput.into());
     }
     set_nonblocking(file)
@@ -213,15 +229,83 @@ pub fn set_notifier(file: BorrowedFd<'_>) -> io::Result<()> {
 /// # Errors
 /// Whatever `fcntl` says.
 pub fn set_nonblocking(file: BorrowedFd<'_>) -> io::Result<()> {
+    let fd = file.as_raw_fd();
     // SAFETY: no memory is involved.
-    let flags = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFL) };
-    // SAFETY: as above.
-    if flags < 0
-        || unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETFL, flags | libc::O_NONBLOCK) } < 0
-    {
+    let rc = unsafe {
+        let flags = libc::fcntl(fd, libc::F_GETFL);
+        libc::fcntl(fd, libc::F_SETFL, flags | libc::O_NONBLOCK)
+    };
+    if rc < 0 {
         return Err(io::Error::last_os_error());
     }
     Ok(())
+}
+
+/// Whether the peer has closed its end, whatever is left to read.
+pub fn is_hung_up(socket: BorrowedFd<'_>) -> bool {
+    let mut poll = libc::pollfd {
+        fd: socket.as_raw_fd(),
+        events: libc::POLLRDHUP,
+        revents: 0,
+    };
+    // SAFETY: one entry, which is ours.
+    let n = unsafe { libc::poll(&raw mut poll, 1, 0) };
+    n == 1 && poll.revents & (libc::POLLRDHUP | libc::POLLHUP | libc::POLLERR) != 0
+}
+
+/// Connects to a listening socket without ever waiting for it.
+///
+/// # Errors
+/// `WouldBlock` where its queue is full; `InvalidInput` for a path that is too long; else whatever
+/// `connect` says.
+pub fn connect(path: &Path) -> io::Result<UnixStream> {
+    // SAFETY: plain data.
+    let mut addr: libc::sockaddr_un = unsafe { zeroed() };
+    addr.sun_family = libc::AF_UNIX as libc::sa_family_t;
+    let bytes = path.as_os_str().as_bytes();
+    // One byte less: the path ends with a zero.
+    if bytes.len() >= addr.sun_path.len() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    for (to, from) in addr.sun_path.iter_mut().zip(bytes) {
+        *to = *from as libc::c_char;
+    }
+    // SAFETY: no memory is involved; the descriptor is owned at once.
+    let socket = unsafe {
+        let kind = libc::SOCK_STREAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+        let fd = libc::socket(libc::AF_UNIX, kind, 0);
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        OwnedFd::from_raw_fd(fd)
+    };
+    let len = size_of::<libc::sockaddr_un>() as libc::socklen_t;
+    // SAFETY: the address is ours and as long as we say.
+    if unsafe { libc::connect(socket.as_raw_fd(), (&raw const addr).cast(), len) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(socket.into())
+}
+
+/// Listens at `path`. A socket that nobody listens on any more, left over by a process that was
+/// killed, is replaced.
+///
+/// # Errors
+/// `AddrInUse` where somebody listens there or the path is no socket; else whatever binding says.
+pub fn listen(path: &Path) -> io::Result<UnixListener> {
+    match UnixListener::bind(path) {
+        Err(e) if e.kind() == io::ErrorKind::AddrInUse => {
+            let is_socket = path.symlink_metadata()?.file_type().is_socket();
+            match connect(path) {
+                Err(gone) if is_socket && gone.kind() == io::ErrorKind::ConnectionRefused => {
+                    std::fs::remove_file(path)?;
+                    UnixListener::bind(path)
+                }
+                _ => Err(e),
+            }
+        }
+        other => other,
+    }
 }
 
 /// The descriptor as the type that devices take.
@@ -256,11 +340,9 @@ pub fn sealed_memory(name: &std::ffi::CStr, len: u64) -> io::Result<OwnedFd> {
 
 #[cfg(test)]
 mod tests {
+    use super::*;
     use std::io::Write;
     use std::os::fd::AsFd;
-    use std::os::unix::net::UnixStream;
-
-    use super::*;
 
     #[test]
     fn peeked_bytes_stay_and_discarded_ones_go() {
@@ -292,6 +374,22 @@ mod tests {
         let mut buf = [0; 1];
         let got = take(b.as_fd(), &mut buf).unwrap();
         assert_eq!((got.files.len(), got.truncated), (8, false));
+    }
+
+    #[test]
+    fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let first = listen(&path).unwrap();
+        assert_eq!(listen(&path).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        assert!(connect(&path).is_ok());
+        drop(first);
+        let _second = listen(&path).unwrap();
+        let file = dir.path().join("f");
+        std::fs::write(&file, b"precious").unwrap();
+        assert!(listen(&file).is_err());
+        assert_eq!(std::fs::read(&file).unwrap(), b"precious");
+        assert!(connect(&dir.path().join("x".repeat(200))).is_err());
     }
 
     #[test]

@@ -49,7 +49,7 @@ fn b01_vring_index_out_of_range_in_every_message() {
     let before = open_files();
     let front = function.connect();
     front.negotiate();
-    let _memory = front.memory();
+    let memory = front.memory();
     front.start(1);
     let calls = function.control.take_calls().len();
     assert!(calls > 0);
@@ -73,7 +73,7 @@ fn b01_vring_index_out_of_range_in_every_message() {
     assert!(function.control.take_calls().is_empty());
     assert!(function.control.is_running(1), "the neighbour goes on");
     assert_eq!(front.base(1), 8);
-    drop(front);
+    drop((front, memory));
     function.wait_gone(1);
     settled(&function, before);
     still_serves(&function);
@@ -95,7 +95,8 @@ fn b02_extra_descriptors_on_any_message() {
         let payload = [&[][..], &[0; 8], &[0; 16], &[0; 24], &[0; 40]][i as usize / 50 % 5];
         let count = 2 + i as usize % 7;
         // Without acknowledgements each one costs the connection; with them, the message.
-        if i.is_multiple_of(7) {
+        // A failed GET_CONFIG is answered in any case.
+        if i.is_multiple_of(7) && code != GET_CONFIG {
             front.ack = false;
         }
         if !front.send(code, payload, &eight[..count]) || !front.ack {
@@ -126,7 +127,7 @@ fn b03_vring_num_again_and_against_in_flight_state() {
     let before = open_files();
     let front = function.connect();
     front.negotiate();
-    let _memory = front.memory();
+    let memory = front.memory();
     for i in 0..times(100_000) as u32 {
         assert!(front.ok(SET_VRING_NUM, &words(&[0, 1 << (i % 8)]), &[]));
     }
@@ -151,7 +152,7 @@ fn b03_vring_num_again_and_against_in_flight_state() {
         let part = inner.running[&0].inflight.as_ref().unwrap();
         assert_eq!((part.offset, part.len), (0, 4160));
     }
-    drop((front, region));
+    drop((front, region, memory, files));
     function.wait_gone(1);
     settled(&function, before);
     still_serves(&function);
@@ -176,7 +177,7 @@ fn b04_get_inflight_fd_flood_and_odd_sizes() {
         assert_eq!(region.metadata().unwrap().len(), size);
         assert!(region.set_len(0).is_err(), "sealed");
     }
-    assert_eq!(open_files(), before, "nothing is kept");
+    settled(&function, before);
     for (queues, size) in [(0, 1), (1, 0), (257, 1), (1, 32769), (u16::MAX, u16::MAX)] {
         assert!(!front.ok(GET_INFLIGHT_FD, &inflight(0, 0, queues, size), &[]));
     }

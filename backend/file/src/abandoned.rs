@@ -79,7 +79,7 @@ impl Abandoned {
             .ranges
             .iter()
             .any(|r| r.1 < offset + len && offset < r.2);
-        if held {
+        if held && !inner.waiting.iter().any(|w| w.is_same(waker)) {
             inner.waiting.push(waker.clone());
         }
         !held

@@ -142,7 +142,7 @@ impl Volume for FileVolume {
         if self.storage.device {
             let there = probe::device_size(&self.storage.file)?;
             if size > there {
-                return Err(BlockError::NoSpace);
+                return Err(BlockError::Unsupported);
             }
             self.storage.size.store(size, Ordering::Release);
         } else if g.read_only {

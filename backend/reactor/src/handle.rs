@@ -153,6 +153,11 @@ impl Waker {
         });
     }
 
+    /// Whether both wake the same actor of the same reactor.
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.actor == other.actor && Arc::ptr_eq(&self.shared, &other.shared)
+    }
+
     /// Which actor it wakes.
     pub fn actor(&self) -> ActorId {
         self.actor

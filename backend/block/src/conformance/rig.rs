@@ -1,12 +1,12 @@
 //! A reactor that the test steps, and channels on it.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use bluff_reactor::{Actor, Context, Event, Options, Poll, Reactor, Turn, UringUse};
 
-use crate::{BlockError, Channel, Completion, Kind, Op, OpenContext, Tag, Volume};
+use crate::{BlockError, Cancel, Channel, Completion, Kind, Op, OpenContext, Tag, Volume};
 
 /// How long a channel may be silent before the test fails.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -14,26 +14,50 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// A reactor that the test steps.
 pub struct Rig {
     reactor: Reactor,
+    /// A channel was woken: the test is to look before the reactor sleeps.
+    woken: Rc<Cell<bool>>,
 }
 
-/// A channel on a rig, and the flag that its waker sets.
-pub struct Line {
-    /// The channel, for what the rig does not do.
-    pub channel: Box<dyn Channel>,
-    woken: Rc<Cell<bool>>,
+/// A channel on a rig. It is polled when it wakes the reactor, as a queue would, whatever the test
+/// waits for.
+pub struct Line(Rc<RefCell<State>>);
+
+struct State {
+    /// `None` when the line has gone.
+    channel: Option<Box<dyn Channel>>,
     in_flight: usize,
     done: Vec<Completion>,
 }
 
-struct Sleeper(Rc<Cell<bool>>);
+struct Sleeper {
+    state: Rc<RefCell<State>>,
+    woken: Rc<Cell<bool>>,
+}
 
 impl Actor for Sleeper {
-    fn event(&mut self, _cx: &mut Context<'_>, event: Event) {
+    fn event(&mut self, cx: &mut Context<'_>, event: Event) {
         assert_eq!(event, Event::Woken);
-        self.0.set(true);
+        self.state.borrow_mut().poll(cx.now());
+        self.woken.set(true);
     }
     fn turn(&mut self, _cx: &mut Context<'_>) -> Turn {
         Turn::Idle
+    }
+    fn arm(&mut self, _cx: &mut Context<'_>) -> bool {
+        !self.woken.get()
+    }
+}
+
+impl State {
+    fn poll(&mut self, now: Instant) -> usize {
+        let before = self.done.len();
+        if let Some(channel) = &mut self.channel {
+            channel.poll(now, &mut self.done);
+        }
+        let n = self.done.len() - before;
+        assert!(n <= self.in_flight, "more completions than operations");
+        self.in_flight -= n;
+        n
     }
 }
 
@@ -49,6 +73,7 @@ impl Rig {
         };
         Self {
             reactor: Reactor::new(&options).expect("a reactor"),
+            woken: Rc::default(),
         }
     }
 
@@ -57,24 +82,28 @@ impl Rig {
     /// # Panics
     /// Where the volume refuses.
     pub fn open(&mut self, volume: &dyn Volume) -> Line {
-        let woken = Rc::new(Cell::new(false));
+        let state = Rc::new(RefCell::new(State {
+            channel: None,
+            in_flight: 0,
+            done: Vec::new(),
+        }));
+        let sleeper = Sleeper {
+            state: state.clone(),
+            woken: self.woken.clone(),
+        };
         let mut cx = self.reactor.context();
-        let flag = woken.clone();
-        let id = cx.insert(Poll::Never, |_, _| Box::new(Sleeper(flag)));
+        let id = cx.insert(Poll::Never, |_, _| Box::new(sleeper));
         let context = OpenContext {
             waker: cx.waker(id),
             uring: cx.uring(),
         };
-        Line {
-            channel: volume.open(&context).expect("a channel"),
-            woken,
-            in_flight: 0,
-            done: Vec::new(),
-        }
+        state.borrow_mut().channel = Some(volume.open(&context).expect("a channel"));
+        Line(state)
     }
 
     /// Lets the reactor run for up to `limit`.
     pub fn step(&mut self, limit: Duration) {
+        self.woken.set(false);
         self.reactor.step(Some(limit));
     }
 
@@ -88,15 +117,15 @@ impl Rig {
         let mut rest = ops;
         while !rest.is_empty() {
             rest = &rest[line.submit(rest)..];
-            line.channel.kick();
+            line.kick();
             if rest.is_empty() {
                 break;
             }
             self.wait(line, 1);
-            results.append(&mut line.done);
+            results.append(&mut line.take());
         }
         self.wait(line, usize::MAX);
-        results.append(&mut line.done);
+        results.append(&mut line.take());
         results
     }
 
@@ -118,6 +147,9 @@ impl Rig {
     ///
     /// # Errors
     /// What it ended with.
+    ///
+    /// # Panics
+    /// As [`Rig::run`].
     pub fn plain(
         &mut self,
         line: &mut Line,
@@ -134,28 +166,30 @@ impl Rig {
     /// # Panics
     /// Where nothing comes for half a minute.
     pub fn wait(&mut self, line: &mut Line, n: usize) {
-        let want = n.min(line.in_flight + line.done.len());
+        let want = n.min(line.in_flight() + line.0.borrow().done.len());
         line.poll(Instant::now());
-        let mut last = Instant::now();
-        while line.done.len() < want {
-            let before = line.done.len();
-            let deadline = line.channel.deadline();
-            let now = Instant::now();
-            let due = deadline.is_some_and(|d| d <= now);
-            if due || line.woken.replace(false) {
-                line.poll(now);
-            } else {
-                let nap = deadline.map_or(PATIENCE, |d| d - now);
-                self.reactor.step(Some(nap.min(PATIENCE)));
+        let (mut last, mut before) = (Instant::now(), 0);
+        loop {
+            let count = line.0.borrow().done.len();
+            if count >= want {
+                return;
             }
-            if line.done.len() > before {
-                last = Instant::now();
+            if count > before {
+                (last, before) = (Instant::now(), count);
             }
             assert!(
                 last.elapsed() < PATIENCE,
                 "nothing woke the reactor although {} operations are in flight",
-                line.in_flight
+                line.in_flight()
             );
+            let now = Instant::now();
+            let deadline = line.deadline();
+            if deadline.is_some_and(|d| d <= now) {
+                line.poll(now);
+            } else {
+                let nap = deadline.map_or(PATIENCE, |d| d - now);
+                self.step(nap.min(PATIENCE));
+            }
         }
     }
 }
@@ -166,14 +200,36 @@ impl Line {
     /// # Panics
     /// Where none were taken although nothing is in flight.
     pub fn submit(&mut self, ops: &[Op]) -> usize {
-        let n = self.channel.submit(ops);
+        let mut state = self.0.borrow_mut();
+        let channel = state.channel.as_mut().expect("the line is there");
+        let n = channel.submit(ops);
         assert!(n <= ops.len());
         assert!(
-            n > 0 || self.in_flight > 0 || ops.is_empty(),
+            n > 0 || state.in_flight > 0 || ops.is_empty(),
             "never busy without work"
         );
-        self.in_flight += n;
+        state.in_flight += n;
         n
+    }
+
+    /// Kicks the channel.
+    pub fn kick(&mut self) {
+        if let Some(channel) = &mut self.0.borrow_mut().channel {
+            channel.kick();
+        }
+    }
+
+    /// Cancels an operation.
+    pub fn cancel(&mut self, tag: Tag) -> Cancel {
+        match &mut self.0.borrow_mut().channel {
+            Some(channel) => channel.cancel(tag),
+            None => Cancel::Unknown,
+        }
+    }
+
+    /// When the channel wants to be polled.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.0.borrow().channel.as_ref()?.deadline()
     }
 
     /// Polls once; says how many were completed.
@@ -181,26 +237,28 @@ impl Line {
     /// # Panics
     /// Where more were completed than are in flight.
     pub fn poll(&mut self, now: Instant) -> usize {
-        let before = self.done.len();
-        self.channel.poll(now, &mut self.done);
-        let n = self.done.len() - before;
-        assert!(n <= self.in_flight, "more completions than operations");
-        self.in_flight -= n;
-        n
+        self.0.borrow_mut().poll(now)
     }
 
     /// Takes what was completed.
     pub fn take(&mut self) -> Vec<Completion> {
-        std::mem::take(&mut self.done)
+        std::mem::take(&mut self.0.borrow_mut().done)
     }
 
     /// How many operations were accepted and not handed out yet.
     pub fn in_flight(&self) -> usize {
-        self.in_flight
+        self.0.borrow().in_flight
     }
 
     /// Drops the channel with whatever it has in flight.
     pub fn abandon(self) {
-        drop(self.channel);
+        drop(self);
+    }
+}
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        let channel = self.0.borrow_mut().channel.take();
+        drop(channel);
     }
 }

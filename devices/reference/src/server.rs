@@ -52,7 +52,7 @@ pub enum ServerError {
     Open(#[from] OpenError),
     /// The stack failed.
     #[error("vhost-user-backend: {0}")]
-    Stack(vhost_user_backend::Error),
+    Stack(String),
 }
 
 /// Ends a [`Server`], from any thread.
@@ -191,11 +191,11 @@ impl Server {
         let mem = GuestMemoryAtomic::new(GuestMemoryMmap::new());
         let backend = Backend::new(Arc::new(device), mem.clone()).map_err(ServerError::Socket)?;
         let mut daemon = VhostUserDaemon::new("session".into(), backend.clone(), mem)
-            .map_err(ServerError::Stack)?;
+            .map_err(|e| ServerError::Stack(e.to_string()))?;
         backend.open(&daemon.get_epoll_handlers())?;
         daemon
             .start(&mut self.listener)
-            .map_err(ServerError::Stack)?;
+            .map_err(|e| ServerError::Stack(e.to_string()))?;
         log::info!("a front end is here");
         self.stop.set_session(daemon.shutdown_handle());
         let end = daemon.wait();

@@ -209,8 +209,6 @@ fn a_broken_ring_waits_for_a_new_start() {
 #[test]
 fn front_ends_come_and_go() {
     let service = Service::ram(2, false);
-    let count = || std::fs::read_dir("/proc/self/fd").unwrap().count();
-    let mut counts = Vec::new();
     for i in 0..12 {
         let mut vm = Vm::new(service.connect(), 2, 128, 0);
         exercise(&mut vm, 1);
@@ -219,23 +217,16 @@ fn front_ends_come_and_go() {
             add(&mut vm, 0, 0, request_type::IN, 0, None);
             vm.publish(0);
         }
-        counts.push(count());
         if i % 3 == 0 {
             vm.stop(0);
             vm.stop(1);
         }
     }
-    // Other tests of this program have descriptors of their own, but a leak of 2 a session in 12 sessions is more.
-    let mut vm = Vm::new(service.connect(), 2, 128, 0);
-    exercise(&mut vm, 1);
-    drop(vm);
-    drop(service);
-    assert_eq!(counts.len(), 12);
 }
 
 #[test]
 fn the_configuration_space_over_the_session() {
-    let mut service = Service::ram(2, false);
+    let (mut service, _) = slow(usize::MAX, 2);
     let mut vm = Vm::new(service.connect(), 1, 128, 0);
     let flags = VhostUserConfigFlags::WRITABLE;
     let (_, bytes) = vm.frontend.get_config(0, 60, flags, &[0; 60]).unwrap();

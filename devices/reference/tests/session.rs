@@ -395,6 +395,7 @@ fn a_stop_waits_for_what_is_in_flight() {
     let opener = std::thread::spawn({
         let gate = gate.clone();
         move || {
+            // Time for a stop that does not wait to show itself: the used ring would be empty.
             std::thread::sleep(Duration::from_millis(50));
             gate.open();
         }

@@ -27,6 +27,9 @@ pub enum Cancel {
 ///   makes by waiting; a [`crate::Kind::Flush`] covers what was *completed* before it was submitted.
 /// - What was finished inside of `submit`, `kick` or `cancel` is there for the next `poll` and wakes
 ///   nobody; what is finished later wakes the reactor, unless a `poll` has handed it out before.
+/// - Whoever submits polls soon after, in the same turn: a channel that depends on time learns it there.
+/// - Whoever is woken polls the channel, also where nothing of its own is in flight: others may wait
+///   for what only that poll finds out (a cancelled write that the kernel has let go of).
 /// - Buffers are touched only between submission and the poll that hands out the completion.
 /// - No call blocks for storage: slow work happens elsewhere and wakes the reactor through the
 ///   [`crate::OpenContext`].

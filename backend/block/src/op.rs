@@ -133,6 +133,17 @@ pub struct Op {
 }
 
 impl Op {
+    /// An operation without buffers.
+    pub fn without_data(tag: Tag, kind: Kind, offset: u64, len: u64) -> Self {
+        Self {
+            tag,
+            kind,
+            offset,
+            len,
+            buffers: Buffers::NONE,
+        }
+    }
+
     /// Whether the operation is one that a volume of this shape does. Every kind of volume may rely on it: the submitter (a device) checks,
     /// once, before it submits.
     ///

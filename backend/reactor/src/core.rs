@@ -16,6 +16,8 @@ use crate::{
 
 /// How often the descriptors of armed actors are looked at while others are polled.
 const LOOK_EVERY: Duration = Duration::from_micros(50);
+/// How often entries are offered to a kernel that was too busy for them.
+const RETRY_EVERY: Duration = Duration::from_millis(1);
 /// How many times round the loop before the clock is read again.
 const CLOCK_EVERY: u32 = 16;
 
@@ -318,10 +320,14 @@ impl Reactor {
             .timers
             .peek()
             .map(|t| t.0.0.saturating_duration_since(start));
-        let span = match (next, limit) {
+        let mut span = match (next, limit) {
             (Some(a), Some(b)) => Some(a.min(b)),
             (a, b) => a.or(b),
         };
+        if self.inner.uring.as_ref().is_some_and(|u| !u.flush()) {
+            // The kernel took no entries; nothing would wake us when it could.
+            span = Some(span.map_or(RETRY_EVERY, |s| s.min(RETRY_EVERY)));
+        }
         let wait = match span {
             Some(Duration::ZERO) => 0,
             // The timer descriptor has nanoseconds, epoll's own time-out milliseconds.
@@ -371,6 +377,12 @@ impl Reactor {
         }
         self.events = events;
         self.settle();
+    }
+}
+
+impl Drop for Reactor {
+    fn drop(&mut self) {
+        self.inner.shared.close();
     }
 }
 

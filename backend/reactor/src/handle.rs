@@ -17,6 +17,8 @@ pub(crate) struct Inbox {
     pub(crate) messages: Vec<Message>,
     pub(crate) woken: Vec<ActorId>,
     pub(crate) stop: bool,
+    /// The reactor is gone: what comes is dropped.
+    closed: bool,
 }
 
 pub(crate) struct Shared {
@@ -61,10 +63,18 @@ impl Shared {
     }
 
     fn put(&self, f: impl FnOnce(&mut Inbox)) {
-        f(&mut self
-            .inbox
-            .lock()
-            .expect("nothing panics while it holds the inbox"));
+        {
+            let mut inbox = self
+                .inbox
+                .lock()
+                .expect("nothing panics while it holds the inbox");
+            if inbox.closed {
+                // A message that is dropped may use wakers: not under the lock.
+                drop(inbox);
+                return;
+            }
+            f(&mut inbox);
+        }
         self.pending.store(true, Ordering::Release);
         // Either this sees `sleeping`, or the reactor, which set it before its last look, sees
         // `pending` (both sides put a full fence between their store and their load).
@@ -87,6 +97,20 @@ impl Shared {
                 .lock()
                 .expect("nothing panics while it holds the inbox"),
         )
+    }
+
+    /// The reactor ends: messages that it did not come to are dropped, and so is what follows, so
+    /// that whoever waits for an answer learns that none comes.
+    pub(crate) fn close(&self) {
+        let rest = {
+            let mut inbox = self
+                .inbox
+                .lock()
+                .expect("nothing panics while it holds the inbox");
+            inbox.closed = true;
+            std::mem::take(&mut inbox.messages)
+        };
+        drop(rest);
     }
 
     /// Declares sleep; `false` where something has come.
@@ -127,6 +151,11 @@ impl Waker {
                 inbox.woken.push(actor);
             }
         });
+    }
+
+    /// Whether both wake the same actor of the same reactor.
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.actor == other.actor && Arc::ptr_eq(&self.shared, &other.shared)
     }
 
     /// Which actor it wakes.

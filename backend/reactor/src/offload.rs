@@ -18,8 +18,9 @@ struct Shared {
     more: Condvar,
 }
 
-/// A few threads that run what they are given, in order of arrival. A job tells of its end itself,
-/// through a channel and a [`crate::Waker`]. Dropping it waits for the jobs that have begun; the
+/// A few threads that run what they are given, in order of arrival. A job must not panic: its
+/// thread would be gone. It tells of its end itself, through a channel and a
+/// [`crate::Waker`]. Dropping the pool waits for the jobs that have begun; the
 /// others are dropped.
 pub struct Offload {
     shared: Arc<Shared>,
@@ -52,6 +53,23 @@ impl Offload {
         queue.jobs.push_back(Box::new(job));
         self.shared.more.notify_one();
     }
+
+    /// Lets go of the threads without waiting: each ends after the job that it has begun, which may
+    /// hang for as long as the storage does. Jobs that have not begun are dropped.
+    pub fn detach(mut self) {
+        self.threads.clear();
+    }
+
+    fn close(&self) {
+        let rest = {
+            let mut queue = self.shared.queue.lock().expect("jobs run without the lock");
+            queue.closed = true;
+            std::mem::take(&mut queue.jobs)
+        };
+        self.shared.more.notify_all();
+        // What a job owns may use this pool when it is dropped: not under the lock.
+        drop(rest);
+    }
 }
 
 fn run(shared: &Shared) {
@@ -72,12 +90,7 @@ fn run(shared: &Shared) {
 
 impl Drop for Offload {
     fn drop(&mut self) {
-        self.shared
-            .queue
-            .lock()
-            .expect("jobs run without the lock")
-            .closed = true;
-        self.shared.more.notify_all();
+        self.close();
         for thread in self.threads.drain(..) {
             let _ = thread.join();
         }

@@ -15,8 +15,13 @@ use crate::Waker;
 /// Entries of the submission queue; the completion queue has four times as many.
 const ENTRIES: u32 = 1024;
 
+/// Takes what comes after an owner has left.
+type Heir = Box<dyn FnMut(u32, i32)>;
+
 struct Owner {
+    /// `None` when it has left.
     waker: Option<Waker>,
+    heir: Option<Heir>,
     done: Vec<(u32, i32)>,
     in_flight: u32,
 }
@@ -68,6 +73,7 @@ impl Uring {
         let mut inner = self.0.borrow_mut();
         let owner = Owner {
             waker: Some(waker),
+            heir: None,
             done: Vec::new(),
             in_flight: 0,
         };
@@ -85,6 +91,15 @@ impl Uring {
             uring: self.clone(),
             index,
         }
+    }
+
+    /// Tells the kernel of entries that it was too busy for before; `false` where it still is.
+    pub(crate) fn flush(&self) -> bool {
+        let mut inner = self.0.borrow_mut();
+        if !inner.ring.submission().is_empty() {
+            let _ = inner.ring.submit();
+        }
+        inner.ring.submission().is_empty()
     }
 
     /// Hands completions to their owners and wakes these.
@@ -108,8 +123,15 @@ impl Inner {
                     owner.done.push((data, entry.result()));
                 }
                 // Its owner has gone before it.
-                None if owner.in_flight == 0 => self.free.push(index),
-                None => {}
+                None => {
+                    if let Some(heir) = &mut owner.heir {
+                        heir(data, entry.result());
+                    }
+                    if owner.in_flight == 0 {
+                        owner.heir = None;
+                        self.free.push(index);
+                    }
+                }
             }
         }
     }
@@ -171,6 +193,22 @@ impl Port {
         self.uring.0.borrow().owners[self.index as usize].in_flight as usize
     }
 
+    /// Leaves before the kernel has let go of everything: `heir` gets each completion that has not
+    /// been taken, as `(data, result)`, now or on the reactor's thread, and is dropped after the
+    /// last one. So it is the place for buffers that the kernel still uses. It must not use the ring.
+    ///
+    /// Where the ring itself ends first, `heir` is dropped with entries outstanding, and must leak
+    /// what these name.
+    pub fn leave(self, mut heir: impl FnMut(u32, i32) + 'static) {
+        let mut done = Vec::new();
+        self.take(&mut done);
+        for (data, result) in done {
+            heir(data, result);
+        }
+        // Dropping self frees the share where nothing is outstanding, and the heir with it.
+        self.uring.0.borrow_mut().owners[self.index as usize].heir = Some(Box::new(heir));
+    }
+
     /// Blocks until at least one entry of anybody is completed. For an owner that must not leave
     /// before the kernel has let go of its buffers.
     ///
@@ -189,6 +227,7 @@ impl Drop for Port {
         owner.waker = None;
         owner.done.clear();
         if owner.in_flight == 0 {
+            owner.heir = None;
             inner.free.push(index);
         }
     }

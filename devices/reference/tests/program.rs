@@ -130,6 +130,59 @@ fn sessions_leave_no_descriptors_behind() {
     }
 }
 
+#[test]
+fn a_file_outlives_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, disk) = (folder.path().join("socket"), folder.path().join("a?b%.raw"));
+    std::fs::write(&disk, vec![0; 8 << 20]).unwrap();
+    let start = || {
+        let mut command = Command::new(PROGRAM);
+        command
+            .arg("--blk-file")
+            .arg(&disk)
+            .args(["--num-queues", "2"]);
+        Program::start(command.arg("--socket-path").arg(&path))
+    };
+    let mut program = start();
+    let mut vm = Vm::new(UnixStream::connect(&path).unwrap(), 2, 128, 0);
+    read_a_block(&mut vm);
+    let at = 0x41_0000;
+    for (n, kind) in [request_type::OUT, request_type::FLUSH]
+        .into_iter()
+        .enumerate()
+    {
+        let at = at + 0x1_0000 * n as u64;
+        let ring = &mut vm.lanes[1].ring;
+        ring.header(at, kind, 8);
+        ring.fill(at + 16, 1, 0xee);
+        ring.fill(at + 0x1000, 4096, 0x42);
+        let data = (at + 0x1000, 4096, false);
+        let status = (at + 16, 1, true);
+        match kind {
+            request_type::OUT => ring.add(&[(at, 16, false), data, status]),
+            _ => ring.add(&[(at, 16, false), status]),
+        };
+        vm.publish(1);
+        assert_eq!(vm.wait(1).1, 1);
+        assert_eq!(vm.lanes[1].ring.byte(at + 16), 0);
+    }
+    // Another one does not get the file meanwhile.
+    let other = Command::new(PROGRAM)
+        .arg("--blk-file")
+        .arg(&disk)
+        .args(["--fd", "10"])
+        .output()
+        .unwrap();
+    assert!(!other.status.success());
+    program.signal(libc::SIGTERM);
+    assert_eq!(program.wait(), 0);
+    let bytes = std::fs::read(&disk).unwrap();
+    assert!(bytes[..4096].iter().all(|&b| b == 0));
+    assert!(bytes[4096..8192].iter().all(|&b| b == 0x42));
+    assert!(bytes[8192..].iter().all(|&b| b == 0));
+    start();
+}
+
 fn with_fd(fd: i32) -> Program {
     let mut command = Command::new(PROGRAM);
     command.args([

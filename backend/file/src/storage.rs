@@ -1,0 +1,231 @@
+//! What channels, threads and the kernel's leftovers share of a volume.
+//!
+//! Unsafe, because it hands addresses to system calls.
+#![allow(unsafe_code)]
+
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use bluff_block::Geometry;
+use bluff_memory::IoVec;
+
+use crate::abandoned::{Abandoned, Ticket};
+use crate::probe::{self, Found};
+use crate::{engine::Work, lock};
+
+/// Who holds the lock on the file.
+#[derive(Debug, Default)]
+pub(crate) struct LockState {
+    pub(crate) holders: u32,
+    pub(crate) held: bool,
+}
+
+/// The file and what is known of it.
+#[derive(Debug)]
+pub(crate) struct Storage {
+    pub(crate) file: File,
+    pub(crate) device: bool,
+    pub(crate) direct: bool,
+    /// In memory: reads and writes are done inline.
+    pub(crate) memory: bool,
+    shape: Geometry,
+    pub(crate) size: AtomicU64,
+    /// Whether the file system does not refuse `RWF_NOWAIT`; found out by use.
+    pub(crate) nowait_read: AtomicBool,
+    pub(crate) nowait_write: AtomicBool,
+    /// Whether it has `FALLOC_FL_ZERO_RANGE`; found out by use.
+    pub(crate) zero_range: AtomicBool,
+    /// A flush failed. The kernel tells of a lost write once and then calls the pages clean, so no
+    /// later flush of this volume may claim anything: it has to be opened again.
+    pub(crate) flush_failed: AtomicBool,
+    pub(crate) abandoned: Abandoned,
+    pub(crate) lock: Mutex<LockState>,
+}
+
+impl Storage {
+    pub(crate) fn new(found: Found) -> Self {
+        Self {
+            size: AtomicU64::new(found.geometry.size),
+            shape: found.geometry,
+            file: found.file,
+            device: found.device,
+            direct: found.direct,
+            memory: found.memory,
+            nowait_read: AtomicBool::new(true),
+            nowait_write: AtomicBool::new(true),
+            zero_range: AtomicBool::new(true),
+            flush_failed: AtomicBool::new(false),
+            abandoned: Abandoned::default(),
+            lock: Mutex::default(),
+        }
+    }
+
+    #[inline]
+    pub(crate) fn geometry(&self) -> Geometry {
+        Geometry {
+            size: self.size.load(Ordering::Acquire),
+            ..self.shape
+        }
+    }
+
+    /// Whether reads (or writes) are worth trying inline.
+    #[inline]
+    pub(crate) fn tries_inline(&self, write: bool) -> bool {
+        let nowait = if write {
+            &self.nowait_write
+        } else {
+            &self.nowait_read
+        };
+        self.memory || (!self.direct && nowait.load(Ordering::Relaxed))
+    }
+
+    /// Reads or writes once, inline: what is there without waiting, or all of it where the file is
+    /// in memory.
+    #[inline]
+    pub(crate) fn inline(&self, write: bool, pieces: &[IoVec], offset: u64) -> Result<u64, i32> {
+        let fd = self.file.as_raw_fd();
+        let at = offset as libc::off_t;
+        // SAFETY: the pieces are mapped (contract of `Buffers`); the call is over when it returns.
+        let n = unsafe {
+            match (pieces, self.memory, write) {
+                // Half the cost of a vector.
+                ([one], true, false) => libc::pread(fd, one.ptr().cast(), one.len(), at),
+                ([one], true, true) => libc::pwrite(fd, one.ptr().cast(), one.len(), at),
+                _ => {
+                    // More pieces than the kernel takes at once: the caller goes on with the rest.
+                    let count = pieces.len().min(libc::UIO_MAXIOV as usize) as libc::c_int;
+                    let flags = if self.memory { 0 } else { libc::RWF_NOWAIT };
+                    let list = IoVec::as_raw(pieces);
+                    if write {
+                        libc::pwritev2(fd, list, count, at, flags)
+                    } else {
+                        libc::preadv2(fd, list, count, at, flags)
+                    }
+                }
+            }
+        };
+        if n >= 0 {
+            return Ok(n as u64);
+        }
+        let error = errno();
+        if !self.memory && matches!(error, libc::EOPNOTSUPP | libc::ENOSYS | libc::EINVAL) {
+            let known = if write {
+                &self.nowait_write
+            } else {
+                &self.nowait_read
+            };
+            known.store(false, Ordering::Relaxed);
+        }
+        Err(error)
+    }
+
+    /// Does `work` and blocks for it. The result is as of an io_uring: a count, or a negative error.
+    pub(crate) fn perform(&self, work: &Work) -> i32 {
+        let fd = self.file.as_raw_fd();
+        loop {
+            // SAFETY: the memory that it names stays until its result was delivered (see `Work`).
+            let n = unsafe {
+                match *work {
+                    Work::Read { ptr, len, offset } => {
+                        libc::pread(fd, ptr.cast(), len, offset as libc::off_t)
+                    }
+                    Work::Write {
+                        ptr,
+                        len,
+                        offset,
+                        durable,
+                    } => {
+                        let piece = IoVec::new(ptr, len);
+                        let flags = if durable { libc::RWF_DSYNC } else { 0 };
+                        let list = IoVec::as_raw(std::slice::from_ref(&piece));
+                        libc::pwritev2(fd, list, 1, offset as libc::off_t, flags)
+                    }
+                    Work::Sync => libc::fdatasync(fd) as isize,
+                    Work::Allocate { mode, offset, len } => {
+                        let (offset, len) = (offset as libc::off_t, len as libc::off_t);
+                        libc::fallocate(fd, mode, offset, len) as isize
+                    }
+                    Work::DiscardDevice { offset, len } => {
+                        match probe::discard_device(&self.file, offset, len) {
+                            Ok(()) => 0,
+                            Err(_) => -1,
+                        }
+                    }
+                }
+            };
+            if n >= 0 {
+                return n as i32;
+            }
+            match errno() {
+                libc::EINTR => {}
+                error => return -error,
+            }
+        }
+    }
+
+    /// Remembers what an error of `work` means for later flushes.
+    pub(crate) fn note(&self, work: Durability, result: i32) {
+        let harmless = match work {
+            Durability::None => true,
+            Durability::Sync => matches!(-result, libc::EINTR | libc::EAGAIN | libc::ECANCELED),
+            // Such a write did not begin, for lack of space; nothing that was there is lost.
+            Durability::Write => matches!(
+                -result,
+                libc::EINTR
+                    | libc::EAGAIN
+                    | libc::ECANCELED
+                    | libc::ENOSPC
+                    | libc::EDQUOT
+                    | libc::EFBIG
+                    | libc::EINVAL
+                    | libc::EOPNOTSUPP
+            ),
+        };
+        if result < 0 && !harmless && !self.flush_failed.swap(true, Ordering::AcqRel) {
+            let e = std::io::Error::from_raw_os_error(-result);
+            log::error!("a flush failed ({e}): no flush succeeds until the volume is opened again");
+        }
+    }
+
+    /// The kernel has let go of an abandoned write.
+    pub(crate) fn release(&self, ticket: Ticket) {
+        self.abandoned.release(ticket);
+        if self.abandoned.is_empty() {
+            let mut state = self.lock_state();
+            self.settle_lock(&mut state);
+        }
+    }
+
+    pub(crate) fn lock_state(&self) -> std::sync::MutexGuard<'_, LockState> {
+        self.lock
+            .lock()
+            .expect("nothing panics while it holds the lock's state")
+    }
+
+    /// Gives the lock up where nobody needs it. A write that may still land is a reason to keep it.
+    pub(crate) fn settle_lock(&self, state: &mut LockState) {
+        if state.held && state.holders == 0 && self.abandoned.is_empty() {
+            lock::give(&self.file);
+            state.held = false;
+        }
+    }
+}
+
+/// What an error says about durability.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Durability {
+    /// Nothing.
+    None,
+    /// It was a flush.
+    Sync,
+    /// It was a write with the flush built in.
+    Write,
+}
+
+fn errno() -> i32 {
+    std::io::Error::last_os_error()
+        .raw_os_error()
+        .unwrap_or(libc::EIO)
+}

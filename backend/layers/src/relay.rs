@@ -1,0 +1,181 @@
+//! What both layers have in common: operations under tags of their own in an inner channel.
+
+use std::collections::VecDeque;
+use std::time::Instant;
+
+use bluff_block::{BlockError, Cancel, Channel, Completion, Op, Tag};
+
+/// How many operations a layer takes.
+pub(crate) const DEPTH: usize = 1024;
+
+/// An operation in a layer, with what the layer knows of it.
+pub(crate) struct Slot<T> {
+    pub(crate) op: Op,
+    /// What the inner channel gets in its place, where that is another.
+    pub(crate) instead: Option<Op>,
+    place: Place,
+    pub(crate) extra: T,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// In the layer's hands.
+    Held,
+    /// To be given to the inner channel when that is not busy.
+    Ready,
+    /// In the inner channel.
+    Inside,
+}
+
+/// Operations and the inner channel.
+pub(crate) struct Relay<T> {
+    // First: the inner channel goes before what its operations name.
+    pub(crate) inner: Box<dyn Channel>,
+    slots: Vec<Option<Slot<T>>>,
+    free: Vec<u32>,
+    ready: VecDeque<u32>,
+    inside: usize,
+    ops: Vec<Op>,
+    done: Vec<Completion>,
+}
+
+impl<T> Relay<T> {
+    pub(crate) fn new(inner: Box<dyn Channel>) -> Self {
+        Self {
+            inner,
+            slots: Vec::with_capacity(DEPTH),
+            free: Vec::with_capacity(DEPTH),
+            ready: VecDeque::with_capacity(DEPTH),
+            inside: 0,
+            ops: Vec::with_capacity(DEPTH),
+            done: Vec::with_capacity(DEPTH),
+        }
+    }
+
+    /// How many operations it holds.
+    pub(crate) fn len(&self) -> usize {
+        self.slots.len() - self.free.len()
+    }
+
+    /// How many of them are with the inner channel, or on the way to it.
+    pub(crate) fn inside(&self) -> usize {
+        self.inside + self.ready.len()
+    }
+
+    /// Holds an operation.
+    pub(crate) fn hold(&mut self, op: &Op, extra: T) -> u32 {
+        let slot = Some(Slot {
+            op: *op,
+            instead: None,
+            place: Place::Held,
+            extra,
+        });
+        match self.free.pop() {
+            Some(id) => {
+                self.slots[id as usize] = slot;
+                id
+            }
+            None => {
+                self.slots.push(slot);
+                (self.slots.len() - 1) as u32
+            }
+        }
+    }
+
+    pub(crate) fn get(&mut self, id: u32) -> &mut Slot<T> {
+        self.slots[id as usize].as_mut().expect("a held operation")
+    }
+
+    /// The operation, where there is one.
+    pub(crate) fn peek(&self, id: u32) -> Option<&Slot<T>> {
+        self.slots[id as usize].as_ref()
+    }
+
+    /// Passes a held operation on, at the next [`Relay::push`].
+    pub(crate) fn pass(&mut self, id: u32) {
+        self.get(id).place = Place::Ready;
+        self.ready.push_back(id);
+    }
+
+    /// Lets go of an operation that is held.
+    pub(crate) fn remove(&mut self, id: u32) -> Slot<T> {
+        let slot = self.slots[id as usize].take().expect("a held operation");
+        assert!(slot.place == Place::Held, "the inner channel has it");
+        self.free.push(id);
+        slot
+    }
+
+    /// The operation with the layer's own tag.
+    pub(crate) fn find(&self, tag: Tag) -> Option<u32> {
+        self.slots
+            .iter()
+            .position(|s| s.as_ref().is_some_and(|s| s.op.tag == tag))
+            .map(|i| i as u32)
+    }
+
+    /// All operations that `pick` picks.
+    pub(crate) fn all(&self, pick: impl Fn(&Slot<T>) -> bool) -> Vec<u32> {
+        let picked = |i: &u32| self.slots[*i as usize].as_ref().is_some_and(&pick);
+        (0..self.slots.len() as u32).filter(picked).collect()
+    }
+
+    /// Gives the inner channel what it takes; says how many.
+    pub(crate) fn push(&mut self) -> usize {
+        if self.ready.is_empty() {
+            return 0;
+        }
+        self.ops.clear();
+        for &id in &self.ready {
+            let slot = self.slots[id as usize].as_ref().expect("a ready operation");
+            let mut op = slot.instead.unwrap_or(slot.op);
+            op.tag = Tag(u64::from(id));
+            self.ops.push(op);
+        }
+        let n = self.inner.submit(&self.ops);
+        for id in self.ready.drain(..n) {
+            let slot = self.slots[id as usize].as_mut().expect("a ready operation");
+            slot.place = Place::Inside;
+        }
+        self.inside += n;
+        n
+    }
+
+    /// Polls the inner channel and gives it what waits, until neither has an effect. What it has
+    /// finished is held again, and appended to `ended`.
+    pub(crate) fn pump(&mut self, now: Instant, ended: &mut Vec<(u32, Result<(), BlockError>)>) {
+        loop {
+            let pushed = self.push();
+            if pushed > 0 {
+                self.inner.kick();
+            }
+            self.inner.poll(now, &mut self.done);
+            let finished = self.done.len();
+            for c in self.done.drain(..) {
+                let id = c.tag.0 as u32;
+                let slot = self.slots[id as usize]
+                    .as_mut()
+                    .expect("an inner operation");
+                slot.place = Place::Held;
+                ended.push((id, c.result));
+            }
+            self.inside -= finished;
+            if pushed == 0 && finished == 0 {
+                return;
+            }
+        }
+    }
+
+    /// Cancels an operation in the inner channel, or on its way there; that one is held after it.
+    /// `None` where the layer holds it.
+    pub(crate) fn cancel(&mut self, id: u32) -> Option<Cancel> {
+        match self.get(id).place {
+            Place::Held => None,
+            Place::Ready => {
+                self.ready.retain(|&i| i != id);
+                self.get(id).place = Place::Held;
+                None
+            }
+            Place::Inside => Some(self.inner.cancel(Tag(u64::from(id)))),
+        }
+    }
+}

@@ -11,7 +11,6 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::Duration;
 
-use vhost::vhost_user::Backend as FrontEndChannel;
 use vhost::vhost_user::message::VhostUserProtocolFeatures;
 use vhost_user_backend::{VhostUserBackend, VringEpollHandler};
 use vmm_sys_util::epoll::EventSet;
@@ -44,8 +43,6 @@ pub(crate) struct Backend {
     begin: Vec<(EventConsumer, EventNotifier)>,
     /// Exit descriptors that the stack was given and does not close.
     exits: Mutex<Vec<RawFd>>,
-    /// Held open for the front end; the stack has nothing that could be sent through it.
-    channel: Mutex<Option<FrontEndChannel>>,
 }
 
 impl Backend {
@@ -63,7 +60,6 @@ impl Backend {
             handlers: OnceLock::new(),
             begun: Mutex::new(None),
             exits: Mutex::default(),
-            channel: Mutex::default(),
         }))
     }
 
@@ -178,7 +174,6 @@ impl VhostUserBackend for Backend {
             | VhostUserProtocolFeatures::REPLY_ACK
             | VhostUserProtocolFeatures::CONFIG
             | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
-            | VhostUserProtocolFeatures::BACKEND_REQ
     }
 
     /// The vrings have been told.
@@ -202,10 +197,6 @@ impl VhostUserBackend for Backend {
             gauge.fresh.store(true, Ordering::Release);
         }
         Ok(())
-    }
-
-    fn set_backend_req_fd(&self, channel: FrontEndChannel) {
-        *self.channel.lock().expect("held for no work") = Some(channel);
     }
 
     fn queues_per_thread(&self) -> Vec<u64> {

@@ -80,6 +80,10 @@ fn main() -> anyhow::Result<()> {
     let endpoint = match (arguments.socket_path, arguments.fd) {
         (Some(path), _) => Endpoint::Path(path),
         (None, Some(fd)) if fd > 2 => {
+            // SAFETY: it asks for flags, of any number.
+            if unsafe { libc::fcntl(fd, libc::F_GETFD) } < 0 {
+                bail!("--fd: {fd} is not open");
+            }
             // SAFETY: whoever started this program passed the descriptor on for this purpose, and
             // nothing else here uses its number.
             Endpoint::Socket(unsafe { OwnedFd::from_raw_fd(fd) })

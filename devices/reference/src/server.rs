@@ -1,7 +1,7 @@
 //! Sockets, sessions one after the other, and their end.
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -52,7 +52,7 @@ pub enum ServerError {
     Open(#[from] OpenError),
     /// The stack failed.
     #[error("vhost-user-backend: {0}")]
-    Stack(vhost_user_backend::Error),
+    Stack(String),
 }
 
 /// Ends a [`Server`], from any thread.
@@ -104,6 +104,8 @@ pub struct Server {
     /// A socket that was connected from the beginning has one session.
     once: bool,
     stop: Stop,
+    /// Watches the listener and the stop.
+    epoll: Epoll,
 }
 
 impl Server {
@@ -135,7 +137,9 @@ impl Server {
                 (Listener::from(listener), true)
             }
         };
+        let epoll = watch([listener.as_raw_fd(), event.as_raw_fd()]);
         Ok(Self {
+            epoll: epoll.map_err(ServerError::Socket)?,
             in_use,
             options,
             listener,
@@ -169,13 +173,9 @@ impl Server {
 
     /// Waits for a front end. `false`: for a stop.
     fn wait(&self) -> io::Result<bool> {
-        let epoll = Epoll::new()?;
-        for fd in [self.listener.as_raw_fd(), self.stop.0.event.as_raw_fd()] {
-            epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, 0))?;
-        }
         let mut ready = [EpollEvent::default(); 2];
         while !self.stop.is_set() {
-            match epoll.wait(-1, &mut ready) {
+            match self.epoll.wait(-1, &mut ready) {
                 Ok(0) => {}
                 Ok(_) => return Ok(!self.stop.is_set()),
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
@@ -191,11 +191,11 @@ impl Server {
         let mem = GuestMemoryAtomic::new(GuestMemoryMmap::new());
         let backend = Backend::new(Arc::new(device), mem.clone()).map_err(ServerError::Socket)?;
         let mut daemon = VhostUserDaemon::new("session".into(), backend.clone(), mem)
-            .map_err(ServerError::Stack)?;
+            .map_err(|e| ServerError::Stack(e.to_string()))?;
         backend.open(&daemon.get_epoll_handlers())?;
         daemon
             .start(&mut self.listener)
-            .map_err(ServerError::Stack)?;
+            .map_err(|e| ServerError::Stack(e.to_string()))?;
         log::info!("a front end is here");
         self.stop.set_session(daemon.shutdown_handle());
         let end = daemon.wait();
@@ -207,6 +207,15 @@ impl Server {
         backend.close(DRAIN);
         Ok(())
     }
+}
+
+fn watch(fds: [RawFd; 2]) -> io::Result<Epoll> {
+    let epoll = Epoll::new()?;
+    for fd in fds {
+        let event = EpollEvent::new(EventSet::IN, 0);
+        epoll.ctl(ControlOperation::Add, fd, event)?;
+    }
+    Ok(epoll)
 }
 
 /// Listens at `path`; takes over a socket that nobody listens at.

@@ -18,7 +18,7 @@ pub enum VolumeError {
     Open(#[from] OpenError),
 }
 
-const KINDS: &str = "null, ram";
+const KINDS: &str = "file, null, ram";
 
 /// Opens the volume that `uri` names.
 ///
@@ -27,6 +27,7 @@ const KINDS: &str = "null, ram";
 pub fn open_volume(uri: &str) -> Result<Arc<dyn Volume>, VolumeError> {
     let uri = Uri::parse(uri)?;
     match uri.kind() {
+        "file" => Ok(bluff_file::open(uri)?),
         "null" => Ok(bluff_block::null::open(uri)?),
         "ram" => Ok(bluff_block::ram::open(uri)?),
         other => Err(VolumeError::Kind(other.into())),

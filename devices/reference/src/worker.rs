@@ -254,8 +254,7 @@ impl Worker {
 
     fn rest(&mut self) -> bool {
         let deadline = self.channel.deadline();
-        if deadline.is_some() && deadline != self.timer {
-            let at = deadline.expect("just seen");
+        if let Some(at) = deadline.filter(|_| deadline != self.timer) {
             self.reactor.context().timer(self.actor, at, 0);
         }
         self.timer = deadline;

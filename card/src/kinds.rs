@@ -17,6 +17,8 @@ pub enum Form {
     Number,
     /// `on` or `off`; in a layer, also `true` or `false`.
     Switch,
+    /// One of these words.
+    Word(&'static [&'static str]),
     /// Any text.
     Text,
 }
@@ -37,7 +39,10 @@ impl Form {
             Self::Switch if !["on", "off"].contains(&text) => {
                 Err("`on` or `off` is wanted".to_owned())
             }
-            Self::Number | Self::Switch | Self::Text => Ok(()),
+            Self::Word(words) if !words.contains(&text) => {
+                Err(format!("one of {} is wanted", words.join(", ")))
+            }
+            Self::Number | Self::Switch | Self::Word(_) | Self::Text => Ok(()),
         }
     }
 
@@ -53,7 +58,7 @@ impl Form {
             (Self::Duration, _) => Err(units::BadDuration.to_string()),
             (Self::Number, _) => Err("a whole number is wanted".to_owned()),
             (Self::Switch, _) => Err("`true` or `false` is wanted".to_owned()),
-            (Self::Text, _) => Err("text is wanted".to_owned()),
+            (Self::Word(_) | Self::Text, _) => Err("text is wanted".to_owned()),
         }
     }
 }
@@ -78,22 +83,14 @@ pub const VOLUMES: &[VolumeKind] = &[
     VolumeKind {
         scheme: "null",
         has_path: false,
-        options: &[
-            ("size", Form::Size),
-            ("block_size", Form::Size),
-            ("read_only", Form::Switch),
-        ],
+        options: &[("size", Form::Size), ("block_size", Form::Size)],
         required: &["size"],
         exclusive: false,
     },
     VolumeKind {
         scheme: "ram",
         has_path: false,
-        options: &[
-            ("size", Form::Size),
-            ("block_size", Form::Size),
-            ("read_only", Form::Switch),
-        ],
+        options: &[("size", Form::Size), ("block_size", Form::Size)],
         required: &["size"],
         exclusive: true,
     },
@@ -104,7 +101,7 @@ pub const VOLUMES: &[VolumeKind] = &[
             ("size", Form::Size),
             ("block_size", Form::Size),
             ("read_only", Form::Switch),
-            ("direct", Form::Switch),
+            ("direct", Form::Word(&["auto", "on", "off"])),
         ],
         required: &[],
         exclusive: true,
@@ -128,21 +125,28 @@ pub const LAYERS: &[LayerKind] = &[
             ("write", Form::Duration),
             ("flush", Form::Duration),
             ("discard", Form::Duration),
+            ("write_zeroes", Form::Duration),
+            ("jitter", Form::Duration),
+            ("range", Form::Text),
+            ("rate", Form::Text),
+            ("when", Form::Word(&["before", "after"])),
+            ("seed", Form::Number),
         ],
     },
     LayerKind {
         kind: "fault",
         parameters: &[
-            ("error", Form::Text),
-            ("on", Form::Text),
+            ("action", Form::Word(&["error", "stall", "torn", "reorder"])),
+            (
+                "error",
+                Form::Word(&["io", "nospace", "readonly", "unsupported", "unavailable"]),
+            ),
+            ("window", Form::Number),
+            ("kinds", Form::Text),
             ("range", Form::Text),
             ("rate", Form::Text),
-            ("after", Form::Number),
+            ("skip", Form::Number),
             ("count", Form::Number),
-            ("latency", Form::Duration),
-            ("stall", Form::Switch),
-            ("torn", Form::Switch),
-            ("reorder", Form::Number),
             ("seed", Form::Number),
         ],
     },

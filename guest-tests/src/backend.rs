@@ -28,6 +28,8 @@ pub enum Ability {
     Inflight,
     /// A front end that writes dirty pages' log: live migration.
     Migration,
+    /// A front end hears that a volume was resized.
+    Resize,
     /// What User-Mode Linux insists on: VHOST_USER_PROTOCOL_F_BACKEND_REQ.
     BackendRequests,
 }
@@ -72,7 +74,10 @@ impl Backend for StorageDaemon {
     }
 
     fn has(&self, ability: Ability) -> bool {
-        matches!(ability, Ability::Migration | Ability::BackendRequests)
+        matches!(
+            ability,
+            Ability::Migration | Ability::Resize | Ability::BackendRequests
+        )
     }
 
     fn start(&self, folder: &Path, volumes: &[Volume]) -> Result<Box<dyn Running>> {

@@ -18,7 +18,7 @@ pub const VIRTIO_BLK: &[Case] = &[
     case("qemu_11_split_rings_do_io", &[], split),
     case("qemu_11_packed_rings_do_io", &[Ability::Packed], packed),
     case("qemu_11_adds_and_removes_a_running_function", &[], hot_plug),
-    case("qemu_11_guest_sees_a_resize", &[], resize),
+    case("qemu_11_guest_sees_a_resize", &[Ability::Resize], resize),
     case("qemu_11_guest_outlives_a_restarted_back_end", &[], restart),
     case("qemu_11_migrates_under_io", &[Ability::Migration], migrate),
     case("qemu_7_2_does_io", &[], old_qemu),

@@ -8,6 +8,7 @@ mod limit;
 mod mailbox;
 pub mod message;
 pub mod plan;
+pub mod reader;
 pub mod session;
 mod sessions;
 mod slot;

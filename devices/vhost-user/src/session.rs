@@ -28,6 +28,7 @@ use crate::framing::{self, Framer, Message};
 use crate::keeper::Commit;
 use crate::message::Request;
 use crate::plan::{self, Effect, Offer, Plan, Reply, StopKind};
+use crate::reader::Piece;
 use crate::spec::{self, protocol};
 use crate::state::{Descriptors, Key, Kick, Mapped, SessionState};
 use crate::{Error, unix};
@@ -203,6 +204,16 @@ impl Session {
 
     /// Gives a broken channel up.
     pub fn drop_channel(&mut self) {
+        if let Some((key, _)) = &self.channel {
+            self.files.remove(key);
+            if self.state.channel == Some(*key) {
+                self.state.channel = None;
+            }
+        }
+        self.retire_channel();
+    }
+
+    fn retire_channel(&mut self) {
         self.retired.extend(self.channel.take().map(|(_, c)| c));
     }
 
@@ -283,19 +294,19 @@ impl Session {
         }
     }
 
-    /// Bytes of the next message, with the descriptors that came with them: never more than
-    /// [`Framer::missing`] says. They are still in the socket; the commit that follows takes them off.
+    /// A piece of the next message. The commit that follows takes it off the socket where it is still
+    /// there.
     ///
     /// # Panics
     /// Where the session is not ready.
-    pub fn receive(
-        &mut self,
-        bytes: &[u8],
-        files: Vec<OwnedFd>,
-        truncated: bool,
-        now: Instant,
-    ) -> Step {
+    pub fn receive(&mut self, piece: Piece, now: Instant) -> Step {
         assert!(self.is_ready(), "one message at a time");
+        let Piece {
+            bytes,
+            files,
+            truncated,
+            consume,
+        } = piece;
         if self.is_poisoned() {
             return Step::Close(Error::Poisoned);
         }
@@ -303,7 +314,7 @@ impl Session {
         let mut kept = Vec::new();
         if self.keep {
             // Should the message not be whole, they have to be kept.
-            next_partial.bytes.extend_from_slice(bytes);
+            next_partial.bytes.extend_from_slice(&bytes);
             next_partial.truncated |= truncated;
             for file in &files {
                 match file.try_clone() {
@@ -312,9 +323,9 @@ impl Session {
                 }
             }
         }
-        match self.framer.push(bytes, files, truncated) {
+        match self.framer.push(&bytes, files, truncated) {
             Err(e) => Step::Close(e),
-            Ok(Some(message)) => self.whole(message, bytes.len(), now),
+            Ok(Some(message)) => self.whole(message, consume, now),
             Ok(None) => {
                 let mut next = self.state.clone();
                 let mut files = Vec::new();
@@ -328,7 +339,7 @@ impl Session {
                     files.push((key, file));
                 }
                 next.partial = next_partial;
-                self.commit(next, files, bytes.len(), Vec::new(), Vec::new())
+                self.commit(next, files, consume, Vec::new(), Vec::new())
             }
         }
     }
@@ -645,11 +656,11 @@ impl Session {
                 if let Some(file) = self.files.get(&key) {
                     let file = file.try_clone()?;
                     let ack = self.state.protocol & protocol::REPLY_ACK != 0;
-                    self.drop_channel();
+                    self.retire_channel();
                     self.channel = Some((key, Channel::new(file, ack)));
                 }
             }
-            None => self.drop_channel(),
+            None => self.retire_channel(),
             _ => {}
         }
         Ok(())
@@ -748,7 +759,7 @@ impl Session {
         self.files.clear();
         self.kept.clear();
         self.framer = Framer::default();
-        self.drop_channel();
+        self.retire_channel();
         self.spent = Duration::ZERO;
         self.phase = Phase::Idle;
         Step::Ended

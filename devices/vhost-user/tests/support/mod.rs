@@ -171,7 +171,10 @@ impl Fake {
                     done();
                 });
             }
-            Pace::Held => self.control.lock().held.push_back(done),
+            Pace::Held => {
+                self.control.lock().held.push_back(done);
+                self.control.changed();
+            }
         }
     }
 
@@ -339,6 +342,13 @@ pub struct Function {
     pub events: Arc<(Mutex<Vec<AttachmentEvent>>, Condvar)>,
     pub sessions: Option<SessionLoop>,
     _dir: tempfile::TempDir,
+}
+
+impl Drop for Function {
+    fn drop(&mut self) {
+        // What explains a failure.
+        println!("{:?}", self.events.0.lock().unwrap());
+    }
 }
 
 impl Function {

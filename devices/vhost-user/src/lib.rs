@@ -3,6 +3,8 @@ mod attachment;
 pub mod channel;
 mod error;
 pub mod framing;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod keeper;
 mod limit;
 mod mailbox;

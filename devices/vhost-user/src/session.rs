@@ -234,11 +234,11 @@ impl Session {
     }
 
     /// Goes on where another process ended: maps what the state names, starts the rings that were
-    /// started. Requests in flight are done again out of their in-flight regions.
+    /// started. Requests in flight are done again out of their in-flight regions. A ring that cannot be
+    /// started is a broken one.
     ///
     /// # Errors
-    /// [`Error::Recorded`] where the state does not fit this device; whatever mapping or starting says.
-    /// Then call [`Session::end`].
+    /// [`Error::Recorded`] where the state does not fit this device; whatever mapping says. Then call [`Session::end`].
     ///
     /// # Panics
     /// Where a front end is connected.
@@ -275,7 +275,11 @@ impl Session {
         }
         for index in self.state.started().collect::<Vec<_>>() {
             let setup = queue_setup(&self.state, &self.mapped, &self.files, index)?;
-            self.device.start_queue(setup)?;
+            if let Err(e) = self.device.start_queue(setup) {
+                // It was broken before, in a way that the device sees only now: its memory has gone.
+                self.state.status |= spec::STATUS_NEEDS_RESET;
+                self.refused = Some(e.into());
+            }
         }
         self.open_channel()?;
         // A change may have gone untold.

@@ -493,3 +493,21 @@ fn raw(run: &mut Run, choices: &mut Choices<'_>) {
     let step = run.session.receive(piece, Instant::now());
     run.drive(step);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_sensible_choices_start_a_ring() {
+        for keep in [false, true] {
+            let mut run = Run::new(keep);
+            run.session.connect();
+            set_up_ring(&mut run, &mut Choices(&[]));
+            assert_eq!(run.seen().running.len(), 1);
+            run.kill();
+            assert_eq!(run.seen().running.len(), 1);
+            run.end();
+        }
+    }
+}

@@ -243,7 +243,8 @@ impl Slot {
     }
 
     fn accept(&mut self, now: Instant) {
-        loop {
+        // Those beyond wait for the next turn.
+        for _ in 0..BUDGET {
             let Mode::Server(listener) = &self.mode else {
                 return;
             };

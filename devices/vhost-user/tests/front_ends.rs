@@ -508,7 +508,9 @@ fn a_ring_that_cannot_start_leaves_nothing() {
     assert!(function.control.is_running(0));
 }
 
-struct Net(Arc<Mutex<Vec<(u16, [u8; 6])>>>);
+type Asked = Vec<(u16, [u8; 6])>;
+
+struct Net(Arc<Mutex<Asked>>);
 
 impl NetControl for Net {
     fn set_mtu(&mut self, mtu: u16) -> Result<(), DeviceError> {

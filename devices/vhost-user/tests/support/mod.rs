@@ -46,7 +46,7 @@ pub enum Call {
     Memory(u16),
     Log(u16, bool),
     Kick(u16),
-    Call(u16),
+    Notifier(u16),
     Err(u16),
     Enable(u16, bool),
     Config(u32, Vec<u8>),
@@ -272,7 +272,7 @@ impl VirtioDevice for Fake {
             }
             QueueChange::Call(call) => {
                 self.control.lock().running.get_mut(&index).unwrap().call = call;
-                self.call(Call::Call(index));
+                self.call(Call::Notifier(index));
             }
             QueueChange::Error(_) => self.call(Call::Err(index)),
             QueueChange::Log { log, done } => {

@@ -27,6 +27,7 @@ mod geometry;
 pub mod null;
 mod op;
 pub mod ram;
+mod shared;
 mod uri;
 mod volume;
 
@@ -34,5 +35,6 @@ pub use channel::{Cancel, Channel};
 pub use error::{BlockError, OpenError};
 pub use geometry::{DiscardLimits, Geometry, ZeroLimits};
 pub use op::{Buffers, Completion, Kind, Op, Tag};
+pub use shared::ChannelHandle;
 pub use uri::{SizeError, Uri, UriError, parse_block_size, parse_size};
 pub use volume::{Events, InUse, OpenContext, Subscription, Volume, VolumeEvent};

@@ -1,4 +1,4 @@
-//! Volumes on files and block devices: `file:/path?size=&block_size=&direct=auto|on|off&readonly=on|off`.
+//! Volumes on files and block devices: `file:/path?size=&block_size=&direct=auto|on|off&read_only=on|off`.
 //!
 //! ```text
 //!   FileVolume ---- Storage: the file, what it can do, abandoned writes, the lock
@@ -90,12 +90,12 @@ pub fn open(mut uri: Uri) -> Result<Arc<dyn Volume>, OpenError> {
         "off" => Ok(Direct::Off),
         _ => Err(format!("{v:?} is not auto, on or off")),
     })?;
-    let read_only = uri.take_as("readonly", |v| match v {
+    let read_only = uri.take_as("read_only", |v| match v {
         "on" => Ok(true),
         "off" => Ok(false),
         _ => Err(format!("{v:?} is not on or off")),
     })?;
-    uri.finish(&["size", "block_size", "direct", "readonly"])?;
+    uri.finish(&["size", "block_size", "direct", "read_only"])?;
     let options = FileOptions {
         size,
         block_size,

@@ -306,7 +306,7 @@ fn one_writer_at_a_time() {
     assert_eq!(first.lock(), Err(BlockError::Locked));
     second.unlock();
     // Readers do not disturb each other, but a writer disturbs them.
-    let readers = [open(&path, "readonly=on"), open(&path, "readonly=on")];
+    let readers = [open(&path, "read_only=on"), open(&path, "read_only=on")];
     readers[0].lock().unwrap();
     readers[1].lock().unwrap();
     assert_eq!(first.lock(), Err(BlockError::Locked));

@@ -39,7 +39,7 @@ fn mistakes() {
     std::fs::write(&path, vec![0; 8192]).unwrap();
     for (options, wrong) in [
         ("direct=maybe", "direct"),
-        ("readonly=yes", "readonly"),
+        ("read_only=yes", "read_only"),
         ("block_size=520", "block_size"),
         ("size=12x", "size"),
     ] {
@@ -56,7 +56,7 @@ fn mistakes() {
     let relative = bluff_file::open(Uri::parse("file:disk.raw").unwrap());
     assert!(matches!(relative, Err(OpenError::Uri(UriError::Path(_)))));
     assert!(open(keep.path(), "").is_err(), "a folder");
-    assert!(open(keep.path(), "readonly=on").is_err(), "a folder");
+    assert!(open(keep.path(), "read_only=on").is_err(), "a folder");
     std::fs::write(&path, [0; 100]).unwrap();
     assert!(matches!(open(&path, ""), Err(OpenError::Shape(_))));
     let pipe = keep.path().join("pipe");
@@ -102,7 +102,7 @@ fn read_only() {
     let path = keep.path().join("disk.raw");
     std::fs::write(&path, vec![5; 65536]).unwrap();
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o400)).unwrap();
-    let volume = open(&path, "readonly=on").unwrap();
+    let volume = open(&path, "read_only=on").unwrap();
     let g = volume.geometry();
     assert!(g.read_only && g.discard.is_none() && g.write_zeroes.is_none());
     let mut rig = Rig::new(UringUse::Auto);

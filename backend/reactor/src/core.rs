@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -156,6 +156,39 @@ impl Reactor {
                 self.look(0);
             }
         }
+    }
+
+    /// A descriptor that becomes readable when this reactor has something to do, for a loop that
+    /// waits elsewhere. It is to be trusted after [`Reactor::rest`] said `true`.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.inner.epoll.as_fd()
+    }
+
+    /// Does what there is to do, without sleeping, in place of [`Reactor::run`]. `true`: nothing is
+    /// left, and whatever comes from now on makes [`Reactor::fd`] readable until this is called
+    /// again. `false`: there is more, or an actor wants to be polled; call it again.
+    pub fn rest(&mut self) -> bool {
+        self.inner.shared.rise();
+        self.look(0);
+        self.run_timers();
+        if self.inner.shared.is_pending() {
+            self.take_inbox();
+        }
+        self.turns();
+        self.settle();
+        if self.stopped || !self.inner.active.is_empty() || !self.inner.shared.try_sleep() {
+            return false;
+        }
+        if let Some(Reverse((at, _, _))) = self.inner.timers.peek() {
+            // A span of zero would disarm it.
+            let span = at.saturating_duration_since(Instant::now());
+            let span = span.max(Duration::from_nanos(1));
+            if self.inner.timer.reset(span, None).is_err() {
+                self.inner.shared.rise();
+                return false;
+            }
+        }
+        true
     }
 
     fn take_inbox(&mut self) {

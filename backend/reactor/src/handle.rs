@@ -124,8 +124,13 @@ impl Shared {
         true
     }
 
-    pub(crate) fn awake(&self) {
+    /// Ends sleep; a bell that rang meanwhile is still to be read.
+    pub(crate) fn rise(&self) {
         self.sleeping.store(false, Ordering::Relaxed);
+    }
+
+    pub(crate) fn awake(&self) {
+        self.rise();
         let _ = self.bell.read();
     }
 }

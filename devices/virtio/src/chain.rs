@@ -1,4 +1,7 @@
 //! One request of the driver: a chain of buffers, translated and checked.
+//!
+//! Unsafe, because headers and status bytes are copied from and to guest memory.
+#![allow(unsafe_code)]
 
 use bluff_memory::{DirtyLog, GuestMemory, Hint, IoVec};
 
@@ -19,17 +22,24 @@ pub struct Chain {
     iov: Vec<IoVec>,
     /// The guest address of each piece.
     addr: Vec<u64>,
+    /// Where the readable pieces that have not been taken begin, and where they end.
+    first: usize,
     readable: usize,
+    /// The status byte, where it was taken off: our address and the guest's.
+    status: Option<(*mut u8, u64)>,
     /// The driver has begun with writable buffers.
     writing: bool,
 }
+
+// SAFETY: the status pointer is an address like those in the pieces; a chain goes where its ring goes.
+unsafe impl Send for Chain {}
 
 impl Chain {
     #[inline]
     pub(crate) fn clear(&mut self) {
         self.iov.clear();
         self.addr.clear();
-        self.readable = 0;
+        (self.first, self.readable, self.status) = (0, 0, None);
         self.writing = false;
     }
 
@@ -87,7 +97,7 @@ impl Chain {
     /// What the device may read, in order. No piece is empty.
     #[inline]
     pub fn readable(&self) -> &[IoVec] {
-        &self.iov[..self.readable]
+        &self.iov[self.first..self.readable]
     }
 
     /// What the device may write, in order. No piece is empty.
@@ -96,9 +106,74 @@ impl Chain {
         &self.iov[self.readable..]
     }
 
+    /// Copies the first `to.len()` readable bytes and takes them off; `false`, and nothing is taken,
+    /// where there are fewer.
+    #[inline]
+    pub fn take_front(&mut self, to: &mut [u8]) -> bool {
+        // The common case: the driver gives the header a buffer of its own.
+        if let Some(piece) = self.iov[self.first..self.readable].first()
+            && piece.len() == to.len()
+        {
+            // SAFETY: resolved in the ring's epoch, which the ring keeps; `to` is ours.
+            unsafe { std::ptr::copy_nonoverlapping(piece.ptr(), to.as_mut_ptr(), to.len()) };
+            self.first += 1;
+            return true;
+        }
+        self.take_front_pieces(to)
+    }
+
+    #[cold]
+    fn take_front_pieces(&mut self, to: &mut [u8]) -> bool {
+        if IoVec::total(self.readable()) < to.len() as u64 {
+            return false;
+        }
+        let mut done = 0;
+        while done < to.len() {
+            let piece = &mut self.iov[self.first];
+            let n = piece.len().min(to.len() - done);
+            // SAFETY: as above; both have n bytes.
+            unsafe { std::ptr::copy_nonoverlapping(piece.ptr(), to[done..].as_mut_ptr(), n) };
+            done += n;
+            piece.advance(n);
+            // Readable pieces are not logged, so their guest addresses need not follow.
+            self.first += usize::from(piece.is_empty());
+        }
+        true
+    }
+
+    /// Takes the last writable byte off, to be written by [`Chain::set_status`]; `false` where there
+    /// is none.
+    #[inline]
+    pub fn take_status(&mut self) -> bool {
+        if self.iov.len() == self.readable || self.status.is_some() {
+            return false;
+        }
+        let (last, at) = (self.iov.len() - 1, self.addr[self.iov.len() - 1]);
+        let piece = &mut self.iov[last];
+        let keep = piece.len() - 1;
+        self.status = Some((piece.ptr().wrapping_add(keep), at + keep as u64));
+        if keep == 0 {
+            self.iov.pop();
+            self.addr.pop();
+        } else {
+            piece.truncate(keep);
+        }
+        true
+    }
+
+    /// Writes the byte that was taken off, if one was.
+    #[inline]
+    pub fn set_status(&self, status: u8) {
+        if let Some((at, _)) = self.status {
+            // SAFETY: resolved in an epoch that the ring, or who revokes it, keeps.
+            unsafe { at.write_volatile(status) };
+        }
+    }
+
     /// Whether the pieces of all buffers are mapped in `memory` too.
     pub fn mapped_in(&self, memory: &GuestMemory) -> bool {
-        self.iov.iter().all(|v| memory.maps(*v))
+        let status = self.status.map(|(at, _)| IoVec::new(at, 1));
+        self.iov.iter().chain(&status).all(|v| memory.maps(*v))
     }
 
     /// Marks everything that the device may have written. How much it did write is not always known
@@ -106,6 +181,9 @@ impl Chain {
     pub(crate) fn mark(&self, log: &DirtyLog) {
         for (piece, addr) in self.iov.iter().zip(&self.addr).skip(self.readable) {
             log.mark(*addr, piece.len() as u64);
+        }
+        if let Some((_, addr)) = self.status {
+            log.mark(addr, 1);
         }
     }
 }

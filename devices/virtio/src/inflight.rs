@@ -26,6 +26,17 @@ pub struct InflightQueue {
     pub len: u64,
 }
 
+impl InflightQueue {
+    /// Forgets what is recorded: the queue was reset, so its driver has dropped its requests, and the next
+    /// start begins a new record.
+    pub fn forget(&self) {
+        // Both layouts have the version in the same place.
+        if let Ok(part) = Part::<SplitHeader, SplitEntry>::new(self.clone(), 0) {
+            store16(&part.header().version, 0);
+        }
+    }
+}
+
 /// The bytes that a queue's part takes, whichever kind of ring it is: a multiple of 64.
 pub fn queue_len(queue_size: u16) -> u64 {
     (size_of::<PackedHeader>() as u64 + size_of::<PackedEntry>() as u64 * u64::from(queue_size))
@@ -56,11 +67,35 @@ struct PackedHeader {
     desc_num: AtomicU16,
     free_head: AtomicU16,
     old_free_head: AtomicU16,
-    used_idx: AtomicU16,
-    old_used_idx: AtomicU16,
-    used_wrap: AtomicU8,
-    old_used_wrap: AtomicU8,
-    _padding: [u8; 7],
+    /// `used_idx`, `old_used_idx`, `used_wrap_counter`, `old_used_wrap_counter` and two bytes of padding:
+    /// [`Used`]. They are stored as one: a death between an index and its wrap counter would leave a
+    /// position that never was.
+    used: AtomicU64,
+    _padding: [u8; 8],
+}
+
+/// Where a packed ring's device stands, and where it stood before the batch that is being published.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Used {
+    new: (u16, bool),
+    old: (u16, bool),
+}
+
+impl Used {
+    fn load(h: &PackedHeader) -> Self {
+        let b = h.used.load(Ordering::Relaxed).to_ne_bytes();
+        Self {
+            new: (u16::from_le_bytes([b[0], b[1]]), b[4] != 0),
+            old: (u16::from_le_bytes([b[2], b[3]]), b[5] != 0),
+        }
+    }
+
+    fn store(self, h: &PackedHeader) {
+        let ([a, b], [c, d]) = (self.new.0.to_le_bytes(), self.old.0.to_le_bytes());
+        let bytes = [a, b, c, d, u8::from(self.new.1), u8::from(self.old.1), 0, 0];
+        step(Step::Store);
+        h.used.store(u64::from_ne_bytes(bytes), Ordering::Release);
+    }
 }
 
 #[repr(C)]
@@ -151,7 +186,22 @@ fn load16(cell: &AtomicU16) -> u16 {
     u16::from_le(cell.load(Ordering::Relaxed))
 }
 
+fn load64(cell: &AtomicU64) -> u64 {
+    u64::from_le(cell.load(Ordering::Relaxed))
+}
+
+fn store8(cell: &AtomicU8, value: u8) {
+    step(Step::Store);
+    cell.store(value, Ordering::Release);
+}
+
 fn store16(cell: &AtomicU16, value: u16) {
+    step(Step::Store);
+    cell.store(value.to_le(), Ordering::Release);
+}
+
+fn store64(cell: &AtomicU64, value: u64) {
+    step(Step::Store);
     cell.store(value.to_le(), Ordering::Release);
 }
 
@@ -168,6 +218,8 @@ pub enum Step {
     AfterUsed,
     /// The batch is no longer recorded.
     Settled,
+    /// Before any one store to the region, or to the flags of a packed ring's slots.
+    Store,
 }
 
 #[cfg(not(test))]
@@ -226,7 +278,7 @@ impl Split {
                 store16(&h.last_batch_head, 0);
                 store16(&h.used_idx, used);
                 for i in 0..size {
-                    part.entry(i).inflight.store(0, Ordering::Relaxed);
+                    store8(&part.entry(i).inflight, 0);
                 }
                 store16(&h.version, VERSION);
             }
@@ -244,18 +296,13 @@ impl Split {
                 return Err(RingError::Inflight("last batch leaves the table"));
             }
             let entry = part.entry(at);
-            entry.inflight.store(0, Ordering::Release);
+            store8(&entry.inflight, 0);
             at = load16(&entry.next);
         }
         store16(&h.used_idx, used);
         let mut again: Vec<(u64, u16)> = (0..size)
             .filter(|&i| part.entry(i).inflight.load(Ordering::Relaxed) == 1)
-            .map(|i| {
-                (
-                    u64::from_le(part.entry(i).counter.load(Ordering::Relaxed)),
-                    i,
-                )
-            })
+            .map(|i| (load64(&part.entry(i).counter), i))
             .collect();
         again.sort_unstable_by(|a, b| b.cmp(a));
         part.healthy()?;
@@ -269,9 +316,9 @@ impl Split {
     pub(crate) fn popped(&mut self, head: u16) {
         step(Step::BeforeEntry);
         let entry = self.part.entry(head);
-        entry.counter.store(self.counter.to_le(), Ordering::Release);
+        store64(&entry.counter, self.counter);
         self.counter = self.counter.wrapping_add(1);
-        entry.inflight.store(1, Ordering::Release);
+        store8(&entry.inflight, 1);
         step(Step::AfterEntry);
     }
 
@@ -289,7 +336,7 @@ impl Split {
     pub(crate) fn settle(&self, heads: impl Iterator<Item = u16>, used: u16) {
         step(Step::AfterUsed);
         for head in heads {
-            self.part.entry(head).inflight.store(0, Ordering::Release);
+            store8(&self.part.entry(head).inflight, 0);
         }
         store16(&self.part.header().used_idx, used);
         step(Step::Settled);
@@ -312,13 +359,21 @@ pub(crate) struct Packed {
     counter: u64,
 }
 
+/// A chain that is to be done again.
+#[derive(Debug)]
+pub(crate) struct Again {
+    /// Its entry in the region.
+    pub(crate) entry: u16,
+    pub(crate) chain: Box<[Saved]>,
+}
+
 /// What a packed ring goes on from.
 #[derive(Debug)]
 pub(crate) struct Recovered {
-    pub(crate) used: u16,
-    pub(crate) used_wrap: bool,
-    /// Entries in flight, the last one that was popped first.
-    pub(crate) again: Vec<u16>,
+    /// The used position, with its wrap counter.
+    pub(crate) used: (u16, bool),
+    /// What is in flight, the last chain that was popped first.
+    pub(crate) again: Vec<Again>,
     /// How many ring slots these take.
     pub(crate) slots: u32,
 }
@@ -341,26 +396,20 @@ impl Packed {
             VERSION => return Err(RingError::Inflight("made for another queue size")),
             _ => return Err(RingError::Inflight("of an unknown version")),
         }
-        let wrap = |cell: &AtomicU8| cell.load(Ordering::Relaxed) != 0;
-        let (new, old) = (load16(&h.used_idx), load16(&h.old_used_idx));
-        let (new_wrap, old_wrap) = (wrap(&h.used_wrap), wrap(&h.old_used_wrap));
-        if new >= size || old >= size {
+        let Used { mut new, old } = Used::load(h);
+        if new.0 >= size || old.0 >= size {
             return Err(RingError::Inflight("used index outside of the ring"));
         }
-        if (new, new_wrap) != (old, old_wrap) && published(old, old_wrap) {
+        // Wrap counters too: a batch of all slots leaves the index where it was.
+        if new != old && published(old.0, old.1) {
             store16(&h.old_free_head, load16(&h.free_head));
-            store16(&h.old_used_idx, new);
-            h.old_used_wrap.store(u8::from(new_wrap), Ordering::Release);
+        } else {
+            new = old;
+            store16(&h.free_head, load16(&h.old_free_head));
         }
-        store16(&h.free_head, load16(&h.old_free_head));
-        store16(&h.used_idx, load16(&h.old_used_idx));
-        h.used_wrap
-            .store(h.old_used_wrap.load(Ordering::Relaxed), Ordering::Release);
-        let recovered = Self::collect(&part)?;
+        Used { new, old: new }.store(h);
+        let (recovered, counter) = Self::collect(&part, new)?;
         part.healthy()?;
-        let counter = recovered.again.first().map_or(0, |&e| {
-            u64::from_le(part.entry(e).counter.load(Ordering::Relaxed)).wrapping_add(1)
-        });
         Ok((Self { part, counter }, recovered))
     }
 
@@ -370,19 +419,22 @@ impl Packed {
         store16(&h.desc_num, part.size);
         store16(&h.free_head, 0);
         store16(&h.old_free_head, 0);
-        store16(&h.used_idx, start.0);
-        store16(&h.old_used_idx, start.0);
-        h.used_wrap.store(u8::from(start.1), Ordering::Relaxed);
-        h.old_used_wrap.store(u8::from(start.1), Ordering::Relaxed);
+        let (new, old) = (start, start);
+        Used { new, old }.store(h);
         for i in 0..part.size {
-            part.entry(i).inflight.store(0, Ordering::Relaxed);
+            store8(&part.entry(i).inflight, 0);
             store16(&part.entry(i).next, i + 1);
         }
         store16(&h.version, VERSION);
     }
 
-    /// Clears the free list's marks and finds what is in flight.
-    fn collect(part: &Part<PackedHeader, PackedEntry>) -> Result<Recovered, RingError> {
+    /// Clears the free list's marks and finds what is in flight; also says what the next counter is.
+    ///
+    /// What is found is copied, as the front end may change the region at any time.
+    fn collect(
+        part: &Part<PackedHeader, PackedEntry>,
+        used: (u16, bool),
+    ) -> Result<(Recovered, u64), RingError> {
         let (h, size) = (part.header(), part.size);
         // Each entry is free, or belongs to one chain in flight, or the region lies.
         let mut seen = vec![false; usize::from(size)];
@@ -399,47 +451,47 @@ impl Packed {
         let mut at = load16(&h.free_head);
         while at != size {
             visit(at)?;
-            part.entry(at).inflight.store(0, Ordering::Release);
+            store8(&part.entry(at).inflight, 0);
             at = load16(&part.entry(at).next);
             free += 1;
         }
-        let mut again: Vec<(u64, u16)> = (0..size)
+        let mut heads: Vec<(u64, u16)> = (0..size)
             .filter(|&i| part.entry(i).inflight.load(Ordering::Relaxed) == 1)
-            .map(|i| {
-                (
-                    u64::from_le(part.entry(i).counter.load(Ordering::Relaxed)),
-                    i,
-                )
-            })
+            .map(|i| (load64(&part.entry(i).counter), i))
             .collect();
-        again.sort_unstable_by(|a, b| b.cmp(a));
+        heads.sort_unstable_by(|a, b| b.cmp(a));
         let mut slots = 0u32;
-        for &(_, head) in &again {
+        let mut again = Vec::with_capacity(heads.len());
+        for &(_, head) in &heads {
             let num = load16(&part.entry(head).num);
+            let mut chain = Vec::new();
             let mut at = head;
             for i in 0..num {
                 visit(at)?;
                 if i + 1 == num && at != load16(&part.entry(head).last) {
                     return Err(RingError::Inflight("a chain does not end where it says"));
                 }
-                at = load16(&part.entry(at).next);
+                let entry = part.entry(at);
+                chain.push(Saved {
+                    addr: load64(&entry.addr),
+                    len: u32::from_le(entry.len.load(Ordering::Relaxed)),
+                    id: load16(&entry.id),
+                    flags: load16(&entry.flags),
+                });
+                at = load16(&entry.next);
             }
-            slots += u32::from(num);
             if num == 0 {
                 return Err(RingError::Inflight("a chain without descriptors"));
             }
+            slots += u32::from(num);
+            let chain = chain.into_boxed_slice();
+            again.push(Again { entry: head, chain });
         }
         if free + slots != u32::from(size) {
             return Err(RingError::Inflight("entries are missing"));
         }
-        let again = again.into_iter().map(|(_, e)| e).collect();
-        let used_wrap = h.used_wrap.load(Ordering::Relaxed) != 0;
-        Ok(Recovered {
-            used: load16(&h.used_idx),
-            used_wrap,
-            again,
-            slots,
-        })
+        let counter = heads.first().map_or(0, |(c, _)| c.wrapping_add(1));
+        Ok((Recovered { used, again, slots }, counter))
     }
 
     /// Records a chain; gives its entry.
@@ -453,9 +505,9 @@ impl Packed {
         }
         let first = self.part.entry(head);
         store16(&first.num, 0);
-        first.counter.store(self.counter.to_le(), Ordering::Release);
+        store64(&first.counter, self.counter);
         self.counter = self.counter.wrapping_add(1);
-        first.inflight.store(1, Ordering::Release);
+        store8(&first.inflight, 1);
         for (i, saved) in chain.iter().enumerate() {
             let at = load16(&h.free_head);
             if at >= size {
@@ -466,7 +518,7 @@ impl Packed {
             }
             store16(&first.num, i as u16 + 1);
             let entry = self.part.entry(at);
-            entry.addr.store(saved.addr.to_le(), Ordering::Release);
+            store64(&entry.addr, saved.addr);
             entry.len.store(saved.len.to_le(), Ordering::Release);
             store16(&entry.flags, saved.flags);
             store16(&entry.id, saved.id);
@@ -477,22 +529,6 @@ impl Packed {
         Ok(head)
     }
 
-    /// The chain of an entry that is to be done again.
-    pub(crate) fn saved(&self, head: u16, out: &mut Vec<Saved>) {
-        out.clear();
-        let mut at = head;
-        for _ in 0..load16(&self.part.entry(head).num).min(self.part.size) {
-            let entry = self.part.entry(at);
-            out.push(Saved {
-                addr: u64::from_le(entry.addr.load(Ordering::Relaxed)),
-                len: u32::from_le(entry.len.load(Ordering::Relaxed)),
-                id: load16(&entry.id),
-                flags: load16(&entry.flags),
-            });
-            at = load16(&entry.next).min(self.part.size - 1);
-        }
-    }
-
     /// Before the flags of the batch's first slot are written; `used` is the position after it.
     pub(crate) fn batch(&self, heads: impl Iterator<Item = u16>, used: u16, wrap: bool) {
         let h = self.part.header();
@@ -501,8 +537,9 @@ impl Packed {
             store16(&self.part.entry(last).next, load16(&h.free_head));
             store16(&h.free_head, head);
         }
-        store16(&h.used_idx, used);
-        h.used_wrap.store(u8::from(wrap), Ordering::Release);
+        let old = Used::load(h).old;
+        let new = (used, wrap);
+        Used { new, old }.store(h);
         step(Step::BeforeUsed);
     }
 
@@ -511,12 +548,11 @@ impl Packed {
         step(Step::AfterUsed);
         let h = self.part.header();
         for head in heads {
-            self.part.entry(head).inflight.store(0, Ordering::Release);
+            store8(&self.part.entry(head).inflight, 0);
         }
         store16(&h.old_free_head, load16(&h.free_head));
-        store16(&h.old_used_idx, load16(&h.used_idx));
-        h.old_used_wrap
-            .store(h.used_wrap.load(Ordering::Relaxed), Ordering::Release);
+        let new = Used::load(h).new;
+        Used { new, old: new }.store(h);
         step(Step::Settled);
     }
 }

@@ -33,6 +33,8 @@ mod ring;
 pub mod split;
 mod sync;
 mod table;
+#[cfg(all(test, not(loom)))]
+mod tests;
 
 pub use chain::Chain;
 pub use device::{

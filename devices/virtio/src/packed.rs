@@ -9,7 +9,7 @@ use std::sync::Arc;
 use bluff_memory::{GuestMemory, MemoryError};
 
 use crate::chain::{INDIRECT, NEXT, WRITE};
-use crate::inflight::{Packed as Tracker, Saved};
+use crate::inflight::{Again, Packed as Tracker, Saved, Step, step};
 use crate::ring::{Done, InUse, Order, Translator, stopped};
 use crate::sync::{AtomicU16, AtomicU32, AtomicU64, Ordering, fence, need_event};
 use crate::table::Table;
@@ -128,7 +128,8 @@ pub struct Ring {
     done: Vec<Done>,
     order: Option<Order>,
     tracker: Option<Tracker>,
-    again: Vec<u16>,
+    /// Chains that are to be done again, the first one last.
+    again: Vec<Again>,
     /// The chain that is being read, for the tracker.
     saved: Vec<Saved>,
     /// Nobody was notified since the start: the first time is not suppressed.
@@ -182,10 +183,11 @@ impl Ring {
             };
             let (t, r) = Tracker::open(region.clone(), size, (used.at, used.wrap), published)?;
             used = Place {
-                at: r.used,
-                wrap: r.used_wrap,
+                at: r.used.0,
+                wrap: r.used.1,
             };
             avail = used.plus(r.slots as u16, size);
+            Self::unpublish(&parts, used, r.slots, size);
             (tracker, again, slots) = (Some(t), r.again, r.slots);
         }
         let has = |bit: u64| setup.features & bit != 0;
@@ -213,6 +215,23 @@ impl Ring {
         };
         this.set_log(setup.log.clone());
         Ok(this)
+    }
+
+    /// Takes back what a death in the middle of [`crate::Ring::publish`] left in slots behind a batch's
+    /// first one. The driver never saw it; but it would, when smaller batches have led it there.
+    #[cold]
+    fn unpublish(parts: &Parts, used: Place, slots: u32, size: u16) {
+        let mut place = used;
+        for _ in 0..slots {
+            // SAFETY: positions are below the size.
+            let flags = unsafe { &(*parts.ring.add(usize::from(place.at))).flags };
+            let bits = u16::from_le(flags.load(Ordering::Relaxed)) & (AVAIL | USED);
+            if bits == place.used_bits() {
+                step(Step::Store);
+                flags.store(place.avail_bits().to_le(), Ordering::Release);
+            }
+            place = place.plus(1, size);
+        }
     }
 
     #[inline(always)]
@@ -277,20 +296,16 @@ impl Ring {
 
     /// Does a recorded chain again.
     #[cold]
-    fn pop_again(&mut self, entry: u16, chain: &mut Chain) -> Result<Pop, RingError> {
-        let mut saved = std::mem::take(&mut self.saved);
-        if let Some(tracker) = &self.tracker {
-            tracker.saved(entry, &mut saved);
-        }
-        let count = saved.len();
+    fn pop_again(&mut self, again: &Again, chain: &mut Chain) -> Result<Pop, RingError> {
+        let count = again.chain.len();
         let mut result = Ok(());
-        for d in &saved {
-            let rest = self.element(d, count == 1, chain);
-            result = result.and(rest);
+        for d in &again.chain {
+            if result.is_ok() {
+                result = self.element(d, count == 1, chain);
+            }
         }
-        (chain.slots, chain.entry) = (count as u16, entry);
-        chain.id = saved.last().map_or(0, |d| d.id);
-        self.saved = saved;
+        (chain.slots, chain.entry) = (count as u16, again.entry);
+        chain.id = again.chain.last().map_or(0, |d| d.id);
         self.popped(chain)?;
         Ok(result.map_or_else(Pop::Bad, |()| Pop::Chain))
     }
@@ -358,8 +373,8 @@ impl crate::Ring for Ring {
     #[inline]
     fn pop(&mut self, chain: &mut Chain) -> Result<Pop, RingError> {
         chain.clear();
-        if let Some(entry) = self.again.pop() {
-            return self.pop_again(entry, chain);
+        if let Some(again) = self.again.pop() {
+            return self.pop_again(&again, chain);
         }
         let Some(mut flags) = self.available() else {
             return Ok(Pop::Empty);
@@ -434,6 +449,7 @@ impl crate::Ring for Ring {
             let slot = self.slot(place.at);
             slot.id.store(done.id.to_le(), Ordering::Relaxed);
             slot.len.store(done.written.to_le(), Ordering::Relaxed);
+            step(Step::Store);
             slot.flags.store(
                 (place.used_bits() | written_bit(done)).to_le(),
                 Ordering::Relaxed,
@@ -447,12 +463,14 @@ impl crate::Ring for Ring {
         let slot = self.slot(start.at);
         slot.id.store(first.id.to_le(), Ordering::Relaxed);
         slot.len.store(first.written.to_le(), Ordering::Relaxed);
-        if self.log.is_some() {
-            self.log_slot(start.at);
-        }
         // Release: the data and every slot of the batch are seen by whoever acquires these flags.
         let flags = start.used_bits() | written_bit(&first);
+        step(Step::Store);
         slot.flags.store(flags.to_le(), Ordering::Release);
+        if self.log.is_some() {
+            // After the write, or a front end that clears the mark in between sends the page without it.
+            self.log_slot(start.at);
+        }
         if let Some(tracker) = &self.tracker {
             tracker.settle(self.done.iter().map(|d| d.entry));
         }
@@ -499,6 +517,16 @@ impl crate::Ring for Ring {
             .translator
             .guest(self.addresses.space, self.addresses.desc);
         self.log = log;
+        // A process that died may have written here and not have come to marking it.
+        if let (Some(QueueLog { log, .. }), Some(ring)) = (&self.log, self.ring_addr) {
+            log.mark(ring, 16 * u64::from(self.size));
+        }
+    }
+
+    fn cut_short(&self, chain: &Chain) {
+        if let Some(QueueLog { log, .. }) = &self.log {
+            chain.mark(log);
+        }
     }
 
     fn position(&self) -> StoppedQueue {

@@ -33,6 +33,10 @@ pub trait Ring {
     /// writable part.
     fn complete(&mut self, chain: &Chain, written: u32);
 
+    /// Logs what may have been written into `chain` by an I/O that was cut short: the chain is not given
+    /// back, but its pages have changed.
+    fn cut_short(&self, chain: &Chain);
+
     /// Makes completions visible, all at once; says whether the driver wants to be notified.
     fn publish(&mut self) -> bool;
 
@@ -51,7 +55,7 @@ pub trait Ring {
     /// The epoch of memory that it uses.
     fn memory(&self) -> &Arc<GuestMemory>;
 
-    /// Starts or ends logging.
+    /// Starts or ends logging. What the device may have written of the ring itself is marked at once.
     fn set_log(&mut self, log: Option<QueueLog>);
 
     /// Where it would go on, and how much is in flight.

@@ -253,7 +253,7 @@ impl Ring {
         Err(ChainError::TooLong(limit))
     }
 
-    /// Marks the used ring's entries from `old` to `new`, and its index.
+    /// Marks the used ring's entries from `old` to `new`.
     #[cold]
     fn log_used(&self, old: u16, new: u16) {
         let Some(QueueLog {
@@ -265,9 +265,20 @@ impl Ring {
         };
         for i in 0..new.wrapping_sub(old) {
             let slot = old.wrapping_add(i) & self.mask;
-            log.mark(at + 4 + 8 * u64::from(slot), 8);
+            log.mark(at.saturating_add(4 + 8 * u64::from(slot)), 8);
         }
-        log.mark(at + 2, 2);
+    }
+
+    /// Marks `len` bytes of the used ring from byte `from` on.
+    #[cold]
+    fn log_part(&self, from: u64, len: u64) {
+        if let Some(QueueLog {
+            log,
+            used: Some(at),
+        }) = &self.log
+        {
+            log.mark(at.saturating_add(from), len);
+        }
     }
 
     fn avail_moved(&self) -> bool {
@@ -336,6 +347,10 @@ impl crate::Ring for Ring {
         // Release: the data and the entries are seen by whoever acquires the index (§2.7.8.2).
         // SAFETY: a part of the ring.
         unsafe { &*self.parts.used_idx }.store(new.to_le(), Ordering::Release);
+        if self.log.is_some() {
+            // After the write, or a front end that clears the mark in between sends the page without it.
+            self.log_part(2, 2);
+        }
         if let Some(tracker) = &self.tracker {
             tracker.settle(self.done.iter().map(|d| d.id), new);
         }
@@ -362,12 +377,8 @@ impl crate::Ring for Ring {
             // SAFETY: a part of the ring.
             let event = unsafe { &*self.parts.avail_event };
             event.store(self.next_avail.to_le(), Ordering::Relaxed);
-            if let Some(QueueLog {
-                log,
-                used: Some(at),
-            }) = &self.log
-            {
-                log.mark(at + 4 + 8 * u64::from(self.size), 2);
+            if self.log.is_some() {
+                self.log_part(4 + 8 * u64::from(self.size), 2);
             }
         } else {
             self.set_no_notify(false);
@@ -398,6 +409,14 @@ impl crate::Ring for Ring {
 
     fn set_log(&mut self, log: Option<QueueLog>) {
         self.log = log;
+        // A process that died may have written here and not have come to marking it.
+        self.log_part(0, 6 + 8 * u64::from(self.size));
+    }
+
+    fn cut_short(&self, chain: &Chain) {
+        if let Some(QueueLog { log, .. }) = &self.log {
+            chain.mark(log);
+        }
     }
 
     fn position(&self) -> StoppedQueue {
@@ -416,12 +435,8 @@ impl Ring {
         let flags = if on { NO_NOTIFY } else { 0 };
         // SAFETY: a part of the ring.
         unsafe { &*self.parts.used_flags }.store(flags.to_le(), Ordering::Relaxed);
-        if let Some(QueueLog {
-            log,
-            used: Some(at),
-        }) = &self.log
-        {
-            log.mark(*at, 2);
+        if self.log.is_some() {
+            self.log_part(0, 2);
         }
     }
 }

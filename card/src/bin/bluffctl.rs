@@ -1,0 +1,195 @@
+//! `bluffctl`: asks a running `bluffd`.
+
+use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+use bluff_card::control::client::Client;
+use bluff_card::control::{Request, Response};
+use bluff_card::ctl::top::Round;
+use bluff_card::spec::Id;
+use bluff_card::stats::Statistics;
+use bluff_card::{ctl, runtime_dir, units};
+use clap::{Parser, Subcommand};
+use serde::Serialize;
+
+/// How far two samples of `top` are apart.
+const PERIOD: Duration = Duration::from_secs(1);
+
+/// Asks a running bluffd.
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {
+    /// The daemon's runtime directory [default: /run/diamond-bluff, or diamond-bluff in XDG_RUNTIME_DIR]
+    #[arg(long, value_name = "DIR", global = true)]
+    runtime_dir: Option<PathBuf>,
+    /// JSON, for machines
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// How the daemon is
+    Status,
+    /// Functions: what hosts see
+    #[command(subcommand)]
+    Function(FunctionVerb),
+    /// Volumes: what functions stand on
+    #[command(subcommand)]
+    Volume(VolumeVerb),
+    /// What goes on, each second
+    Top {
+        /// One round only
+        #[arg(long)]
+        once: bool,
+    },
+}
+
+#[derive(Subcommand)]
+enum FunctionVerb {
+    /// All functions
+    List,
+    /// One function and its counters
+    Show {
+        /// Its ID
+        id: Id,
+    },
+}
+
+#[derive(Subcommand)]
+enum VolumeVerb {
+    /// All volumes
+    List,
+    /// Give a volume another size, which the host sees at once
+    Resize {
+        /// Its ID
+        id: Id,
+        /// The size, such as 10GiB
+        #[arg(value_parser = units::parse_size)]
+        size: u64,
+    },
+}
+
+fn main() -> ExitCode {
+    match run(Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        // `bluffctl … | head` has what it wanted.
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bluffctl: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let error = error.downcast_ref::<std::io::Error>();
+    error.is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+}
+
+fn run(arguments: Arguments) -> Result<()> {
+    let mut client = Client::connect(
+        &arguments
+            .runtime_dir
+            .unwrap_or_else(runtime_dir::default_path),
+    )?;
+    let json = arguments.json;
+    match arguments.verb {
+        Verb::Status => match client.ask(Request::Status)? {
+            Response::Status(status) => print(json, &status, || ctl::status(&status)),
+            other => unexpected(&other),
+        },
+        Verb::Function(FunctionVerb::List) => match client.ask(Request::ListFunctions)? {
+            Response::Functions(functions) => {
+                print(json, &functions, || ctl::functions(&functions))
+            }
+            other => unexpected(&other),
+        },
+        Verb::Function(FunctionVerb::Show { id }) => show(&mut client, json, id),
+        Verb::Volume(VolumeVerb::List) => match client.ask(Request::ListVolumes)? {
+            Response::Volumes(volumes) => print(json, &volumes, || ctl::volumes(&volumes)),
+            other => unexpected(&other),
+        },
+        Verb::Volume(VolumeVerb::Resize { id, size }) => {
+            match client.ask(Request::ResizeVolume { id, size })? {
+                Response::Volume(volume) => print(json, &volume, || {
+                    ctl::volumes(std::slice::from_ref(&volume))
+                }),
+                other => unexpected(&other),
+            }
+        }
+        Verb::Top { once } => top(&mut client, json, once),
+    }
+}
+
+fn show(client: &mut Client, json: bool, id: Id) -> Result<()> {
+    #[derive(Serialize)]
+    struct Shown<'a, F: Serialize, S: Serialize> {
+        function: &'a F,
+        statistics: Option<&'a S>,
+    }
+    let function = match client.ask(Request::ShowFunction { id: id.clone() })? {
+        Response::Function(function) => function,
+        other => return unexpected(&other),
+    };
+    let statistics = sample(client, Some(id.clone()))?;
+    let statistics = statistics
+        .functions
+        .iter()
+        .find(|statistics| statistics.function == id);
+    print(
+        json,
+        &Shown {
+            function: &function,
+            statistics,
+        },
+        || ctl::function(&function, statistics),
+    )
+}
+
+fn sample(client: &mut Client, function: Option<Id>) -> Result<Statistics> {
+    match client.ask(Request::Statistics { function })? {
+        Response::Statistics(statistics) => Ok(statistics),
+        other => bail!("bluffd answered another question: {other:?}"),
+    }
+}
+
+fn top(client: &mut Client, json: bool, once: bool) -> Result<()> {
+    let mut before = sample(client, None)?;
+    let is_screen = std::io::stdout().is_terminal() && !json && !once;
+    loop {
+        std::thread::sleep(PERIOD);
+        let after = sample(client, None)?;
+        let round = Round::between(&before, &after);
+        if is_screen {
+            // From the top left, over what was there.
+            write!(std::io::stdout(), "\x1b[H\x1b[2J")?;
+        }
+        print(json, &round, || round.table())?;
+        if once {
+            return Ok(());
+        }
+        before = after;
+    }
+}
+
+fn print(json: bool, value: &impl Serialize, text: impl FnOnce() -> String) -> Result<()> {
+    let text = if json {
+        serde_json::to_string(value)? + "\n"
+    } else {
+        text()
+    };
+    let mut stdout = std::io::stdout().lock();
+    stdout.write_all(text.as_bytes())?;
+    stdout.flush()?;
+    Ok(())
+}
+
+fn unexpected(response: &Response) -> Result<()> {
+    bail!("bluffd answered another question: {response:?}")
+}

@@ -1,0 +1,245 @@
+use super::*;
+
+const SOUND: &str = r#"
+[card]
+reactors = [1]
+poll = "adaptive"
+poll_us = 50
+data = "threads"
+
+[volume.disk0]
+uri = "file:/srv/disk0.raw"
+layers = [{ kind = "delay", read = "2ms" }]
+
+[function.blk0]
+kind = "virtio-blk"
+attach = "vhost-user"
+volume = "disk0"
+queues = 2
+poll = "always"
+"#;
+
+fn parse(text: &str) -> Result<Config, Mistakes> {
+    let surroundings = Surroundings {
+        cpus: BTreeSet::from([0, 1]),
+        runtime_dir: "/run/bluff".into(),
+    };
+    Config::parse(text, "card.toml", &surroundings)
+}
+
+fn mistakes(text: &str) -> Vec<String> {
+    parse(text)
+        .unwrap_err()
+        .to_string()
+        .lines()
+        .map(str::to_owned)
+        .collect()
+}
+
+#[test]
+fn the_file_of_the_user_guide() {
+    let config = parse(SOUND).unwrap();
+    assert_eq!(config.card.reactors, [1]);
+    let volume = &config.volumes[&"disk0".parse().unwrap()];
+    assert_eq!(
+        volume.layers[0].parameters["read"],
+        Parameter::Text("2ms".to_owned())
+    );
+    let function = &config.functions[&"blk0".parse().unwrap()];
+    assert_eq!((function.queues, function.poll), (2, Some(Poll::Always)));
+    assert_eq!(
+        (function.mode, &function.socket),
+        (SocketMode::Server, &None)
+    );
+}
+
+#[test]
+fn an_empty_file_is_an_empty_card() {
+    assert_eq!(parse("").unwrap(), Config::default());
+}
+
+#[test]
+fn each_mistake_has_its_place_and_says_what_is_allowed() {
+    for (from, to, expected) in [
+        (
+            "poll_us = 50",
+            "poll_ms = 50",
+            "card.toml:5:1: card.poll_ms: unknown key; allowed: `poll`, `poll_us`",
+        ),
+        (
+            "poll_us = 50",
+            "poll_us = \"50\"",
+            "5:11: card.poll_us: a whole number from 0 to 1000000 is wanted, not string",
+        ),
+        (
+            "poll_us = 50",
+            "poll_us = 2000000",
+            "5:11: card.poll_us: a whole number from 0 to 1000000 is wanted",
+        ),
+        (
+            "\"adaptive\"",
+            "\"often\"",
+            "4:8: card.poll: unknown word `often`; allowed: `adaptive`, `always` and `never`",
+        ),
+        (
+            "[1]",
+            "[7]",
+            "3:13: card.reactors: there is no CPU 7 to use; there are 0, 1",
+        ),
+        (
+            "[1]",
+            "[1, 1]",
+            "3:16: card.reactors: CPU 1 stands there twice",
+        ),
+        (
+            "[1]",
+            "1",
+            "3:12: card.reactors: an array is wanted, not integer",
+        ),
+        (
+            "\"threads\"",
+            "true",
+            "6:8: card.data: text is wanted, not boolean",
+        ),
+        (
+            "file:/srv",
+            "nfs:/srv",
+            "9:7: volume.disk0.uri: unknown scheme `nfs`; schemes are",
+        ),
+        (
+            "uri = ",
+            "url = ",
+            "volume.disk0.uri: missing; allowed: the place of its data",
+        ),
+        (
+            "\"2ms\"",
+            "\"2 ms\"",
+            "volume.disk0.layers.read: a duration is a whole number with",
+        ),
+        (
+            "\"2ms\"",
+            "2.5",
+            "volume.disk0.layers.read: text, a whole number",
+        ),
+        (
+            "\"delay\"",
+            "\"dealy\"",
+            "volume.disk0.layers.kind: layers are `delay` and `fault`",
+        ),
+        (
+            "[volume.disk0]",
+            "[volume.Disk0]",
+            "8:9: volume.Disk0: an ID is 1 to 63 of",
+        ),
+        (
+            "volume = \"disk0\"",
+            "volume = \"disk1\"",
+            "15:10: function.blk0.volume: no volume `disk1`; there are `disk0`",
+        ),
+        (
+            "queues = 2",
+            "queues = 0",
+            "16:10: function.blk0.queues: a whole number from 1 to 256 is wanted",
+        ),
+        (
+            "queues = 2",
+            "mode = \"client\"",
+            "function.blk0.socket: with mode = \"client\", the path",
+        ),
+        (
+            "queues = 2",
+            "socket = \"x.sock\"",
+            "function.blk0.socket: a socket is an absolute path",
+        ),
+        (
+            "queues = 2",
+            "socket = \"/run/bluff/control.sock\"",
+            "function.blk0.socket: this is the control socket",
+        ),
+        (
+            "kind = \"virtio-blk\"",
+            "kind = \"nvme\"",
+            "function.blk0.kind: unknown word `nvme`; allowed: `virtio-blk`",
+        ),
+        (
+            "kind = \"virtio-blk\"\n",
+            "",
+            "function.blk0.kind: missing; allowed: `virtio-blk`",
+        ),
+        (
+            "[card]",
+            "[crad]",
+            "crad: unknown key; allowed: `card`, `volume` and `function`",
+        ),
+        ("queues = 2", "queues = ", "card.toml:16:"),
+    ] {
+        let text = SOUND.replacen(from, to, 1);
+        assert_ne!(text, SOUND, "{from}");
+        let found = mistakes(&text);
+        assert!(
+            found.iter().any(|line| line.contains(expected)),
+            "{expected}\n  not in {found:#?}"
+        );
+    }
+}
+
+#[test]
+fn every_mistake_is_told_in_the_order_of_lines() {
+    let text = SOUND
+        .replace("poll_us = 50", "poll_us = -1")
+        .replace("queues = 2", "queues = 1000\nqueue = 1");
+    let found = mistakes(&text.replace("\"adaptive\"", "1"));
+    let keys = [
+        "card.poll:",
+        "card.poll_us:",
+        "function.blk0.queues:",
+        "function.blk0.queue:",
+    ];
+    assert_eq!(found.len(), keys.len(), "{found:#?}");
+    for (line, key) in found.iter().zip(keys) {
+        assert!(line.contains(key), "{line}");
+    }
+}
+
+const SECOND: &str =
+    "\n[function.blk1]\nkind = \"virtio-blk\"\nattach = \"vhost-user\"\nvolume = \"disk0\"\n";
+
+#[test]
+fn a_writable_volume_has_one_user() {
+    let found = mistakes(&format!("{SOUND}{SECOND}"));
+    assert!(
+        found[0].contains("function.blk1.volume: another function uses this volume"),
+        "{found:?}"
+    );
+    let text = format!("{SOUND}{SECOND}").replace("disk0.raw", "disk0.raw?read_only=on");
+    assert!(parse(&text).is_ok());
+}
+
+#[test]
+fn a_file_belongs_to_one_volume() {
+    let found = mistakes(&format!(
+        "{SOUND}\n[volume.disk1]\nuri = \"file:/srv/disk0.raw\"\n"
+    ));
+    assert!(
+        found[0].contains("volume.disk1.uri: volume `disk0` has the same file"),
+        "{found:?}"
+    );
+}
+
+#[test]
+fn a_socket_belongs_to_one_function() {
+    let text = format!("{SOUND}{SECOND}socket = \"/run/bluff/blk0.sock\"\n")
+        .replace("file:/srv/disk0.raw", "null:?size=1GiB");
+    let found = mistakes(&text);
+    assert!(
+        found[0].contains("function.blk1.socket: function `blk0` has the same socket"),
+        "{found:?}"
+    );
+}
+
+#[test]
+fn columns_count_characters() {
+    let found = mistakes("[card]\n\"p\u{f6}ll\" = 1\n  poll = 1");
+    assert!(found[0].starts_with("card.toml:2:1:"), "{found:?}");
+    assert!(found[1].starts_with("card.toml:3:10:"), "{found:?}");
+}

@@ -1,0 +1,187 @@
+//! What `bluffctl` prints: tables for people.
+
+mod table;
+pub mod top;
+
+use crate::control::{FunctionEntry, Status, VolumeEntry};
+use crate::stats::FunctionStatistics;
+use crate::units::show_size;
+pub use table::Table;
+
+/// How the daemon is.
+pub fn status(status: &Status) -> String {
+    let data = match status.data_pid {
+        Some(pid) => format!(
+            "{} (process {pid}, started again {} times)",
+            status.data, status.restarts
+        ),
+        None => status.data.to_string(),
+    };
+    let mut table = Table::plain();
+    table.row(["phase", &status.phase]);
+    table.row(["version", &status.version]);
+    table.row(["process", &status.pid.to_string()]);
+    table.row(["uptime", &format!("{} s", status.uptime_s)]);
+    table.row(["data half", &data]);
+    table.row(["reactors", &status.reactors.to_string()]);
+    table.row(["volumes", &status.volumes.to_string()]);
+    table.row([
+        "functions",
+        &format!("{}, {} connected", status.functions, status.connected),
+    ]);
+    table.to_string()
+}
+
+/// All functions, one a line.
+pub fn functions(functions: &[FunctionEntry]) -> String {
+    let mut table = Table::new(["FUNCTION", "KIND", "STATE", "VOLUME", "QUEUES", "SOCKET"]);
+    for function in functions {
+        let (kind, queues) = (function.spec.kind.word(), function.spec.queues.to_string());
+        let socket = socket(function);
+        table.row([
+            function.id.as_str(),
+            kind,
+            &function.state,
+            function.spec.volume.as_str(),
+            &queues,
+            &socket,
+        ]);
+    }
+    table.to_string()
+}
+
+/// One function, with what its queues did since they were started.
+pub fn function(function: &FunctionEntry, statistics: Option<&FunctionStatistics>) -> String {
+    let mut table = Table::plain();
+    table.row(["function", function.id.as_str()]);
+    table.row(["kind", function.spec.kind.word()]);
+    table.row([
+        "attached by",
+        &format!("{}, as {}", function.spec.attach, function.spec.mode),
+    ]);
+    table.row(["socket", &socket(function)]);
+    table.row(["volume", function.spec.volume.as_str()]);
+    table.row(["queues", &function.spec.queues.to_string()]);
+    table.row([
+        "poll",
+        function.spec.poll.map_or("as the card", |poll| poll.word()),
+    ]);
+    table.row(["state", &function.state]);
+    if let Some(reason) = &function.reason {
+        table.row(["reason", reason]);
+    }
+    if let Some(session) = &function.session {
+        table.row(["features", &format!("{:#018x}", session.features)]);
+        let status = session
+            .status
+            .map_or("not told".to_owned(), |status| format!("{status:#04x}"));
+        table.row(["device status", &status]);
+        table.row(["queues running", &session.queues.to_string()]);
+    }
+    let mut text = table.to_string();
+    if let Some(statistics) = statistics.filter(|statistics| !statistics.queues.is_empty()) {
+        let names = [
+            "QUEUE",
+            "READS",
+            "WRITES",
+            "FLUSHES",
+            "DISCARDS",
+            "READ",
+            "WRITTEN",
+            "ERRORS",
+            "IN FLIGHT",
+        ];
+        let mut table = Table::new(names);
+        for queue in &statistics.queues {
+            let counts = [
+                u64::from(queue.queue),
+                queue.reads,
+                queue.writes,
+                queue.flushes,
+                queue.discards,
+            ];
+            let mut row: Vec<String> = counts.iter().map(u64::to_string).collect();
+            row.extend([show_size(queue.read_bytes), show_size(queue.written_bytes)]);
+            row.extend([queue.errors.to_string(), queue.in_flight.to_string()]);
+            table.row(row);
+        }
+        text.push('\n');
+        text.push_str(&table.to_string());
+    }
+    text
+}
+
+fn socket(function: &FunctionEntry) -> String {
+    function
+        .spec
+        .socket
+        .as_ref()
+        .map_or_else(String::new, |path| path.display().to_string())
+}
+
+/// All volumes, one a line.
+pub fn volumes(volumes: &[VolumeEntry]) -> String {
+    let mut table = Table::new(["VOLUME", "STATE", "SIZE", "BLOCK", "FUNCTIONS", "URI"]);
+    for volume in volumes {
+        let size = volume
+            .info
+            .map_or_else(|| "-".to_owned(), |info| show_size(info.size));
+        let block = volume
+            .info
+            .map_or_else(|| "-".to_owned(), |info| info.block_size.to_string());
+        let functions: Vec<&str> = volume.functions.iter().map(|id| id.as_str()).collect();
+        let functions = if functions.is_empty() {
+            "-".to_owned()
+        } else {
+            functions.join(",")
+        };
+        table.row([
+            volume.id.as_str(),
+            &volume.state,
+            &size,
+            &block,
+            &functions,
+            &volume.spec.uri,
+        ]);
+    }
+    table.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::VolumeInfo;
+    use crate::spec::VolumeSpec;
+
+    #[test]
+    fn volumes_stand_in_columns() {
+        let entry = |id: &str, info| VolumeEntry {
+            id: id.parse().unwrap(),
+            spec: VolumeSpec {
+                uri: "ram:?size=1GiB".to_owned(),
+                layers: Vec::new(),
+            },
+            state: "open".to_owned(),
+            reason: None,
+            info,
+            functions: Vec::new(),
+        };
+        let info = VolumeInfo {
+            size: 1 << 30,
+            block_size: 512,
+            read_only: false,
+            channels: None,
+        };
+        let text = volumes(&[entry("disk0", Some(info)), entry("a-long-name", None)]);
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines[0], "VOLUME       STATE  SIZE   BLOCK  FUNCTIONS  URI");
+        assert_eq!(
+            lines[1],
+            "disk0        open   1 GiB  512    -          ram:?size=1GiB"
+        );
+        assert_eq!(
+            lines[2],
+            "a-long-name  open   -      -      -          ram:?size=1GiB"
+        );
+    }
+}

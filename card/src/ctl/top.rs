@@ -1,0 +1,208 @@
+//! `bluffctl top`: what goes on, from two samples of the counters.
+
+use serde::Serialize;
+
+use super::Table;
+use crate::spec::Id;
+use crate::stats::{QueueStatistics, Rates, ReactorRates, ReactorStatistics, Statistics};
+use crate::units::show_size;
+
+/// What went on between two samples.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Round {
+    /// The time between them, in seconds.
+    pub seconds: f64,
+    /// Each queue of each function.
+    pub queues: Vec<QueueRound>,
+    /// Each reactor.
+    pub reactors: Vec<ReactorRound>,
+}
+
+/// What went on in a queue, or in a function.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct QueueRound {
+    /// The function.
+    pub function: Id,
+    /// The queue; all of the function's where `None`.
+    pub queue: Option<u16>,
+    /// What went through.
+    pub rates: Rates,
+    /// Requests under way at the second sample.
+    pub in_flight: u32,
+    /// Errors since the queue was started.
+    pub errors_total: u64,
+}
+
+/// What a reactor did.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ReactorRound {
+    /// Which.
+    pub reactor: u16,
+    /// Its CPU.
+    pub cpu: Option<u32>,
+    /// What it did.
+    pub rates: ReactorRates,
+}
+
+impl Round {
+    /// Compares two samples.
+    pub fn between(before: &Statistics, after: &Statistics) -> Self {
+        let seconds = after.at_ns.saturating_sub(before.at_ns) as f64 / 1e9;
+        let mut queues = Vec::new();
+        for function in &after.functions {
+            let earlier = before
+                .functions
+                .iter()
+                .find(|earlier| earlier.function == function.function);
+            let round = |queue, before: &QueueStatistics, after: &QueueStatistics| QueueRound {
+                function: function.function.clone(),
+                queue,
+                rates: Rates::between(before, after, seconds),
+                in_flight: after.in_flight,
+                errors_total: after.errors,
+            };
+            let total = earlier.map(|earlier| earlier.total()).unwrap_or_default();
+            queues.push(round(None, &total, &function.total()));
+            for queue in &function.queues {
+                let same = |other: &&QueueStatistics| other.queue == queue.queue;
+                let earlier = earlier
+                    .and_then(|earlier| earlier.queues.iter().find(same))
+                    .copied();
+                queues.push(round(
+                    Some(queue.queue),
+                    &earlier.unwrap_or_default(),
+                    queue,
+                ));
+            }
+        }
+        let reactors = after.reactors.iter().map(|reactor| {
+            let same = |other: &&ReactorStatistics| other.reactor == reactor.reactor;
+            let earlier = before
+                .reactors
+                .iter()
+                .find(same)
+                .copied()
+                .unwrap_or_default();
+            let rates = ReactorRates::between(&earlier, reactor, seconds);
+            ReactorRound {
+                reactor: reactor.reactor,
+                cpu: reactor.cpu,
+                rates,
+            }
+        });
+        Self {
+            seconds,
+            queues,
+            reactors: reactors.collect(),
+        }
+    }
+
+    /// As a person reads it.
+    pub fn table(&self) -> String {
+        let mut table = Table::new([
+            "FUNCTION", "QUEUE", "IOPS", "READ/s", "WRITE/s", "DEPTH", "ERRORS", "KICKS/s",
+            "IRQS/s",
+        ]);
+        for QueueRound {
+            function,
+            queue,
+            rates,
+            in_flight,
+            errors_total,
+        } in &self.queues
+        {
+            let queue = queue.map_or_else(|| "all".to_owned(), |queue| queue.to_string());
+            let bytes = |rate: f64| show_size(rate as u64);
+            let count = |rate: f64| format!("{rate:.0}");
+            table.row([
+                function.to_string(),
+                queue,
+                count(rates.requests),
+                bytes(rates.read_bytes),
+                bytes(rates.written_bytes),
+                in_flight.to_string(),
+                errors_total.to_string(),
+                count(rates.kicks),
+                count(rates.interrupts),
+            ]);
+        }
+        let mut reactors = Table::new(["REACTOR", "CPU", "BUSY", "POLLS/s", "SLEEPS/s"]);
+        for ReactorRound {
+            reactor,
+            cpu,
+            rates,
+        } in &self.reactors
+        {
+            let cpu = cpu.map_or_else(|| "any".to_owned(), |cpu| cpu.to_string());
+            let busy = format!("{:.1} %", rates.busy * 100.0);
+            let (turns, sleeps) = (
+                format!("{:.0}", rates.turns),
+                format!("{:.0}", rates.sleeps),
+            );
+            reactors.row([reactor.to_string(), cpu, busy, turns, sleeps]);
+        }
+        format!("{table}\n{reactors}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stats::FunctionStatistics;
+
+    fn sample(at_s: u64, reads: u64) -> Statistics {
+        let queue = |queue| QueueStatistics {
+            queue,
+            reads,
+            read_bytes: reads * 4096,
+            ..Default::default()
+        };
+        let function = FunctionStatistics {
+            function: "blk0".parse().unwrap(),
+            queues: vec![queue(0), queue(1)],
+        };
+        let reactor = ReactorStatistics {
+            turns: reads,
+            busy_ns: at_s * 500_000_000,
+            ..Default::default()
+        };
+        Statistics {
+            at_ns: at_s * 1_000_000_000,
+            functions: vec![function],
+            reactors: vec![reactor],
+        }
+    }
+
+    #[test]
+    fn a_round_has_functions_queues_and_reactors() {
+        let round = Round::between(&sample(1, 1000), &sample(3, 3000));
+        assert_eq!(round.seconds, 2.0);
+        let iops: Vec<f64> = round
+            .queues
+            .iter()
+            .map(|queue| queue.rates.requests)
+            .collect();
+        assert_eq!(iops, [2000.0, 1000.0, 1000.0]);
+        assert_eq!(round.reactors[0].rates.busy, 0.5);
+        let table = round.table();
+        let line = table.lines().nth(1).unwrap();
+        let cells: Vec<&str> = line.split_whitespace().collect();
+        assert_eq!(cells[..6], ["blk0", "all", "2000", "7.8", "MiB", "0"]);
+        assert!(table.contains("50.0 %"));
+    }
+
+    #[test]
+    fn a_function_that_is_new_counts_from_nothing() {
+        let before = Statistics {
+            functions: Vec::new(),
+            reactors: Vec::new(),
+            ..sample(1, 0)
+        };
+        assert_eq!(
+            Round::between(&before, &sample(2, 10)).queues[1]
+                .rates
+                .requests,
+            10.0
+        );
+    }
+}

@@ -1,0 +1,434 @@
+//! The control half of `bluffd`: one loop that waits for signals, the data half and the control socket.
+//!
+//! It owns the registry, the listening sockets, and duplicates of the descriptors that sessions stand on, so that a data
+//! half that dies takes nothing along that a host would notice. Nothing in the loop waits for anybody.
+
+mod answer;
+mod carry;
+
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail};
+use event_manager::{EventManager, EventOps, Events, MutEventSubscriber, SubscriberOps};
+use vmm_sys_util::epoll::EventSet;
+
+use crate::config::Config;
+use crate::control::server::{ClientNumber, Server};
+use crate::data_half::{Body, DataHalf, Options};
+use crate::message::{FromData, Numbered, Outbox, Role, ToData};
+use crate::registry::{FunctionState, Registry, VolumeState};
+use crate::runtime_dir::{BoundSocket, CONTROL_SOCKET, RuntimeDir};
+use crate::spec::{CardSpec, DataMode, Id};
+use crate::stats::Statistics;
+
+/// How long the data half may take to stop all queues.
+const DRAIN: Duration = Duration::from_secs(5);
+/// How long it may take to end after that; also how long past its own bound draining may take.
+const END: Duration = Duration::from_secs(2);
+/// How long one that closed its socket may take to end: it is about to, and the loop waits for it.
+const LOST: Duration = Duration::from_millis(200);
+/// A data half that dies sooner than this after its start counts as one that does not start.
+const HEALTHY: Duration = Duration::from_secs(1);
+/// How often in a row the data half may not start.
+const RESTARTS: u32 = 5;
+/// The mode of the control socket: whoever may connect may do everything.
+const CONTROL_MODE: u32 = 0o600;
+
+const SIGNAL: u32 = 0;
+const LINK: u32 = 1;
+const SERVER: u32 = 2;
+
+/// What a daemon is started with.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The card.
+    pub config: Config,
+    /// Where sockets stand.
+    pub runtime_dir: PathBuf,
+    /// Where state is kept that outlives the daemon.
+    pub state_dir: PathBuf,
+    /// The data half, where it runs as a thread. As a process, this program is started again.
+    pub body: Body,
+}
+
+/// Runs a daemon until it is told to end by SIGTERM or SIGINT.
+///
+/// # Errors
+/// Where it cannot start, where the data half fails for good, or where draining took longer than its bound.
+pub fn run(settings: Settings) -> Result<()> {
+    let dir = RuntimeDir::take(&settings.runtime_dir)?;
+    let signals = signals().context("signals")?;
+    let control = BoundSocket::bind(&dir.path().join(CONTROL_SOCKET), CONTROL_MODE)?;
+    let server = Server::new(control).context("the control socket")?;
+    let daemon = Daemon::start(settings, server, signals)?;
+    let mut events = EventManager::new().map_err(|error| anyhow!("the event loop: {error}"))?;
+    let id = events.add_subscriber(daemon);
+    let outcome = loop {
+        let daemon = events
+            .subscriber_mut(id)
+            .map_err(|error| anyhow!("the event loop: {error}"))?;
+        daemon.tick(Instant::now());
+        if let Some(outcome) = daemon.outcome.take() {
+            break outcome;
+        }
+        let timeout = daemon.timeout(Instant::now());
+        events
+            .run_with_timeout(timeout)
+            .map_err(|error| anyhow!("the event loop: {error}"))?;
+    };
+    let daemon = events
+        .remove_subscriber(id)
+        .map_err(|error| anyhow!("the event loop: {error}"))?;
+    let ended = daemon.end();
+    drop(dir);
+    outcome.and(ended)
+}
+
+/// A stream that gets a byte for each signal that asks the daemon to end.
+fn signals() -> std::io::Result<UnixStream> {
+    let (reader, writer) = UnixStream::pair()?;
+    reader.set_nonblocking(true)?;
+    for signal in [libc::SIGTERM, libc::SIGINT] {
+        signal_hook::low_level::pipe::register(signal, writer.try_clone()?)?;
+    }
+    Ok(reader)
+}
+
+type ControlLink = Outbox<Numbered<ToData>, Numbered<FromData>>;
+
+/// How far the daemon is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// Not everything of the configuration stands yet.
+    Starting,
+    /// Everything stood once.
+    Ready,
+    /// It was told to end, and gives the data half until then.
+    Draining(Instant),
+}
+
+/// Who waits for the data half's answer.
+#[derive(Debug)]
+enum Pending {
+    /// A client that wants a volume to have another size.
+    Resize(ClientNumber, Id),
+    /// A client that wants counters, and those that came already.
+    Statistics(ClientNumber, Statistics),
+}
+
+struct Daemon {
+    card: CardSpec,
+    body: Body,
+    options: Options,
+    registry: Registry,
+    server: Server,
+    signals: UnixStream,
+    link: ControlLink,
+    half: Option<DataHalf>,
+    /// When the data half was started, how often again, and how often in a row in vain.
+    half_started: Instant,
+    restarts: u32,
+    vain_starts: u32,
+    reactors: u16,
+    sockets: BTreeMap<Id, BoundSocket>,
+    kept: BTreeMap<Id, BTreeMap<Role, OwnedFd>>,
+    /// When to connect next, for functions in client mode without a front end.
+    connect_at: BTreeMap<Id, Instant>,
+    pending: BTreeMap<u64, Pending>,
+    next_number: u64,
+    phase: Phase,
+    started: Instant,
+    outcome: Option<Result<()>>,
+}
+
+impl Daemon {
+    fn start(settings: Settings, server: Server, signals: UnixStream) -> Result<Self> {
+        let Settings {
+            config,
+            runtime_dir,
+            state_dir,
+            body,
+        } = settings;
+        let mut registry = Registry::new(&runtime_dir);
+        for (id, spec) in config.volumes {
+            registry.create_volume(id, spec)?;
+        }
+        for (id, spec) in config.functions {
+            registry.create_function(id, spec)?;
+        }
+        let options = Options {
+            state_dir,
+            is_process: config.card.data == DataMode::Process,
+        };
+        let (link, half) = spawn(body, &options)?;
+        let now = Instant::now();
+        let mut daemon = Self {
+            card: config.card,
+            body,
+            options,
+            registry,
+            server,
+            signals,
+            link,
+            half: Some(half),
+            half_started: now,
+            restarts: 0,
+            vain_starts: 0,
+            reactors: 0,
+            sockets: BTreeMap::new(),
+            kept: BTreeMap::new(),
+            connect_at: BTreeMap::new(),
+            pending: BTreeMap::new(),
+            next_number: 1,
+            phase: Phase::Starting,
+            started: now,
+            outcome: None,
+        };
+        daemon.begin();
+        Ok(daemon)
+    }
+
+    /// Tells a new data half all that there is.
+    fn begin(&mut self) {
+        self.send(
+            ToData::Start {
+                card: self.card.clone(),
+            },
+            Vec::new(),
+        );
+        self.carry_out();
+    }
+
+    fn tick(&mut self, now: Instant) {
+        self.connect_clients(now);
+        if let Phase::Draining(deadline) = self.phase
+            && now >= deadline
+        {
+            self.finish(Err(anyhow!("the data half did not drain in time")));
+        }
+    }
+
+    /// How long the loop may sleep, in milliseconds, as epoll takes it.
+    fn timeout(&self, now: Instant) -> i32 {
+        let deadline = match self.phase {
+            Phase::Draining(deadline) => Some(deadline),
+            Phase::Starting | Phase::Ready => None,
+        };
+        let next = self.connect_at.values().copied().chain(deadline).min();
+        // Rounded up, so that the loop does not spin through the last millisecond.
+        let wait = |at: Instant| at.saturating_duration_since(now).as_millis() + 1;
+        next.map_or(-1, |at| i32::try_from(wait(at)).unwrap_or(i32::MAX))
+    }
+
+    fn finish(&mut self, outcome: Result<()>) {
+        if self.outcome.is_none() {
+            self.outcome = Some(outcome);
+        }
+    }
+
+    fn terminate(&mut self) {
+        let mut signals = [0; 16];
+        let is_asked = matches!(self.signals.read(&mut signals), Ok(1..));
+        match self.phase {
+            _ if !is_asked => {}
+            Phase::Draining(_) => self.finish(Err(anyhow!(
+                "told to end a second time, before all was drained"
+            ))),
+            Phase::Starting | Phase::Ready => {
+                log::info!("ending");
+                // Nobody listens for systemd's sake in a test or on a terminal, which is no error.
+                let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+                let now = Instant::now();
+                self.phase = Phase::Draining(now + DRAIN + END);
+                let within_ms = u32::try_from(DRAIN.as_millis()).expect("a few seconds");
+                self.send(ToData::Drain { within_ms }, Vec::new());
+            }
+        }
+    }
+
+    /// Reads what the data half said. It is read until nothing is left, as the loop tells of it only once.
+    fn hear(&mut self, ops: &mut EventOps<'_>) {
+        if let Err(error) = self.link.flush() {
+            return self.lose_data_half(error.into(), ops);
+        }
+        while self.outcome.is_none() {
+            match self.link.receive() {
+                Ok(Some((Numbered { number, message }, descriptors))) => {
+                    self.report(number, message, descriptors);
+                }
+                Ok(None) => return,
+                Err(error) => return self.lose_data_half(error.into(), ops),
+            }
+        }
+    }
+
+    fn lose_data_half(&mut self, error: anyhow::Error, ops: &mut EventOps<'_>) {
+        let Some(half) = self.half.take() else { return };
+        let ended = half.end(LOST).err().unwrap_or_else(|| anyhow!("it ended"));
+        let error = error.context(ended).context("the data half was lost");
+        if matches!(self.phase, Phase::Draining(_)) || self.card.data == DataMode::Threads {
+            return self.finish(Err(error));
+        }
+        self.vain_starts = if self.half_started.elapsed() < HEALTHY {
+            self.vain_starts + 1
+        } else {
+            0
+        };
+        if self.vain_starts > RESTARTS {
+            return self.finish(Err(error.context("it was started again in vain")));
+        }
+        log::error!("{error:#}; starting another");
+        self.restarts += 1;
+        self.abandon_questions();
+        let restarted = spawn(self.body, &self.options).and_then(|(link, half)| {
+            // The old one is closed only once the loop has let go of it.
+            ops.remove(Events::empty(&self.link))
+                .context("the event loop")?;
+            (self.link, self.half) = (link, Some(half));
+            ops.add(self.link_events()).context("the event loop")
+        });
+        match restarted {
+            Ok(()) => {
+                self.half_started = Instant::now();
+                self.connect_at.clear();
+                self.release_detaching();
+                self.registry.start_over();
+                self.begin();
+            }
+            Err(error) => self.finish(Err(error)),
+        }
+    }
+
+    /// What was being let go of went with the data half.
+    fn release_detaching(&mut self) {
+        let functions = self.registry.functions().iter();
+        let is_detaching = |state: &FunctionState| matches!(state, FunctionState::Detaching { .. });
+        let detaching = functions.filter(|(_, function)| is_detaching(&function.state));
+        let detaching: Vec<Id> = detaching.map(|(id, _)| id.clone()).collect();
+        detaching.iter().for_each(|id| self.release(id));
+    }
+
+    fn link_events(&self) -> Events {
+        // Told once for each change, so that a socket with room does not keep the loop awake.
+        let interest = EventSet::IN | EventSet::OUT | EventSet::EDGE_TRIGGERED;
+        Events::with_data(&self.link, LINK, interest)
+    }
+
+    /// Says "ready" when all that was configured stands, and ends where something never will.
+    fn check_ready(&mut self) {
+        if self.phase != Phase::Starting || self.reactors_unknown() {
+            return;
+        }
+        for (id, volume) in self.registry.volumes() {
+            match &volume.state {
+                VolumeState::Open(_) => {}
+                VolumeState::Failed { reason } => {
+                    let error = anyhow!("volume {id}: {reason}");
+                    return self.finish(Err(error));
+                }
+                VolumeState::Opening | VolumeState::Closing => return,
+            }
+        }
+        for (id, function) in self.registry.functions() {
+            match &function.state {
+                FunctionState::Idle | FunctionState::Connected(_) => {}
+                FunctionState::Failed { reason } => {
+                    let error = anyhow!("function {id}: {reason}");
+                    return self.finish(Err(error));
+                }
+                FunctionState::Waiting
+                | FunctionState::Attaching
+                | FunctionState::Detaching { .. } => return,
+            }
+        }
+        self.phase = Phase::Ready;
+        if let Err(error) = announce() {
+            self.finish(Err(error));
+        }
+    }
+
+    fn reactors_unknown(&self) -> bool {
+        // None runs without one: what a data half says is taken as at least that.
+        self.reactors == 0
+    }
+
+    fn end(self) -> Result<()> {
+        // Names go first, so that nobody connects to what nobody will accept.
+        drop(self.sockets);
+        drop(self.server);
+        drop(self.link);
+        self.half.map_or(Ok(()), |half| half.end(END))
+    }
+}
+
+fn announce() -> Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    let said = writeln!(stdout, "ready").and_then(|()| stdout.flush());
+    said.context("standard output")?;
+    // Does nothing where no service manager asked for it.
+    sd_notify::notify(&[sd_notify::NotifyState::Ready]).context("the service manager")
+}
+
+fn spawn(body: Body, options: &Options) -> Result<(ControlLink, DataHalf)> {
+    let (socket, half) = if options.is_process {
+        DataHalf::spawn_process(options)?
+    } else {
+        DataHalf::spawn_thread(body, options.clone())?
+    };
+    Ok((
+        Outbox::new(socket).context("the socket of the data half")?,
+        half,
+    ))
+}
+
+impl MutEventSubscriber for Daemon {
+    fn init(&mut self, ops: &mut EventOps<'_>) {
+        let signals = Events::with_data(&self.signals, SIGNAL, EventSet::IN);
+        let server = Events::with_data(&self.server, SERVER, EventSet::IN);
+        for events in [signals, server, self.link_events()] {
+            if let Err(error) = ops.add(events) {
+                self.finish(Err(anyhow!("the event loop: {error}")));
+            }
+        }
+    }
+
+    fn process(&mut self, events: Events, ops: &mut EventOps<'_>) {
+        match events.data() {
+            SIGNAL => self.terminate(),
+            LINK => self.hear(ops),
+            SERVER => {
+                for (client, request) in self.server.turn() {
+                    self.question(client, request);
+                }
+            }
+            other => unreachable!("nothing was registered as {other}"),
+        }
+        self.carry_out();
+        self.check_ready();
+    }
+}
+
+/// Where state is kept unless told: the system's place, or the user's.
+///
+/// # Errors
+/// Where a user has no home.
+pub fn default_state_dir() -> Result<PathBuf> {
+    if rustix::process::geteuid().is_root() {
+        return Ok("/var/lib/diamond-bluff".into());
+    }
+    let set = |name| {
+        std::env::var_os(name)
+            .filter(|value| !value.is_empty())
+            .map(PathBuf::from)
+    };
+    match (set("XDG_STATE_HOME"), set("HOME")) {
+        (Some(state), _) => Ok(state.join("diamond-bluff")),
+        (None, Some(home)) => Ok(home.join(".local/state/diamond-bluff")),
+        (None, None) => bail!("neither XDG_STATE_HOME nor HOME is set; give --state-dir"),
+    }
+}

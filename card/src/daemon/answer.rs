@@ -1,0 +1,105 @@
+//! Answers to the questions of the control socket.
+
+use super::{Daemon, Pending, Phase};
+use crate::control::server::ClientNumber;
+use crate::control::{FunctionEntry, Request, Response, Status, VolumeEntry};
+use crate::data_half::DataHalf;
+use crate::message::ToData;
+use crate::registry::FunctionState;
+use crate::spec::Id;
+use crate::stats::Statistics;
+
+impl Daemon {
+    /// Answers a question now, or when the data half has.
+    pub(super) fn question(&mut self, client: ClientNumber, request: Request) {
+        let answer = match request {
+            Request::Status => Ok(Response::Status(self.status())),
+            Request::ListFunctions => Ok(Response::Functions(self.functions())),
+            Request::ShowFunction { id } => self.function(&id).map(Response::Function),
+            Request::ListVolumes => Ok(Response::Volumes(self.volumes())),
+            Request::ResizeVolume { id, size } => match self.registry.check_resize(&id, size) {
+                Ok(()) => {
+                    let number = self.send(
+                        ToData::ResizeVolume {
+                            volume: id.clone(),
+                            size,
+                        },
+                        Vec::new(),
+                    );
+                    self.pending.insert(number, Pending::Resize(client, id));
+                    return;
+                }
+                Err(error) => Err(error.to_string()),
+            },
+            Request::Statistics { function } => {
+                match function.as_ref().map(|id| self.function(id)).transpose() {
+                    Ok(_) => {
+                        let number = self.send(ToData::Statistics { function }, Vec::new());
+                        self.pending
+                            .insert(number, Pending::Statistics(client, Statistics::default()));
+                        return;
+                    }
+                    Err(error) => Err(error),
+                }
+            }
+        };
+        self.server.answer(client, answer);
+    }
+
+    /// Tells everyone who waits for the data half that it will not answer.
+    pub(super) fn abandon_questions(&mut self) {
+        for pending in std::mem::take(&mut self.pending).into_values() {
+            let (Pending::Resize(client, _) | Pending::Statistics(client, _)) = pending;
+            self.server
+                .answer(client, Err("the data half was lost; ask again".to_owned()));
+        }
+    }
+
+    fn status(&self) -> Status {
+        let functions = self.registry.functions();
+        let is_connected = |state: &FunctionState| matches!(state, FunctionState::Connected(_));
+        let phase = match self.phase {
+            Phase::Starting => "starting",
+            Phase::Ready => "ready",
+            Phase::Draining(_) => "draining",
+        };
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            data_pid: self.half.as_ref().and_then(DataHalf::pid),
+            data: self.card.data,
+            restarts: self.restarts,
+            phase: phase.to_owned(),
+            uptime_s: self.started.elapsed().as_secs(),
+            reactors: self.reactors,
+            volumes: self.registry.volumes().len(),
+            functions: functions.len(),
+            connected: functions
+                .values()
+                .filter(|function| is_connected(&function.state))
+                .count(),
+        }
+    }
+
+    fn functions(&self) -> Vec<FunctionEntry> {
+        let functions = self.registry.functions().iter();
+        functions
+            .map(|(id, function)| FunctionEntry::new(&self.registry, id, function))
+            .collect()
+    }
+
+    fn function(&self, id: &Id) -> Result<FunctionEntry, String> {
+        let function = self
+            .registry
+            .function(id)
+            .map_err(|error| error.to_string())?;
+        Ok(FunctionEntry::new(&self.registry, id, function))
+    }
+
+    fn volumes(&self) -> Vec<VolumeEntry> {
+        let volumes = self.registry.volumes().iter();
+        volumes
+            .map(|(id, volume)| VolumeEntry::new(&self.registry, id, volume))
+            .collect()
+    }
+}

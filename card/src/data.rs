@@ -1,0 +1,461 @@
+//! The data half: reactors, volumes, functions and their sessions.
+//!
+//! ```text
+//!   control's socket --> this thread: one message at a time
+//!                          |             |                |
+//!                       reactors      volumes      SessionLoop: a thread for all sessions
+//!                          ^                              |
+//!                          '------ queues move here ------'
+//! ```
+//!
+//! What happens by itself (a front end comes, a volume grows) is told by whichever thread sees it.
+
+mod volumes;
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::sync_channel;
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use bluff_block::{Subscription, Volume, VolumeEvent};
+use bluff_reactor::Handle;
+use bluff_vhost_user::{Attachment, AttachmentEvent, LoopHandle, Mode, SessionLoop};
+use bluff_virtio::VirtioDevice;
+use bluff_virtio_blk::{Blk, BlkOptions, QueueCounters};
+
+use crate::data_half::Options;
+use crate::message::{
+    Endpoint, FromData, Link, LinkError, Numbered, SessionInfo, Subject, ToData, VolumeInfo,
+    statistics_parts,
+};
+use crate::spec::{CardSpec, FunctionKind, FunctionSpec, Id, Poll, VolumeSpec};
+use crate::stats::{FunctionStatistics, QueueStatistics, ReactorStatistics, Statistics};
+
+/// Serves the socket until it is drained, or the other end closes.
+///
+/// # Errors
+/// Where the socket fails.
+pub fn run(socket: OwnedFd, _options: &Options) -> Result<()> {
+    let outgoing = socket.try_clone().context("the socket to control")?;
+    let mut link: Link<Numbered<FromData>, Numbered<ToData>> = Link::new(socket);
+    let teller = Teller(Arc::new(Mutex::new(Link::new(outgoing))));
+    let mut data = Data::new(teller.clone())?;
+    loop {
+        let (Numbered { number, message }, descriptors) = match link.receive() {
+            Ok(Some(message)) => message,
+            Ok(None) => continue,
+            Err(LinkError::Closed) => return Ok(()),
+            Err(error) => return Err(error.into()),
+        };
+        let about = subject(&message);
+        let drains = matches!(message, ToData::Drain { .. });
+        match data.handle(number, message, descriptors) {
+            Ok(answers) => answers
+                .into_iter()
+                .for_each(|answer| teller.tell(number, answer)),
+            Err(error) => teller.tell(
+                number,
+                FromData::Failed {
+                    about,
+                    error: format!("{error:#}"),
+                },
+            ),
+        }
+        if drains {
+            return Ok(());
+        }
+    }
+}
+
+/// What a message is about, for the answer that it failed.
+fn subject(message: &ToData) -> Subject {
+    match message {
+        ToData::Start { .. } | ToData::Statistics { .. } | ToData::Drain { .. } => Subject::Card,
+        ToData::OpenVolume { volume, .. }
+        | ToData::CloseVolume { volume }
+        | ToData::ResizeVolume { volume, .. } => Subject::Volume(volume.clone()),
+        ToData::Restore { function, .. }
+        | ToData::AttachFunction { function, .. }
+        | ToData::Connection { function }
+        | ToData::DetachFunction { function } => Subject::Function(function.clone()),
+    }
+}
+
+/// Tells control, from any thread.
+#[derive(Clone)]
+struct Teller(Arc<Mutex<Link<Numbered<FromData>, Numbered<ToData>>>>);
+
+impl Teller {
+    fn tell(&self, number: u64, message: FromData) {
+        let link = self.0.lock().expect("telling does not panic");
+        if let Err(error) = link.send(&Numbered { number, message }, &[]) {
+            // Where control has ended, the thread that reads sees it too.
+            log::debug!("to control: {error}");
+        }
+    }
+}
+
+/// A reactor that runs.
+struct Reactor {
+    handle: Handle,
+    thread: Option<JoinHandle<()>>,
+    cpu: Option<u32>,
+    since: Instant,
+}
+
+struct OpenVolume {
+    volume: Arc<dyn Volume>,
+    _events: Subscription,
+}
+
+struct Function {
+    volume: Id,
+    counters: Vec<Arc<QueueCounters>>,
+    /// The reactor of each queue.
+    reactors: Vec<u16>,
+}
+
+/// Everything that the data half has.
+struct Data {
+    teller: Teller,
+    card: CardSpec,
+    // Dropped in this order: sessions stop their queues on reactors that still run.
+    sessions: SessionLoop,
+    functions: BTreeMap<Id, Function>,
+    volumes: BTreeMap<Id, OpenVolume>,
+    reactors: Vec<Reactor>,
+    /// The reactor that the next function begins with.
+    turn: usize,
+}
+
+impl Data {
+    fn new(teller: Teller) -> Result<Self> {
+        Ok(Self {
+            teller,
+            card: CardSpec::default(),
+            sessions: SessionLoop::spawn().context("the thread of sessions")?,
+            functions: BTreeMap::new(),
+            volumes: BTreeMap::new(),
+            reactors: Vec::new(),
+            turn: 0,
+        })
+    }
+
+    /// Does what control asks for; gives the answers.
+    fn handle(
+        &mut self,
+        number: u64,
+        message: ToData,
+        descriptors: Vec<OwnedFd>,
+    ) -> Result<Vec<FromData>> {
+        Ok(match message {
+            ToData::Start { card } => {
+                self.start(card)?;
+                vec![FromData::Started {
+                    reactors: self.reactors.len() as u16,
+                }]
+            }
+            ToData::OpenVolume { volume, spec } => {
+                let info = self.open(&volume, &spec)?;
+                vec![FromData::VolumeOpened { volume, info }]
+            }
+            ToData::CloseVolume { volume } => {
+                let used = self.functions.values().any(|f| f.volume == volume);
+                ensure!(!used, "a function stands on it");
+                self.volumes.remove(&volume).context("it is not open")?;
+                vec![FromData::VolumeClosed { volume }]
+            }
+            ToData::ResizeVolume { volume, size } => {
+                let open = self.volumes.get(&volume).context("it is not open")?;
+                open.volume.resize(size)?;
+                vec![FromData::VolumeResized {
+                    volume,
+                    size: open.volume.geometry().size,
+                }]
+            }
+            ToData::AttachFunction {
+                function,
+                spec,
+                endpoint,
+            } => {
+                self.attach(&function, spec, endpoint, descriptors)?;
+                vec![FromData::FunctionAttached { function }]
+            }
+            ToData::DetachFunction { function } => {
+                self.functions
+                    .remove(&function)
+                    .context("it is not attached")?;
+                let (teller, name) = (self.teller.clone(), function.to_string());
+                self.sessions.handle().remove(&name, move |device| {
+                    drop(device);
+                    teller.tell(number, FromData::FunctionDetached { function });
+                });
+                Vec::new()
+            }
+            ToData::Statistics { function } => statistics_parts(self.statistics(function.as_ref())),
+            ToData::Drain { within_ms } => {
+                self.drain(Duration::from_millis(u64::from(within_ms)));
+                vec![FromData::Drained]
+            }
+            ToData::Connection { .. } | ToData::Restore { .. } => {
+                bail!("this data half does not take up sessions")
+            }
+        })
+    }
+
+    fn start(&mut self, card: CardSpec) -> Result<()> {
+        ensure!(self.reactors.is_empty(), "it has started already");
+        let cpus: Vec<Option<u32>> = match card.reactors.is_empty() {
+            true => vec![None],
+            false => card.reactors.iter().copied().map(Some).collect(),
+        };
+        for (index, cpu) in cpus.into_iter().enumerate() {
+            let options = bluff_reactor::Options {
+                name: format!("reactor-{index}"),
+                cpu: cpu.map(|cpu| cpu as usize),
+                ..Default::default()
+            };
+            let (handle, thread) =
+                Handle::spawn(options).with_context(|| format!("reactor {index}"))?;
+            let since = Instant::now();
+            self.reactors.push(Reactor {
+                handle,
+                thread: Some(thread),
+                cpu,
+                since,
+            });
+        }
+        self.card = card;
+        Ok(())
+    }
+
+    fn open(&mut self, id: &Id, spec: &VolumeSpec) -> Result<VolumeInfo> {
+        ensure!(!self.volumes.contains_key(id), "it is open already");
+        let volume = volumes::open(spec)?;
+        let geometry = volume.geometry();
+        let (teller, name, weak) = (self.teller.clone(), id.clone(), Arc::downgrade(&volume));
+        let events = volume.events().subscribe(move |event| {
+            if let (VolumeEvent::Resized, Some(volume)) = (event, weak.upgrade()) {
+                let size = volume.geometry().size;
+                teller.tell(
+                    0,
+                    FromData::VolumeResized {
+                        volume: name.clone(),
+                        size,
+                    },
+                );
+            }
+        });
+        let channels = u32::try_from(volume.max_channels()).ok();
+        self.volumes.insert(
+            id.clone(),
+            OpenVolume {
+                volume,
+                _events: events,
+            },
+        );
+        Ok(VolumeInfo {
+            size: geometry.size,
+            block_size: geometry.block_size,
+            read_only: geometry.read_only,
+            channels,
+        })
+    }
+
+    fn attach(
+        &mut self,
+        id: &Id,
+        spec: FunctionSpec,
+        endpoint: Endpoint,
+        descriptors: Vec<OwnedFd>,
+    ) -> Result<()> {
+        ensure!(!self.functions.contains_key(id), "it is attached already");
+        ensure!(!self.reactors.is_empty(), "there are no reactors");
+        let volume = &self
+            .volumes
+            .get(&spec.volume)
+            .context("its volume is not open")?
+            .volume;
+        // Each function begins on the next reactor, so that functions of one queue are spread too.
+        let count = self.reactors.len();
+        let order: Vec<usize> = (0..count).map(|i| (self.turn + i) % count).collect();
+        self.turn = (self.turn + 1) % count;
+        let options = BlkOptions {
+            queues: spec.queues,
+            serial: id.to_string(),
+            poll: self.poll(spec.poll),
+            reactors: order
+                .iter()
+                .map(|&i| self.reactors[i].handle.clone())
+                .collect(),
+        };
+        let FunctionKind::VirtioBlk = spec.kind;
+        let device = Blk::new(volume.clone(), options);
+        let counters = device.counters().to_vec();
+        let spread = count.min(volume.max_channels()).max(1);
+        let reactors = (0..usize::from(spec.queues))
+            .map(|q| order[q % spread] as u16)
+            .collect();
+        let mode = match endpoint {
+            Endpoint::Listener => {
+                let socket = descriptors
+                    .into_iter()
+                    .next()
+                    .context("no socket came along")?;
+                Mode::Server(UnixListener::from(socket))
+            }
+            Endpoint::Client => Mode::Client(spec.socket.context("no socket is named")?),
+        };
+        self.present(id, Box::new(device), mode)?;
+        self.functions.insert(
+            id.clone(),
+            Function {
+                volume: spec.volume,
+                counters,
+                reactors,
+            },
+        );
+        Ok(())
+    }
+
+    /// Gives the device to the loop of sessions.
+    fn present(&self, id: &Id, device: Box<dyn VirtioDevice>, mode: Mode) -> Result<()> {
+        let (teller, function) = (self.teller.clone(), id.clone());
+        let listener = Arc::new(move |_: &str, event| {
+            let function = function.clone();
+            match event {
+                AttachmentEvent::Connected => {
+                    let session = SessionInfo::default();
+                    teller.tell(0, FromData::FrontEnd { function, session });
+                }
+                AttachmentEvent::Disconnected(reason) => {
+                    teller.tell(0, FromData::FrontEndGone { function, reason });
+                }
+                AttachmentEvent::Refused => {
+                    log::warn!("function {function}: a second front end was turned away");
+                }
+                AttachmentEvent::NeedsReset => {
+                    log::warn!("function {function}: its driver has to reset it");
+                }
+            }
+        });
+        let options = bluff_vhost_user::Options::new(mode);
+        let attachment = Attachment::new(id.to_string(), device, options, listener);
+        self.sessions.handle().add(attachment).context("its socket")
+    }
+
+    fn poll(&self, poll: Option<Poll>) -> bluff_reactor::Poll {
+        match poll.unwrap_or(self.card.poll) {
+            Poll::Always => bluff_reactor::Poll::Always,
+            Poll::Never => bluff_reactor::Poll::Never,
+            Poll::Adaptive => {
+                let span = Duration::from_micros(u64::from(self.card.poll_us));
+                bluff_reactor::Poll::Adaptive(span)
+            }
+        }
+    }
+
+    fn statistics(&self, only: Option<&Id>) -> Statistics {
+        let functions = self
+            .functions
+            .iter()
+            .filter(|(id, _)| only.is_none_or(|only| only == *id))
+            .map(|(id, function)| FunctionStatistics {
+                function: id.clone(),
+                queues: function
+                    .counters
+                    .iter()
+                    .zip(&function.reactors)
+                    .enumerate()
+                    .map(|(i, (counters, &reactor))| queue(i as u16, reactor, counters))
+                    .collect(),
+            })
+            .collect();
+        let reactors = self
+            .reactors
+            .iter()
+            .enumerate()
+            .map(|(i, r)| reactor(i as u16, r));
+        Statistics {
+            at_ns: monotonic_ns(),
+            functions,
+            reactors: reactors.collect(),
+        }
+    }
+
+    /// Stops every session within `within`; what takes longer is left to the end of the process.
+    fn drain(&mut self, within: Duration) {
+        let deadline = Instant::now() + within;
+        let (stopped, all) = sync_channel(self.functions.len());
+        let handle: LoopHandle = self.sessions.handle();
+        for id in self.functions.keys() {
+            let stopped = stopped.clone();
+            handle.remove(id.as_str(), move |_| {
+                let _ = stopped.send(());
+            });
+        }
+        drop(stopped);
+        for _ in 0..self.functions.len() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if all.recv_timeout(left).is_err() {
+                log::warn!("not every function could be stopped in {within:?}");
+                return;
+            }
+        }
+        self.functions.clear();
+    }
+}
+
+impl Drop for Data {
+    fn drop(&mut self) {
+        for reactor in &mut self.reactors {
+            reactor.handle.stop();
+            if let Some(thread) = reactor.thread.take() {
+                // A panic there was printed there.
+                let _ = thread.join();
+            }
+        }
+    }
+}
+
+fn queue(index: u16, reactor: u16, counters: &QueueCounters) -> QueueStatistics {
+    let get = |cell: &std::sync::atomic::AtomicU64| cell.load(Ordering::Relaxed);
+    QueueStatistics {
+        queue: index,
+        reactor,
+        reads: get(&counters.reads),
+        writes: get(&counters.writes),
+        flushes: get(&counters.flushes),
+        discards: get(&counters.discards),
+        read_bytes: get(&counters.bytes_read),
+        written_bytes: get(&counters.bytes_written),
+        errors: get(&counters.errors),
+        in_flight: u32::try_from(get(&counters.in_flight)).unwrap_or(u32::MAX),
+        kicks: get(&counters.kicks),
+        interrupts: get(&counters.interrupts),
+    }
+}
+
+fn reactor(index: u16, reactor: &Reactor) -> ReactorStatistics {
+    let counters = reactor.handle.counters();
+    let asleep = counters.asleep_ns.load(Ordering::Relaxed);
+    let alive = u64::try_from(reactor.since.elapsed().as_nanos()).unwrap_or(u64::MAX);
+    ReactorStatistics {
+        reactor: index,
+        cpu: reactor.cpu,
+        turns: counters.turns.load(Ordering::Relaxed),
+        sleeps: counters.sleeps.load(Ordering::Relaxed),
+        busy_ns: alive.saturating_sub(asleep),
+    }
+}
+
+/// The monotonic clock, in nanoseconds.
+fn monotonic_ns() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}

@@ -1,0 +1,334 @@
+use std::fs::File;
+use std::io::{Read, Seek, Write};
+use std::os::fd::{AsFd, OwnedFd};
+
+use super::*;
+use crate::spec::{Attach, FunctionKind, SocketMode};
+use crate::stats::{FunctionStatistics, QueueStatistics, ReactorStatistics};
+
+type Control = Link<Numbered<ToData>, Numbered<FromData>>;
+type Data = Link<Numbered<FromData>, Numbered<ToData>>;
+
+fn halves() -> (Control, Data) {
+    let (control, data) = pair().unwrap();
+    (Link::new(control), Link::new(data))
+}
+
+fn id(text: &str) -> Id {
+    text.parse().unwrap()
+}
+
+fn marked_file(mark: usize) -> OwnedFd {
+    let mut file = tempfile::tempfile().unwrap();
+    write!(file, "{mark}").unwrap();
+    file.into()
+}
+
+fn mark_of(descriptor: OwnedFd) -> String {
+    let mut file = File::from(descriptor);
+    file.rewind().unwrap();
+    let mut text = String::new();
+    file.read_to_string(&mut text).unwrap();
+    text
+}
+
+fn function_spec() -> FunctionSpec {
+    FunctionSpec {
+        kind: FunctionKind::VirtioBlk,
+        attach: Attach::VhostUser,
+        socket: Some("/tmp/x.sock".into()),
+        mode: SocketMode::Server,
+        volume: id("disk0"),
+        queues: 2,
+        poll: None,
+    }
+}
+
+fn all_roles() -> Vec<Role> {
+    let mut roles = vec![
+        Role::Connection,
+        Role::Backend,
+        Role::Record,
+        Role::Inflight,
+        Role::Log,
+    ];
+    roles.extend([Role::Kick(1), Role::Call(1), Role::Error(1)]);
+    roles.extend((0..).map(Role::Memory).take(DESCRIPTORS_MAX - roles.len()));
+    roles
+}
+
+fn every_request() -> Vec<ToData> {
+    let spec = VolumeSpec {
+        uri: "null:?size=1TiB".to_owned(),
+        layers: Vec::new(),
+    };
+    let attach = |endpoint| ToData::AttachFunction {
+        function: id("blk0"),
+        spec: function_spec(),
+        endpoint,
+    };
+    vec![
+        ToData::Start {
+            card: CardSpec::default(),
+        },
+        ToData::OpenVolume {
+            volume: id("disk0"),
+            spec,
+        },
+        ToData::CloseVolume {
+            volume: id("disk0"),
+        },
+        ToData::ResizeVolume {
+            volume: id("disk0"),
+            size: u64::MAX,
+        },
+        ToData::Restore {
+            function: id("blk0"),
+            roles: all_roles(),
+        },
+        attach(Endpoint::Listener),
+        attach(Endpoint::Client),
+        ToData::Connection {
+            function: id("blk0"),
+        },
+        ToData::DetachFunction {
+            function: id("blk0"),
+        },
+        ToData::Statistics { function: None },
+        ToData::Drain { within_ms: 1000 },
+    ]
+}
+
+fn every_report() -> Vec<FromData> {
+    let info = VolumeInfo {
+        size: 1 << 40,
+        block_size: 512,
+        read_only: false,
+        channels: Some(1),
+    };
+    let session = SessionInfo {
+        features: u64::MAX,
+        status: Some(15),
+        queues: 2,
+    };
+    vec![
+        FromData::Started { reactors: 1 },
+        FromData::VolumeOpened {
+            volume: id("disk0"),
+            info,
+        },
+        FromData::VolumeClosed {
+            volume: id("disk0"),
+        },
+        FromData::VolumeResized {
+            volume: id("disk0"),
+            size: 4096,
+        },
+        FromData::FunctionAttached {
+            function: id("blk0"),
+        },
+        FromData::FunctionDetached {
+            function: id("blk0"),
+        },
+        FromData::FrontEnd {
+            function: id("blk0"),
+            session,
+        },
+        FromData::FrontEndGone {
+            function: id("blk0"),
+            reason: Some("it sent nonsense".to_owned()),
+        },
+        FromData::Keep {
+            function: id("blk0"),
+            roles: all_roles(),
+        },
+        FromData::Forget {
+            function: id("blk0"),
+            roles: all_roles(),
+        },
+        FromData::Statistics {
+            statistics: Statistics::default(),
+            more: false,
+        },
+        FromData::Failed {
+            about: Subject::Volume(id("disk0")),
+            error: "no such file".to_owned(),
+        },
+        FromData::Drained,
+    ]
+}
+
+fn exchange<M: Message + Clone + PartialEq + std::fmt::Debug>(messages: Vec<M>) {
+    let (sender, receiver) = pair().unwrap();
+    let sender: Link<Numbered<M>, Numbered<M>> = Link::new(sender);
+    let mut receiver: Link<Numbered<M>, Numbered<M>> = Link::new(receiver);
+    for (number, message) in (1..).zip(messages) {
+        let sent = Numbered { number, message };
+        let files: Vec<OwnedFd> = (0..sent.descriptors()).map(marked_file).collect();
+        let borrowed: Vec<_> = files.iter().map(AsFd::as_fd).collect();
+        assert!(sender.send(&sent, &borrowed).unwrap());
+        let (received, descriptors) = receiver.receive().unwrap().unwrap();
+        assert_eq!(received, sent);
+        assert_eq!(descriptors.len(), files.len());
+        for (mark, descriptor) in descriptors.into_iter().enumerate() {
+            assert_eq!(
+                mark_of(descriptor),
+                mark.to_string(),
+                "descriptors keep their order"
+            );
+        }
+    }
+}
+
+#[test]
+fn every_message_arrives_with_its_descriptors() {
+    exchange(every_request());
+    exchange(every_report());
+}
+
+#[test]
+fn the_end_of_the_other_half_is_told() {
+    let (mut control, data) = halves();
+    drop(data);
+    assert!(matches!(control.receive(), Err(LinkError::Closed)));
+    let message = Numbered {
+        number: 1,
+        message: ToData::Statistics { function: None },
+    };
+    assert!(matches!(
+        control.send(&message, &[]),
+        Err(LinkError::Closed)
+    ));
+}
+
+fn send_raw(data: &Data, bytes: &[u8]) {
+    rustix::net::send(data.as_fd(), bytes, rustix::net::SendFlags::empty()).unwrap();
+}
+
+#[test]
+fn what_is_no_message_is_refused() {
+    let (mut control, data) = halves();
+    send_raw(&data, b"{}");
+    assert!(matches!(control.receive(), Err(LinkError::Malformed(_))));
+    send_raw(
+        &data,
+        br#"{"number":0,"message":{"volume_closed":{"volume":"../x"}}}"#,
+    );
+    assert!(matches!(control.receive(), Err(LinkError::Malformed(_))));
+    send_raw(
+        &data,
+        br#"{"number":0,"message":{"keep":{"function":"blk0","roles":["record"]}}}"#,
+    );
+    assert!(matches!(
+        control.receive(),
+        Err(LinkError::Descriptors {
+            stated: 1,
+            found: 0
+        })
+    ));
+    send_raw(&data, &vec![b' '; MESSAGE_MAX + 1]);
+    assert!(matches!(control.receive(), Err(LinkError::Incomplete)));
+    // The socket itself is whole: the next message is read as if nothing had been.
+    assert!(
+        data.send(
+            &Numbered {
+                number: 0,
+                message: FromData::Drained
+            },
+            &[]
+        )
+        .unwrap()
+    );
+    assert_eq!(
+        control.receive().unwrap().unwrap().0.message,
+        FromData::Drained
+    );
+}
+
+#[test]
+fn a_message_that_is_too_long_is_not_sent() {
+    let (_control, data) = halves();
+    let message = FromData::Failed {
+        about: Subject::Card,
+        error: "x".repeat(MESSAGE_MAX),
+    };
+    assert!(matches!(
+        data.send(&Numbered { number: 0, message }, &[]),
+        Err(LinkError::TooLong(_))
+    ));
+}
+
+#[test]
+fn an_outbox_keeps_order_when_the_other_half_is_slow() {
+    let (control, data) = pair().unwrap();
+    let mut control: Outbox<Numbered<ToData>, Numbered<FromData>> = Outbox::new(control).unwrap();
+    let mut data: Data = Link::new(data);
+    const COUNT: u64 = 5000;
+    for number in 1..=COUNT {
+        let message = ToData::Connection {
+            function: id("blk0"),
+        };
+        control
+            .send(&Numbered { number, message }, vec![marked_file(0)])
+            .unwrap();
+    }
+    assert!(control.wants_to_write(), "the socket's buffer bears fewer");
+    for number in 1..=COUNT {
+        control.flush().unwrap();
+        let (message, descriptors) = data.receive().unwrap().unwrap();
+        assert_eq!((message.number, descriptors.len()), (number, 1));
+    }
+    assert!(!control.wants_to_write());
+}
+
+#[test]
+fn large_statistics_come_in_parts_that_fit() {
+    let queue = QueueStatistics {
+        reads: u64::MAX,
+        writes: u64::MAX,
+        kicks: u64::MAX,
+        ..Default::default()
+    };
+    let full = QueueStatistics {
+        flushes: u64::MAX,
+        discards: u64::MAX,
+        read_bytes: u64::MAX,
+        written_bytes: u64::MAX,
+        errors: u64::MAX,
+        interrupts: u64::MAX,
+        in_flight: u32::MAX,
+        queue: u16::MAX,
+        reactor: u16::MAX,
+        ..queue
+    };
+    let function = |n: usize, queues| FunctionStatistics {
+        function: id(&format!("blk{n}")),
+        queues: vec![full; queues],
+    };
+    let mut functions: Vec<_> = (0..1000).map(|n| function(n, 2)).collect();
+    functions.push(function(1000, usize::from(crate::config::QUEUES_MAX)));
+    let reactors = vec![ReactorStatistics::default(); 64];
+    let parts = statistics_parts(Statistics {
+        at_ns: 7,
+        functions: functions.clone(),
+        reactors: reactors.clone(),
+    });
+
+    let (mut control, data) = halves();
+    let mut together = Statistics::default();
+    let count = parts.len();
+    for (index, message) in parts.into_iter().enumerate() {
+        data.send(&Numbered { number: 3, message }, &[]).unwrap();
+        let (received, _) = control.receive().unwrap().unwrap();
+        let FromData::Statistics { statistics, more } = received.message else {
+            panic!("{received:?}")
+        };
+        assert_eq!(more, index + 1 < count);
+        together.functions.extend(statistics.functions);
+        together.reactors.extend(statistics.reactors);
+    }
+    assert_eq!(
+        (together.functions, together.reactors),
+        (functions, reactors)
+    );
+}

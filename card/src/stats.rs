@@ -1,0 +1,241 @@
+//! What is counted on the data path, as it is told to others.
+//!
+//! The counters themselves are plain integers owned by a queue or reactor; these are copies of them, taken when somebody
+//! asks. All only grow, but for [`QueueStatistics::in_flight`]; a rate is the difference of two samples.
+
+use std::ops::AddAssign;
+
+use serde::{Deserialize, Serialize};
+
+use crate::spec::Id;
+
+/// All counters at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Statistics {
+    /// When they were read: nanoseconds of the monotonic clock.
+    pub at_ns: u64,
+    /// Each function.
+    pub functions: Vec<FunctionStatistics>,
+    /// Each reactor.
+    pub reactors: Vec<ReactorStatistics>,
+}
+
+/// The counters of a function.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FunctionStatistics {
+    /// The function.
+    pub function: Id,
+    /// Each of its queues.
+    pub queues: Vec<QueueStatistics>,
+}
+
+impl FunctionStatistics {
+    /// All queues together.
+    pub fn total(&self) -> QueueStatistics {
+        let mut total = QueueStatistics::default();
+        for queue in &self.queues {
+            total += *queue;
+        }
+        total
+    }
+}
+
+/// The counters of a queue.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct QueueStatistics {
+    /// Its index in the device.
+    pub queue: u16,
+    /// The reactor that serves it.
+    pub reactor: u16,
+    /// Reads that were completed.
+    pub reads: u64,
+    /// Writes that were completed.
+    pub writes: u64,
+    /// Flushes that were completed.
+    pub flushes: u64,
+    /// Discards and writes of zeroes that were completed.
+    pub discards: u64,
+    /// Bytes that were read.
+    pub read_bytes: u64,
+    /// Bytes that were written.
+    pub written_bytes: u64,
+    /// Requests that were answered with an error.
+    pub errors: u64,
+    /// Requests that are under way.
+    pub in_flight: u32,
+    /// Notifications from the host.
+    pub kicks: u64,
+    /// Notifications to the host.
+    pub interrupts: u64,
+}
+
+impl QueueStatistics {
+    /// Requests that were completed, of every kind.
+    pub fn requests(&self) -> u64 {
+        self.reads + self.writes + self.flushes + self.discards
+    }
+
+    /// Bytes in both directions.
+    pub fn bytes(&self) -> u64 {
+        self.read_bytes + self.written_bytes
+    }
+}
+
+impl AddAssign for QueueStatistics {
+    fn add_assign(&mut self, other: Self) {
+        self.reads += other.reads;
+        self.writes += other.writes;
+        self.flushes += other.flushes;
+        self.discards += other.discards;
+        self.read_bytes += other.read_bytes;
+        self.written_bytes += other.written_bytes;
+        self.errors += other.errors;
+        self.in_flight += other.in_flight;
+        self.kicks += other.kicks;
+        self.interrupts += other.interrupts;
+    }
+}
+
+/// The counters of a reactor.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ReactorStatistics {
+    /// Which one.
+    pub reactor: u16,
+    /// The CPU that it is pinned to.
+    pub cpu: Option<u32>,
+    /// Turns of its loop.
+    pub turns: u64,
+    /// Turns that ended asleep.
+    pub sleeps: u64,
+    /// Time that it did not sleep, in nanoseconds.
+    pub busy_ns: u64,
+}
+
+/// What went through between two samples, per second.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Rates {
+    /// Requests that were completed.
+    pub requests: f64,
+    /// Bytes that were read.
+    pub read_bytes: f64,
+    /// Bytes that were written.
+    pub written_bytes: f64,
+    /// Requests that were answered with an error.
+    pub errors: f64,
+    /// Notifications from the host.
+    pub kicks: f64,
+    /// Notifications to the host.
+    pub interrupts: f64,
+}
+
+impl Rates {
+    /// The rates between two samples that are `seconds` apart.
+    ///
+    /// A counter that went back belongs to a function that was created anew: then the count since is taken.
+    pub fn between(before: &QueueStatistics, after: &QueueStatistics, seconds: f64) -> Self {
+        let rate = |before: u64, after: u64| {
+            after.checked_sub(before).unwrap_or(after) as f64 / seconds.max(1e-9)
+        };
+        Self {
+            requests: rate(before.requests(), after.requests()),
+            read_bytes: rate(before.read_bytes, after.read_bytes),
+            written_bytes: rate(before.written_bytes, after.written_bytes),
+            errors: rate(before.errors, after.errors),
+            kicks: rate(before.kicks, after.kicks),
+            interrupts: rate(before.interrupts, after.interrupts),
+        }
+    }
+}
+
+/// What a reactor did between two samples, per second.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct ReactorRates {
+    /// Turns of its loop.
+    pub turns: f64,
+    /// Turns that ended asleep.
+    pub sleeps: f64,
+    /// The share of time that it did not sleep, from 0 to 1.
+    pub busy: f64,
+}
+
+impl ReactorRates {
+    /// The rates between two samples that are `seconds` apart.
+    pub fn between(before: &ReactorStatistics, after: &ReactorStatistics, seconds: f64) -> Self {
+        let rate = |before: u64, after: u64| {
+            after.checked_sub(before).unwrap_or(after) as f64 / seconds.max(1e-9)
+        };
+        Self {
+            turns: rate(before.turns, after.turns),
+            sleeps: rate(before.sleeps, after.sleeps),
+            busy: (rate(before.busy_ns, after.busy_ns) / 1e9).min(1.0),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates_are_differences_over_time() {
+        let before = QueueStatistics {
+            reads: 100,
+            read_bytes: 4096,
+            ..Default::default()
+        };
+        let after = QueueStatistics {
+            reads: 300,
+            writes: 50,
+            read_bytes: 8192,
+            ..Default::default()
+        };
+        let rates = Rates::between(&before, &after, 2.0);
+        assert_eq!((rates.requests, rates.read_bytes), (125.0, 2048.0));
+    }
+
+    #[test]
+    fn a_function_created_anew_has_no_huge_rate() {
+        let before = QueueStatistics {
+            reads: 1000,
+            ..Default::default()
+        };
+        let after = QueueStatistics {
+            reads: 10,
+            ..Default::default()
+        };
+        assert_eq!(Rates::between(&before, &after, 1.0).requests, 10.0);
+    }
+
+    #[test]
+    fn a_total_sums_its_queues() {
+        let queue = QueueStatistics {
+            writes: 2,
+            flushes: 1,
+            in_flight: 3,
+            ..Default::default()
+        };
+        let function = FunctionStatistics {
+            function: "blk0".parse().unwrap(),
+            queues: vec![queue, queue],
+        };
+        assert_eq!(
+            (function.total().requests(), function.total().in_flight),
+            (6, 6)
+        );
+    }
+
+    #[test]
+    fn a_busy_reactor_is_busy_to_one() {
+        let after = ReactorStatistics {
+            turns: 10,
+            busy_ns: 2_000_000_000,
+            ..Default::default()
+        };
+        assert_eq!(
+            ReactorRates::between(&ReactorStatistics::default(), &after, 1.0).busy,
+            1.0
+        );
+    }
+}

@@ -1,0 +1,303 @@
+//! The real `bluffd` and `bluffctl`, from outside.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
+
+const LIMIT: Duration = Duration::from_secs(30);
+
+struct Place {
+    dir: tempfile::TempDir,
+}
+
+impl Place {
+    fn new(config: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("card.toml"), config).unwrap();
+        Self { dir }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn bluffd(&self) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_bluffd"));
+        command.arg("--config").arg(self.path("card.toml"));
+        command
+            .arg("--runtime-dir")
+            .arg(self.path("run"))
+            .arg("--state-dir")
+            .arg(self.path("state"));
+        command
+    }
+
+    fn start(&self) -> Daemon {
+        Daemon::start(&mut self.bluffd())
+    }
+
+    fn ctl(&self, arguments: &[&str]) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_bluffctl"));
+        command
+            .arg("--runtime-dir")
+            .arg(self.path("run"))
+            .args(arguments)
+            .output()
+            .unwrap()
+    }
+}
+
+/// A daemon that said "ready".
+struct Daemon(Child);
+
+impl Daemon {
+    fn start(command: &mut Command) -> Self {
+        let mut child = command
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let stdout = child.stdout.take().unwrap();
+        let (sender, receiver) = mpsc::channel();
+        std::thread::spawn(move || {
+            let mut line = String::new();
+            BufReader::new(stdout).read_line(&mut line).unwrap();
+            sender.send(line)
+        });
+        let mut daemon = Self(child);
+        match receiver.recv_timeout(LIMIT) {
+            Ok(line) if line == "ready\n" => daemon,
+            other => panic!("{other:?} instead of ready; it says {}", daemon.kill()),
+        }
+    }
+
+    fn signal(&self, signal: rustix::process::Signal) {
+        rustix::process::kill_process(rustix::process::Pid::from_child(&self.0), signal).unwrap();
+    }
+
+    fn wait(mut self) -> ExitStatus {
+        // The daemon bounds its own end; a hang is a failure of the test run.
+        self.0.wait().unwrap()
+    }
+
+    fn terminate(self) -> ExitStatus {
+        self.signal(rustix::process::Signal::TERM);
+        self.wait()
+    }
+
+    fn kill(&mut self) -> String {
+        let _ = self.0.kill();
+        let mut text = String::new();
+        if let Some(stderr) = &mut self.0.stderr {
+            stderr.read_to_string(&mut text).unwrap();
+        }
+        self.0.wait().unwrap();
+        text
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+const EMPTY: &str = "[card]\npoll = \"never\"\n";
+
+#[test]
+fn check_accepts_a_sound_file_and_starts_nothing() {
+    let place = Place::new(
+        "[volume.d]\nuri = \"null:?size=1TiB\"\n[function.f]\nkind = \"virtio-blk\"\nattach = \"vhost-user\"\nvolume = \"d\"\n",
+    );
+    let output = place.bluffd().arg("--check").output().unwrap();
+    assert_eq!(
+        (output.status.code(), text(&output.stderr)),
+        (Some(0), String::new())
+    );
+    assert!(!place.path("run").exists());
+}
+
+#[test]
+fn check_names_every_mistake_by_its_line() {
+    let place = Place::new("[card]\npol = 1\n[volume.d]\nuri = \"nfs:/x\"\n");
+    let output = place.bluffd().arg("--check").output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let (file, said) = (
+        place.path("card.toml").display().to_string(),
+        text(&output.stderr),
+    );
+    assert!(
+        said.contains(&format!("{file}:2:1: card.pol: unknown key; allowed:")),
+        "{said}"
+    );
+    assert!(
+        said.contains(&format!("{file}:4:7: volume.d.uri: unknown scheme `nfs`")),
+        "{said}"
+    );
+}
+
+#[test]
+fn a_missing_file_is_named() {
+    let place = Place::new("");
+    std::fs::remove_file(place.path("card.toml")).unwrap();
+    let output = place.bluffd().output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        text(&output.stderr).contains("card.toml: No such file"),
+        "{}",
+        text(&output.stderr)
+    );
+}
+
+#[test]
+fn it_is_asked_over_a_socket_of_its_owner_and_ends_cleanly() {
+    for data in ["threads", "process"] {
+        let place = Place::new(&format!("{EMPTY}data = \"{data}\"\n"));
+        let daemon = place.start();
+        let socket = place.path("run/control.sock").metadata().unwrap();
+        assert!(socket.file_type().is_socket());
+        assert_eq!(socket.mode() & 0o777, 0o600);
+
+        let output = place.ctl(&["status", "--json"]);
+        let status: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(
+            (&status["phase"], &status["data"]),
+            (&"ready".into(), &data.into())
+        );
+        assert_eq!(status["pid"], daemon.0.id());
+        assert_eq!(status["data_pid"].is_u64(), data == "process");
+        assert!(text(&place.ctl(&["status"]).stdout).contains("phase      ready"));
+        assert!(text(&place.ctl(&["function", "list"]).stdout).starts_with("FUNCTION"));
+        assert_eq!(
+            text(&place.ctl(&["volume", "list", "--json"]).stdout),
+            "[]\n"
+        );
+        assert!(text(&place.ctl(&["top", "--once"]).stdout).contains("IOPS"));
+        let output = place.ctl(&["function", "show", "blk9"]);
+        assert_eq!(output.status.code(), Some(1));
+        assert!(text(&output.stderr).contains("there is no function blk9"));
+        let output = place.ctl(&["volume", "resize", "disk9", "1GiB"]);
+        assert!(text(&output.stderr).contains("there is no volume disk9"));
+
+        assert_eq!(daemon.terminate().code(), Some(0));
+        assert!(!place.path("run/control.sock").exists());
+        assert!(text(&place.ctl(&["status"]).stderr).contains("no bluffd answers"));
+    }
+}
+
+#[test]
+fn a_second_daemon_is_refused_and_the_first_is_not_disturbed() {
+    let place = Place::new(EMPTY);
+    let daemon = place.start();
+    let output = place.bluffd().output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let expected = format!("another bluffd (process {}) runs in", daemon.0.id());
+    assert!(
+        text(&output.stderr).contains(&expected),
+        "{}",
+        text(&output.stderr)
+    );
+    assert!(place.ctl(&["status"]).status.success());
+    assert_eq!(daemon.terminate().code(), Some(0));
+}
+
+#[test]
+fn a_killed_daemon_leaves_nothing_that_keeps_the_next_from_starting() {
+    let place = Place::new(EMPTY);
+    let mut daemon = place.start();
+    daemon.kill();
+    assert!(place.path("run/control.sock").exists());
+    let daemon = place.start();
+    assert!(place.ctl(&["status"]).status.success());
+    assert_eq!(daemon.terminate().code(), Some(0));
+}
+
+#[test]
+fn a_socket_that_another_serves_is_left_alone() {
+    let place = Place::new(EMPTY);
+    std::fs::create_dir(place.path("run")).unwrap();
+    let other = UnixListener::bind(place.path("run/control.sock")).unwrap();
+    let output = place.bluffd().output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        text(&output.stderr).contains("in use by another process"),
+        "{}",
+        text(&output.stderr)
+    );
+    assert!(other.accept().is_ok(), "it was asked, and still stands");
+}
+
+#[test]
+fn a_volume_that_cannot_be_opened_ends_it_with_its_name() {
+    let file = "/does/not/exist/at-all";
+    let place = Place::new(&format!("[volume.disk0]\nuri = \"file:{file}\"\n"));
+    let output = place.bluffd().output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        text(&output.stderr).contains("bluffd: volume disk0: "),
+        "{}",
+        text(&output.stderr)
+    );
+    assert_eq!(text(&output.stdout), "");
+}
+
+#[test]
+fn a_data_half_that_dies_is_started_again() {
+    let place = Place::new("[card]\ndata = \"process\"\n");
+    let daemon = place.start();
+    let status = || -> serde_json::Value {
+        let output = place.ctl(&["status", "--json"]);
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+    let first = i32::try_from(status()["data_pid"].as_i64().unwrap()).unwrap();
+    let first = rustix::process::Pid::from_raw(first).unwrap();
+    rustix::process::kill_process(first, rustix::process::Signal::KILL).unwrap();
+    let start = std::time::Instant::now();
+    while status()["restarts"] != 1 {
+        assert!(start.elapsed() < LIMIT, "no other was started");
+    }
+    assert_ne!(status()["data_pid"], first.as_raw_nonzero().get());
+    assert_eq!(daemon.terminate().code(), Some(0));
+}
+
+#[test]
+fn systemd_is_told() {
+    let place = Place::new(EMPTY);
+    let notify = UnixDatagram::bind(place.path("notify")).unwrap();
+    notify.set_read_timeout(Some(LIMIT)).unwrap();
+    let daemon = Daemon::start(place.bluffd().env("NOTIFY_SOCKET", place.path("notify")));
+    let mut buffer = [0; 256];
+    let length = notify.recv(&mut buffer).unwrap();
+    assert_eq!(text(&buffer[..length]).trim(), "READY=1");
+    assert_eq!(daemon.terminate().code(), Some(0));
+    let length = notify.recv(&mut buffer).unwrap();
+    assert_eq!(text(&buffer[..length]).trim(), "STOPPING=1");
+}
+
+#[test]
+fn a_hostile_client_keeps_nobody_waiting() {
+    let place = Place::new(EMPTY);
+    let daemon = place.start();
+    let mut hostile: Vec<UnixStream> = Vec::new();
+    for line in [
+        "",
+        "{",
+        "\n\n\n",
+        "{\"version\":1,\"id\":1,\"request\":\"list_volumes\"}\n",
+    ] {
+        let mut client = UnixStream::connect(place.path("run/control.sock")).unwrap();
+        client.write_all(line.as_bytes()).unwrap();
+        hostile.push(client);
+    }
+    assert!(place.ctl(&["status"]).status.success());
+    assert_eq!(daemon.terminate().code(), Some(0));
+}

@@ -1,0 +1,114 @@
+//! A function and how front ends reach it.
+
+use std::fmt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bluff_virtio::VirtioDevice;
+
+use crate::keeper::{Direct, Keeper};
+use crate::session::NetControl;
+use crate::state::{Descriptors, SessionState};
+
+/// How long stopping a ring or giving memory back may take: far below the time that front ends wait.
+pub const DEFAULT_BOUND: Duration = Duration::from_secs(1);
+
+/// Who connects to whom.
+#[derive(Debug)]
+pub enum Mode {
+    /// Front ends connect here, one at a time; see [`unix::listen`](crate::unix::listen).
+    Server(UnixListener),
+    /// The front end listens here; tried again and again, less and less often.
+    Client(PathBuf),
+    /// Only the connection that [`Options::resume`] brings.
+    Given,
+}
+
+/// A session that another process began.
+#[derive(Debug)]
+pub struct Resume {
+    /// The connection.
+    pub socket: UnixStream,
+    /// What was recorded last, and the descriptors that it names; `None` where the front end had
+    /// connected, but nothing was recorded yet.
+    pub recorded: Option<(SessionState, Descriptors)>,
+}
+
+/// How an attachment works.
+pub struct Options {
+    /// Who connects to whom.
+    pub mode: Mode,
+    /// How long stopping rings or giving memory back may take, plus what cancelling takes.
+    pub bound: Duration,
+    /// For network devices.
+    pub net: Option<Box<dyn NetControl>>,
+    /// Who records the session.
+    pub keeper: Box<dyn Keeper>,
+    /// A session to go on with.
+    pub resume: Option<Resume>,
+}
+
+impl Options {
+    /// A session that lives and dies with this process.
+    pub fn new(mode: Mode) -> Self {
+        Self {
+            mode,
+            bound: DEFAULT_BOUND,
+            net: None,
+            keeper: Box::new(Direct::default()),
+            resume: None,
+        }
+    }
+}
+
+/// What happens to an attachment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AttachmentEvent {
+    /// A front end has connected.
+    Connected,
+    /// It has gone, and nothing of it is left; why, where it was not its own decision.
+    Disconnected(Option<String>),
+    /// A second front end was turned away.
+    Refused,
+    /// A ring is broken: the driver has to reset the device.
+    NeedsReset,
+}
+
+/// Who is told, on the loop's thread: it must not wait.
+pub type Listener = Arc<dyn Fn(&str, AttachmentEvent) + Send + Sync>;
+
+/// A function and how front ends reach it, ready to be added to a [`SessionLoop`](crate::SessionLoop).
+pub struct Attachment {
+    pub(crate) name: String,
+    pub(crate) device: Box<dyn VirtioDevice>,
+    pub(crate) options: Options,
+    pub(crate) events: Listener,
+}
+
+impl Attachment {
+    /// The function `name` (unique in its loop), with its device.
+    pub fn new(
+        name: impl Into<String>,
+        device: Box<dyn VirtioDevice>,
+        options: Options,
+        events: Listener,
+    ) -> Self {
+        Self {
+            name: name.into(),
+            device,
+            options,
+            events,
+        }
+    }
+}
+
+impl fmt::Debug for Attachment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Attachment")
+            .field("name", &self.name)
+            .field("mode", &self.options.mode)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,647 @@
+//! What a request asks for: the next state, what has to happen before it holds, and the reply.
+//!
+//! Nothing here changes anything. A request that is refused leaves no trace; one that is accepted
+//! becomes a [`Plan`], which the [`session`](crate::session) carries out.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use bluff_memory::{DirtyLog, GuestMemory, Mapping, Region};
+use bluff_virtio::{features, inflight};
+use zerocopy::IntoBytes;
+
+use crate::Error;
+use crate::message::{InflightInfo, RegionInfo, Request};
+use crate::spec::{self, RawConfig, RawLog, RawVringState, protocol};
+use crate::state::{
+    Addresses, Descriptors, InflightState, Key, Kick, LogState, Mapped, RegionState, SessionState,
+};
+use crate::unix;
+
+/// What the device and this back end offer.
+#[derive(Clone, Copy, Debug)]
+pub struct Offer {
+    /// Feature bits, those of the protocol included.
+    pub features: u64,
+    /// Protocol features.
+    pub protocol: u64,
+    /// Vrings.
+    pub queues: u16,
+    /// Bytes of configuration space.
+    pub config_len: u32,
+    /// Whether every queue needs an in-flight region, also where the front end gives none, because the
+    /// session is to survive this process.
+    pub keep: bool,
+}
+
+/// How a ring is stopped; the session adds the bound.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StopKind {
+    /// Finish and answer; what cannot be finished is answered with an error.
+    Drain,
+    /// Finish and answer; what cannot be finished stays recorded as in flight.
+    Leave,
+    /// Write nothing more to the ring.
+    Drop,
+}
+
+/// One step of a plan. Steps up to the next [`Effect::Wait`] run at the same time.
+#[derive(Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Effect {
+    /// Stop a ring and record its position.
+    Stop(u16, StopKind),
+    /// Go on when everything before it is done.
+    Wait,
+    SetFeatures(u64),
+    Reset,
+    WriteConfig(u32, Vec<u8>),
+    SetMtu(u16),
+    Announce([u8; 6]),
+    Start(u16),
+    /// Bring a running ring to the next state's memory.
+    Memory(u16),
+    /// Bring a running ring to the next state's log; also a barrier for what was sent before.
+    Log(u16),
+    Kick(u16),
+    Call(u16),
+    Err(u16),
+    Enable(u16, bool),
+}
+
+/// What the front end is answered when everything is done.
+#[derive(Debug)]
+pub enum Reply {
+    /// Nothing, or an acknowledgement where it asks for one.
+    Ack,
+    /// These bytes, and perhaps a descriptor.
+    Payload(Vec<u8>, Option<OwnedFd>),
+    /// The position of a vring.
+    Base(u16),
+}
+
+/// What follows from a request.
+#[derive(Debug)]
+pub struct Plan {
+    /// The state when it is done.
+    pub next: SessionState,
+    /// The mappings when it is done.
+    pub mapped: Mapped,
+    /// Descriptors that this process goes on to use.
+    pub added: Vec<(Key, OwnedFd)>,
+    /// Every new descriptor, for whoever keeps the state; empty where nobody does.
+    pub kept: Vec<(Key, OwnedFd)>,
+    /// What has to happen, in order.
+    pub effects: Vec<Effect>,
+    /// The answer.
+    pub reply: Reply,
+}
+
+/// A plan in the making.
+struct Planner<'a> {
+    offer: Offer,
+    old: &'a SessionState,
+    plan: Plan,
+}
+
+/// Plans a request. Configuration space is read through `config`.
+///
+/// # Errors
+/// Why the request is refused. Its descriptors are closed.
+pub fn plan(
+    request: Request,
+    offer: Offer,
+    state: &SessionState,
+    mapped: &Mapped,
+    config: &dyn Fn(u32, &mut [u8]),
+) -> Result<Plan, Error> {
+    let mut planner = Planner {
+        offer,
+        old: state,
+        plan: Plan {
+            next: state.clone(),
+            mapped: mapped.clone(),
+            added: Vec::new(),
+            kept: Vec::new(),
+            effects: Vec::new(),
+            reply: Reply::Ack,
+        },
+    };
+    planner.request(request, config)?;
+    Ok(planner.plan)
+}
+
+impl Planner<'_> {
+    fn request(&mut self, request: Request, config: &dyn Fn(u32, &mut [u8])) -> Result<(), Error> {
+        use Request as R;
+        match request {
+            R::GetFeatures => self.number(self.offer.features),
+            R::SetFeatures(bits) => self.set_features(bits)?,
+            R::SetOwner | R::SetLogFd => {}
+            R::ResetOwner => self.reset_owner(),
+            R::GetProtocolFeatures => self.number(self.offer.protocol),
+            R::SetProtocolFeatures(bits) => {
+                let unknown = bits & !self.offer.protocol;
+                if unknown != 0 {
+                    return Err(Error::Features(unknown));
+                }
+                self.plan.next.protocol = bits;
+            }
+            R::GetQueueNum => self.number(self.offer.queues.into()),
+            R::SetMemTable(regions) => self.set_mem_table(regions)?,
+            R::AddMemReg(info, file) => self.add_region(&info, file)?,
+            R::RemMemReg(info) => self.remove_region(&info)?,
+            R::GetMaxMemSlots => {
+                self.needs(protocol::CONFIGURE_MEM_SLOTS)?;
+                self.number(spec::MAX_SLOTS as u64);
+            }
+            R::SetLogBase { size, offset, file } => self.set_log(size, offset, file)?,
+            R::SetVringNum { index, size } => self.set_size(index, size)?,
+            R::SetVringAddr {
+                index,
+                log,
+                desc,
+                avail,
+                used,
+            } => self.set_addresses(index, log, Addresses { desc, avail, used })?,
+            R::SetVringBase { index, base } => self.set_base(index, base)?,
+            R::GetVringBase { index } => self.get_base(index),
+            R::SetVringKick { index, file } => self.set_kick(index, file)?,
+            R::SetVringCall { index, file } => {
+                self.plan.next.ring(index).call = self.notifier("call", file)?;
+                self.if_started(index, Effect::Call(index));
+            }
+            R::SetVringErr { index, file } => {
+                self.plan.next.ring(index).err = self.notifier("error", file)?;
+                self.if_started(index, Effect::Err(index));
+            }
+            R::SetVringEnable { index, on } => self.set_enable(index, on)?,
+            R::SendRarp(mac) => {
+                self.needs(protocol::RARP)?;
+                self.plan.effects.push(Effect::Announce(mac));
+            }
+            R::NetSetMtu(mtu) => {
+                self.needs(protocol::MTU)?;
+                self.plan.effects.push(Effect::SetMtu(mtu));
+            }
+            R::SetBackendReqFd(file) => {
+                self.needs(protocol::BACKEND_REQ)?;
+                unix::set_channel(file.as_fd()).map_err(|e| bad_file("back-end channel", e))?;
+                self.plan.next.channel = Some(self.add(file)?);
+            }
+            R::GetConfig {
+                offset,
+                size,
+                flags,
+            } => {
+                self.needs(protocol::CONFIG)?;
+                self.get_config(offset, size, flags, config);
+            }
+            R::SetConfig { offset, bytes, .. } => {
+                self.needs(protocol::CONFIG)?;
+                if offset as usize + bytes.len() > self.offer.config_len as usize {
+                    return Err(value("configuration offset", offset.into()));
+                }
+                self.plan.effects.push(Effect::WriteConfig(offset, bytes));
+            }
+            R::GetInflightFd(info) => self.get_inflight(info)?,
+            R::SetInflightFd(info, file) => self.set_inflight(&info, file)?,
+            R::ResetDevice => {
+                self.needs(protocol::RESET_DEVICE)?;
+                self.reset();
+            }
+            R::SetStatus(status) => {
+                self.needs(protocol::STATUS)?;
+                if status == 0 {
+                    self.reset();
+                } else {
+                    let broken = self.old.status & spec::STATUS_NEEDS_RESET;
+                    self.plan.next.status = status | broken;
+                }
+            }
+            R::GetStatus => {
+                self.needs(protocol::STATUS)?;
+                self.number(self.old.status.into());
+            }
+        }
+        Ok(())
+    }
+
+    fn needs(&self, feature: u64) -> Result<(), Error> {
+        if self.old.protocol & feature == 0 {
+            return Err(Error::State("a protocol feature was not negotiated"));
+        }
+        Ok(())
+    }
+
+    fn number(&mut self, number: u64) {
+        self.plan.reply = Reply::Payload(number.to_ne_bytes().to_vec(), None);
+    }
+
+    /// A descriptor that this process goes on to use.
+    fn add(&mut self, file: OwnedFd) -> Result<Key, Error> {
+        let key = self.keep(&file)?;
+        self.plan.added.push((key, file));
+        Ok(key)
+    }
+
+    /// A descriptor that is only mapped here.
+    fn keep(&mut self, file: &OwnedFd) -> Result<Key, Error> {
+        let key = self.plan.next.new_key();
+        if self.offer.keep {
+            self.plan.kept.push((key, file.try_clone()?));
+        }
+        Ok(key)
+    }
+
+    fn notifier(
+        &mut self,
+        what: &'static str,
+        file: Option<OwnedFd>,
+    ) -> Result<Option<Key>, Error> {
+        let Some(file) = file else { return Ok(None) };
+        unix::set_notifier(file.as_fd()).map_err(|e| bad_file(what, e))?;
+        Ok(Some(self.add(file)?))
+    }
+
+    fn is_started(&self, index: u16) -> bool {
+        self.old.vrings[usize::from(index)].kick.is_some()
+    }
+
+    fn if_started(&mut self, index: u16, effect: Effect) {
+        if self.is_started(index) {
+            self.plan.effects.push(effect);
+        }
+    }
+
+    fn for_started(&mut self, effect: impl Fn(u16) -> Effect) {
+        self.plan.effects.extend(self.old.started().map(effect));
+        self.plan.effects.push(Effect::Wait);
+    }
+
+    /// Stops a ring as a part of the plan.
+    fn stop(&mut self, index: u16, kind: StopKind) {
+        self.plan.effects.push(Effect::Stop(index, kind));
+        let ring = self.plan.next.ring(index);
+        ring.kick = None;
+        ring.own_inflight = None;
+        self.plan.mapped.own_inflight.remove(&index);
+    }
+
+    /// Makes sure that a ring does not run, because its geometry is to change. A front end that works
+    /// on a running ring is wrong; but User-Mode Linux gives rings up by disabling them, and sets
+    /// them up again when a driver is bound again.
+    fn quiesce(&mut self, index: u16) -> Result<(), Error> {
+        if !self.is_started(index) || self.plan.next.vrings[usize::from(index)].kick.is_none() {
+            return Ok(());
+        }
+        if self.old.is_enabled(index) {
+            return Err(Error::State("a ring that runs cannot be changed so"));
+        }
+        self.stop(index, StopKind::Drop);
+        self.plan.effects.push(Effect::Wait);
+        Ok(())
+    }
+
+    fn quiesce_all(&mut self) -> Result<(), Error> {
+        for index in 0..self.offer.queues {
+            self.quiesce(index)?;
+        }
+        Ok(())
+    }
+
+    fn set_features(&mut self, bits: u64) -> Result<(), Error> {
+        let unknown = bits & !self.offer.features;
+        if unknown != 0 {
+            return Err(Error::Features(unknown));
+        }
+        let same_driver = self
+            .old
+            .features
+            .is_some_and(|old| (old ^ bits) & !features::LOG_ALL == 0);
+        if !same_driver {
+            self.quiesce_all()?;
+        }
+        self.plan.next.features = Some(bits);
+        if !same_driver {
+            let driver = self.plan.next.driver_features();
+            self.plan.effects.push(Effect::SetFeatures(driver));
+        } else if self.old.features != Some(bits) {
+            // A migration starts or ends (vhost-user, "Migration").
+            self.for_started(Effect::Log);
+        }
+        Ok(())
+    }
+
+    /// "It is recommended that back-ends either ignore this message, or use it to disable all rings."
+    fn reset_owner(&mut self) {
+        for index in self.old.started().collect::<Vec<_>>() {
+            self.stop(index, StopKind::Drain);
+        }
+        self.plan.effects.push(Effect::Wait);
+    }
+
+    /// `RESET_DEVICE`, and status 0 (virtio 1.3 §2.4).
+    fn reset(&mut self) {
+        for index in self.old.started().collect::<Vec<_>>() {
+            self.stop(index, StopKind::Drop);
+        }
+        self.plan.effects.extend([Effect::Wait, Effect::Reset]);
+        self.plan.next.reset();
+        self.plan.mapped.inflight = None;
+    }
+
+    fn set_memory(&mut self, regions: Vec<Region>) -> Result<(), Error> {
+        self.plan.mapped.memory = GuestMemory::new(regions)?;
+        self.for_started(Effect::Memory);
+        Ok(())
+    }
+
+    fn set_mem_table(&mut self, table: Vec<(RegionInfo, OwnedFd)>) -> Result<(), Error> {
+        self.plan.next.regions.clear();
+        let mut regions = Vec::with_capacity(table.len());
+        for (info, file) in table {
+            regions.push(self.map_region(&info, file)?);
+        }
+        self.set_memory(regions)
+    }
+
+    fn map_region(&mut self, info: &RegionInfo, file: OwnedFd) -> Result<Region, Error> {
+        let state = RegionState::new(info, self.keep(&file)?);
+        let region = self.plan.mapped.region(&state, file)?;
+        self.plan.next.regions.push(state);
+        Ok(region)
+    }
+
+    fn add_region(&mut self, info: &RegionInfo, file: OwnedFd) -> Result<(), Error> {
+        self.needs(protocol::CONFIGURE_MEM_SLOTS)?;
+        if self.old.regions.len() >= spec::MAX_SLOTS {
+            return Err(Error::State("all memory slots are taken"));
+        }
+        let region = self.map_region(info, file)?;
+        let mut regions = self.plan.mapped.memory.regions().to_vec();
+        regions.push(region);
+        self.set_memory(regions)
+    }
+
+    fn remove_region(&mut self, info: &RegionInfo) -> Result<(), Error> {
+        self.needs(protocol::CONFIGURE_MEM_SLOTS)?;
+        // The offset is of no matter: "identified by its guest address, user address and size".
+        let at = self
+            .old
+            .regions
+            .iter()
+            .position(|r| (r.guest, r.user, r.size) == (info.guest, info.user, info.size));
+        let at = at.ok_or(Error::State("no such memory region"))?;
+        self.plan.next.regions.remove(at);
+        let mut regions = self.plan.mapped.memory.regions().to_vec();
+        regions.retain(|r| r.guest() != info.guest);
+        self.set_memory(regions)
+    }
+
+    fn set_log(&mut self, size: u64, offset: u64, file: OwnedFd) -> Result<(), Error> {
+        self.needs(protocol::LOG_SHMFD)?;
+        let key = self.keep(&file)?;
+        let log = DirtyLog::new(file, offset, size)?;
+        log.covers(&self.plan.mapped.memory)?;
+        self.plan.mapped.log = Some(Arc::new(log));
+        self.plan.next.log = Some(LogState {
+            file: key,
+            size,
+            offset,
+        });
+        if self.old.has(features::LOG_ALL) {
+            self.for_started(Effect::Log);
+        }
+        // Always answered. QEMU ignores what the answer holds, the crate `vhost` wants the request's.
+        let raw = RawLog {
+            size: size.into(),
+            offset: offset.into(),
+        };
+        self.plan.reply = Reply::Payload(raw.as_bytes().to_vec(), None);
+        Ok(())
+    }
+
+    fn set_size(&mut self, index: u16, size: u16) -> Result<(), Error> {
+        if self.plan.next.ring(index).size == size {
+            return Ok(());
+        }
+        self.quiesce(index)?;
+        // QEMU sets the in-flight region first, so the size is checked against it.
+        if self.old.inflight.is_some_and(|i| size > i.queue_size) {
+            return Err(value("vring size", size.into()));
+        }
+        self.plan.next.ring(index).size = size;
+        Ok(())
+    }
+
+    fn set_addresses(&mut self, index: u16, log: Option<u64>, at: Addresses) -> Result<(), Error> {
+        for (field, addr, align) in [
+            ("descriptor area", at.desc, 16),
+            ("driver area", at.avail, 2),
+            ("device area", at.used, 4),
+        ] {
+            if !addr.is_multiple_of(align) {
+                return Err(value(field, addr));
+            }
+        }
+        if self.plan.next.ring(index).addresses != Some(at) {
+            self.quiesce(index)?;
+        }
+        let ring = self.plan.next.ring(index);
+        ring.addresses = Some(at);
+        ring.log = log;
+        // Still running: only the log flag can have changed, at the start or the end of a migration.
+        if ring.kick.is_some() {
+            self.plan.effects.extend([Effect::Log(index), Effect::Wait]);
+        }
+        Ok(())
+    }
+
+    fn set_base(&mut self, index: u16, base: u32) -> Result<(), Error> {
+        let packed = self.old.has(features::RING_PACKED);
+        if self.old.features.is_some() && !packed && base > 0xffff {
+            return Err(value("vring base", base.into()));
+        }
+        self.quiesce(index)?;
+        self.plan.next.ring(index).base = base;
+        Ok(())
+    }
+
+    fn get_base(&mut self, index: u16) {
+        if self.is_started(index) {
+            let leave = self.old.protocol & protocol::GET_VRING_BASE_INFLIGHT != 0
+                && self.old.inflight.is_some();
+            self.stop(
+                index,
+                if leave {
+                    StopKind::Leave
+                } else {
+                    StopKind::Drain
+                },
+            );
+            self.plan.effects.push(Effect::Wait);
+        }
+        self.plan.reply = Reply::Base(index);
+    }
+
+    fn set_kick(&mut self, index: u16, file: Option<OwnedFd>) -> Result<(), Error> {
+        let started = self.is_started(index);
+        if !started {
+            self.check_start(index)?;
+        }
+        let kick = self.notifier("kick", file)?;
+        self.plan.next.ring(index).kick = Some(kick.map_or(Kick::Polled, Kick::File));
+        if started {
+            self.plan.effects.push(Effect::Kick(index));
+            return Ok(());
+        }
+        if self.offer.keep && self.old.inflight.is_none() {
+            // A fresh region at each start: nothing is in flight then.
+            let len = inflight::queue_len(self.old.vrings[usize::from(index)].size);
+            let file = unix::sealed_memory(c"bluff-inflight", len)?;
+            let key = self.keep(&file)?;
+            self.plan.next.ring(index).own_inflight = Some(key);
+            let region = Arc::new(Mapping::new(file, 0, len)?);
+            self.plan.mapped.own_inflight.insert(index, region);
+        }
+        self.plan.effects.push(Effect::Start(index));
+        Ok(())
+    }
+
+    /// Whether everything is there that a ring needs to start.
+    fn check_start(&self, index: u16) -> Result<(), Error> {
+        let ring = &self.old.vrings[usize::from(index)];
+        let Some(bits) = self.old.features else {
+            return Err(Error::State("kick before features"));
+        };
+        let (Some(at), 1..) = (ring.addresses, ring.size) else {
+            return Err(Error::State("kick before size and addresses"));
+        };
+        let packed = bits & features::RING_PACKED != 0;
+        if !packed && !ring.size.is_power_of_two() {
+            return Err(value("split vring size", ring.size.into()));
+        }
+        if !packed && ring.base > 0xffff {
+            return Err(value("vring base", ring.base.into()));
+        }
+        if let Some(i) = &self.old.inflight
+            && (index >= i.queues || ring.size > i.queue_size)
+        {
+            return Err(Error::State("the in-flight region does not hold this ring"));
+        }
+        // Lengths of virtio 1.3 §2.7 and §2.8.
+        let n = u64::from(ring.size);
+        let event = if bits & features::EVENT_IDX != 0 {
+            2
+        } else {
+            0
+        };
+        let (avail, used, align) = if packed {
+            (4, 4, 4)
+        } else {
+            (4 + 2 * n + event, 4 + 8 * n + event, 2)
+        };
+        let memory = &self.plan.mapped.memory;
+        let space = bluff_memory::Space::User;
+        memory.contiguous(space, at.desc, 16 * n, 16)?;
+        memory.contiguous(space, at.avail, avail, align)?;
+        memory.contiguous(space, at.used, used, 4)?;
+        Ok(())
+    }
+
+    fn set_enable(&mut self, index: u16, on: bool) -> Result<(), Error> {
+        // QEMU's network devices enable rings before SET_FEATURES, but never without having set
+        // protocol features.
+        if !self.old.has(spec::F_PROTOCOL_FEATURES) && self.old.protocol == 0 {
+            return Err(Error::State("enable before protocol features"));
+        }
+        let was = self.old.is_enabled(index);
+        self.plan.next.ring(index).enabled = on;
+        let is = self.plan.next.is_enabled(index);
+        if self.is_started(index) && was != is {
+            self.plan.effects.push(Effect::Enable(index, is));
+            if !is {
+                // Acknowledged, or followed by the next message, when the reactor has seen it.
+                self.plan.effects.extend([Effect::Log(index), Effect::Wait]);
+            }
+        }
+        Ok(())
+    }
+
+    fn get_config(&mut self, offset: u32, size: u32, flags: u32, config: &dyn Fn(u32, &mut [u8])) {
+        let head = RawConfig {
+            offset: offset.into(),
+            size: size.into(),
+            flags: flags.into(),
+        };
+        let mut payload = head.as_bytes().to_vec();
+        let at = payload.len();
+        payload.resize(at + size as usize, 0);
+        config(offset, &mut payload[at..]);
+        self.plan.reply = Reply::Payload(payload, None);
+    }
+
+    fn get_inflight(&mut self, info: InflightInfo) -> Result<(), Error> {
+        self.needs(protocol::INFLIGHT_SHMFD)?;
+        let size = u64::from(info.queues) * inflight::queue_len(info.queue_size);
+        if size > i32::MAX as u64 {
+            return Err(value("in-flight region size", size));
+        }
+        // Not ours to keep: it is in use when the front end gives it back with SET_INFLIGHT_FD.
+        let file = unix::sealed_memory(c"vhost-user-inflight", size)?;
+        let answer = InflightInfo {
+            size,
+            offset: 0,
+            ..info
+        };
+        self.plan.reply = Reply::Payload(answer.to_wire(), Some(file));
+        Ok(())
+    }
+
+    fn set_inflight(&mut self, info: &InflightInfo, file: OwnedFd) -> Result<(), Error> {
+        self.needs(protocol::INFLIGHT_SHMFD)?;
+        self.quiesce_all()?;
+        let needed = u64::from(info.queues) * inflight::queue_len(info.queue_size);
+        if info.size < needed || info.size > i32::MAX as u64 {
+            return Err(value("in-flight region size", info.size));
+        }
+        if !info.offset.is_multiple_of(64) {
+            return Err(value("in-flight region offset", info.offset));
+        }
+        let key = self.keep(&file)?;
+        let region = Mapping::new(file, info.offset, info.size)?;
+        self.plan.mapped.inflight = Some(Arc::new(region));
+        self.plan.next.inflight = Some(InflightState {
+            file: key,
+            size: info.size,
+            offset: info.offset,
+            queues: info.queues,
+            queue_size: info.queue_size,
+        });
+        Ok(())
+    }
+}
+
+/// The payload of the answer to `GET_VRING_BASE`.
+pub fn base_payload(state: &SessionState, index: u16) -> Vec<u8> {
+    let raw = RawVringState {
+        index: u32::from(index).into(),
+        num: state.vrings[usize::from(index)].base.into(),
+    };
+    raw.as_bytes().to_vec()
+}
+
+/// The descriptors of `files` that `state` names.
+pub fn retain(files: &mut Descriptors, state: &SessionState) {
+    let keys = state.keys();
+    files.retain(|key, _| keys.contains(key));
+}
+
+fn value(field: &'static str, value: u64) -> Error {
+    Error::Value { field, value }
+}
+
+fn bad_file(what: &'static str, source: std::io::Error) -> Error {
+    Error::Descriptor { what, source }
+}

@@ -1,0 +1,347 @@
+//! The loop that serves every session of the data half, on one thread.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
+use std::sync::mpsc::sync_channel;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use bluff_virtio::VirtioDevice;
+use event_manager::{
+    EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberId, SubscriberOps,
+};
+
+use crate::attachment::Attachment;
+use crate::mailbox::{Id, Letter, Mailbox};
+use crate::session::Session;
+use crate::slot::{Role, Slot};
+
+/// How often memory is looked after: a front end that shrinks it is ended this late at most.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Reaches the loop from any thread.
+#[derive(Clone, Debug)]
+pub struct LoopHandle {
+    mailbox: Arc<Mailbox>,
+}
+
+impl LoopHandle {
+    /// Adds an attachment, and waits until it listens.
+    ///
+    /// # Errors
+    /// `AlreadyExists` where the name is taken; `BrokenPipe` where the loop has ended; else what its
+    /// socket says.
+    pub fn add(&self, attachment: Attachment) -> io::Result<()> {
+        let (answer, question) = sync_channel(1);
+        self.mailbox.post(Letter::Add(Box::new(attachment), answer));
+        question
+            .recv()
+            .unwrap_or_else(|_| Err(io::ErrorKind::BrokenPipe.into()))
+    }
+
+    /// Ends a session within the bound and takes its attachment away; `then` gets the device, on the
+    /// loop's thread. Where there is no such attachment `then` is dropped.
+    pub fn remove(&self, name: &str, then: impl FnOnce(Box<dyn VirtioDevice>) + Send + 'static) {
+        self.mailbox
+            .post(Letter::Remove(name.into(), Box::new(then)));
+    }
+
+    /// The keeper has recorded, consumed and replied what it answered [`Progress::Later`] to.
+    ///
+    /// [`Progress::Later`]: crate::keeper::Progress::Later
+    pub fn committed(&self, name: &str, seq: u64) {
+        self.mailbox.post(Letter::Committed(name.into(), seq));
+    }
+}
+
+/// The loop's thread. Dropping it ends all sessions within their bounds.
+#[derive(Debug)]
+pub struct SessionLoop {
+    mailbox: Arc<Mailbox>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl SessionLoop {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// Where descriptors or threads are used up.
+    pub fn spawn() -> io::Result<Self> {
+        let mailbox = Arc::new(Mailbox::new()?);
+        let mut manager = EventManager::new().map_err(io::Error::other)?;
+        let id = manager.add_subscriber(Driver::new(mailbox.clone()));
+        let thread = std::thread::Builder::new()
+            .name("vhost-user".into())
+            .spawn({
+                let mailbox = mailbox.clone();
+                move || turn(manager, id, &mailbox)
+            })?;
+        Ok(Self {
+            mailbox,
+            thread: Some(thread),
+        })
+    }
+
+    /// To reach it from any thread.
+    pub fn handle(&self) -> LoopHandle {
+        LoopHandle {
+            mailbox: self.mailbox.clone(),
+        }
+    }
+}
+
+impl Drop for SessionLoop {
+    fn drop(&mut self) {
+        self.mailbox.post(Letter::Stop);
+        if let Some(thread) = self.thread.take() {
+            // A panic there was printed there.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn turn(mut manager: EventManager<Driver>, id: SubscriberId, mailbox: &Mailbox) {
+    loop {
+        let Ok(driver) = manager.subscriber_mut(id) else {
+            return;
+        };
+        if driver.is_finished() {
+            return;
+        }
+        // One more, so that the deadline has passed when the wait is over.
+        let timeout = driver
+            .timeout(Instant::now())
+            .map_or(-1, |t| i32::try_from(t.as_millis() + 1).unwrap_or(i32::MAX));
+        match manager.run_with_timeout(timeout) {
+            // The deadlines are looked at whenever there is a letter.
+            Ok(0) => mailbox.ring(),
+            Ok(_) => {}
+            Err(e) => {
+                log::error!("vhost-user sessions end: {e}");
+                return;
+            }
+        }
+    }
+}
+
+/// Every attachment, and what the epoll knows of them.
+struct Driver {
+    mailbox: Arc<Mailbox>,
+    slots: HashMap<Id, Slot>,
+    names: HashMap<String, Id>,
+    registered: HashMap<RawFd, (Id, Role, EventSet)>,
+    next_id: Id,
+    looked: Instant,
+    stopping: bool,
+}
+
+impl Driver {
+    fn new(mailbox: Arc<Mailbox>) -> Self {
+        Self {
+            mailbox,
+            slots: HashMap::new(),
+            names: HashMap::new(),
+            registered: HashMap::new(),
+            next_id: 1,
+            looked: Instant::now(),
+            stopping: false,
+        }
+    }
+
+    fn is_finished(&self) -> bool {
+        self.stopping && self.slots.is_empty()
+    }
+
+    fn timeout(&self, now: Instant) -> Option<Duration> {
+        let retries = self.slots.values().filter_map(Slot::deadline);
+        let look = self.slots.values().any(Slot::is_connected);
+        let first = retries.chain(look.then_some(self.looked + LOOK)).min()?;
+        Some(first.saturating_duration_since(now))
+    }
+
+    fn letter(&mut self, letter: Letter, now: Instant, ops: &mut EventOps) {
+        let id = match letter {
+            Letter::Done(id, done) => {
+                if let Some(slot) = self.slots.get_mut(&id) {
+                    let step = slot.session().done(done, now);
+                    slot.drive(step, now);
+                }
+                id
+            }
+            Letter::Event(id, event) => {
+                if let Some(slot) = self.slots.get_mut(&id)
+                    && slot.session().device_event(event)
+                {
+                    slot.needs_reset(now);
+                }
+                id
+            }
+            Letter::Committed(name, seq) => {
+                let Some(id) = self.names.get(&name).copied() else {
+                    return;
+                };
+                if let Some(slot) = self.slots.get_mut(&id) {
+                    let step = slot.session().committed(seq, now);
+                    slot.drive(step, now);
+                }
+                id
+            }
+            Letter::Add(attachment, answer) => {
+                let (id, result) = self.add(*attachment, now);
+                self.settle(id, ops);
+                // Whoever asked may have lost interest.
+                let _ = answer.send(result);
+                return;
+            }
+            Letter::Remove(name, then) => {
+                let Some(id) = self.names.get(&name).copied() else {
+                    return;
+                };
+                if let Some(slot) = self.slots.get_mut(&id) {
+                    slot.remove(then, now);
+                }
+                id
+            }
+            Letter::Stop => {
+                self.stopping = true;
+                for id in self.slots.keys().copied().collect::<Vec<_>>() {
+                    if let Some(slot) = self.slots.get_mut(&id) {
+                        slot.remove(Box::new(drop), now);
+                    }
+                    self.settle(id, ops);
+                }
+                return;
+            }
+        };
+        self.settle(id, ops);
+    }
+
+    fn add(&mut self, attachment: Attachment, now: Instant) -> (Id, io::Result<()>) {
+        let id = self.next_id;
+        self.next_id += 1;
+        if self.stopping {
+            return (id, Err(io::ErrorKind::BrokenPipe.into()));
+        }
+        if self.names.contains_key(&attachment.name) {
+            return (id, Err(io::ErrorKind::AlreadyExists.into()));
+        }
+        let Attachment {
+            name,
+            mut device,
+            mut options,
+            events,
+        } = attachment;
+        let mailbox = self.mailbox.clone();
+        device.on_event(Arc::new(move |event| {
+            mailbox.post(Letter::Event(id, event));
+        }));
+        let mailbox = self.mailbox.clone();
+        let session = Session::new(
+            device,
+            options.net.take(),
+            options.bound,
+            options.keeper.keeps(),
+            Arc::new(move |done| mailbox.post(Letter::Done(id, done))),
+        );
+        let (mut slot, resume) = match Slot::new(name.clone(), session, options, events) {
+            Ok(made) => made,
+            Err(e) => return (id, Err(e)),
+        };
+        slot.begin(resume, now);
+        self.names.insert(name, id);
+        self.slots.insert(id, slot);
+        (id, Ok(()))
+    }
+
+    /// Brings the epoll to what a slot wants now.
+    fn settle(&mut self, id: Id, ops: &mut EventOps) {
+        let wants = match self.slots.get_mut(&id) {
+            Some(slot) if slot.is_removed() => Vec::new(),
+            Some(slot) => slot.interests(),
+            None => return,
+        };
+        // Before anything is closed: an open file that others hold too would stay in the epoll.
+        let mine: Vec<_> = self.registered.iter().filter(|(_, r)| r.0 == id).collect();
+        let stale: Vec<_> = mine
+            .into_iter()
+            .filter(|(fd, r)| !wants.iter().any(|w| w.1 == **fd && w.0 == r.1))
+            .map(|(fd, _)| *fd)
+            .collect();
+        for fd in stale {
+            self.registered.remove(&fd);
+            let _ = ops.remove(Events::empty_raw(fd));
+        }
+        if let Some(slot) = self.slots.get_mut(&id) {
+            slot.bury();
+        }
+        for (role, fd, set) in wants {
+            self.register(id, role, fd, set, ops);
+        }
+        if self.slots.get(&id).is_some_and(Slot::is_removed)
+            && let Some(slot) = self.slots.remove(&id)
+        {
+            self.names.remove(slot.name());
+            slot.finish();
+        }
+    }
+
+    fn register(&mut self, id: Id, role: Role, fd: RawFd, set: EventSet, ops: &mut EventOps) {
+        let events = Events::new_raw(fd, set);
+        let result = match self.registered.get(&fd) {
+            Some((_, _, now)) if *now == set => return,
+            Some(_) => ops.modify(events),
+            None => ops.add(events),
+        };
+        if let Err(e) = result {
+            // A front end may send anything as its channel: what cannot be waited for is not.
+            log::debug!("descriptor {fd} cannot be waited for: {e:?}");
+            return;
+        }
+        self.registered.insert(fd, (id, role, set));
+    }
+
+    fn tick(&mut self, now: Instant, ops: &mut EventOps) {
+        let look = now.saturating_duration_since(self.looked) >= LOOK;
+        if look {
+            self.looked = now;
+        }
+        let due = |slot: &Slot| look || slot.deadline().is_some_and(|at| at <= now);
+        let due: Vec<_> = self
+            .slots
+            .iter()
+            .filter(|(_, slot)| due(slot))
+            .map(|(id, _)| *id)
+            .collect();
+        for id in due {
+            if let Some(slot) = self.slots.get_mut(&id) {
+                slot.tick(now);
+            }
+            self.settle(id, ops);
+        }
+    }
+}
+
+impl MutEventSubscriber for Driver {
+    fn init(&mut self, ops: &mut EventOps) {
+        let events = Events::new_raw(self.mailbox.fd(), EventSet::IN);
+        ops.add(events).expect("a fresh epoll takes a descriptor");
+    }
+
+    fn process(&mut self, events: Events, ops: &mut EventOps) {
+        let now = Instant::now();
+        let fd = events.fd().as_raw_fd();
+        if fd == self.mailbox.fd() {
+            for letter in self.mailbox.empty() {
+                self.letter(letter, now, ops);
+            }
+        } else if let Some((id, role, _)) = self.registered.get(&fd).copied() {
+            if let Some(slot) = self.slots.get_mut(&id) {
+                slot.ready(role, events.event_set(), now);
+            }
+            self.settle(id, ops);
+        }
+        self.tick(now, ops);
+    }
+}

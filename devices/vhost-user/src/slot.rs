@@ -1,0 +1,488 @@
+//! One attachment on the loop: its sockets, its session, its keeper.
+//!
+//! What a slot wants to be woken for is a value ([`Slot::interests`]) that the loop compares with what
+//! is registered; nothing here touches the epoll.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use event_manager::EventSet;
+
+use crate::attachment::{AttachmentEvent, Listener, Mode, Options, Resume};
+use crate::framing::{HEADER_LEN, MAX_PAYLOAD};
+use crate::keeper::{Keeper, Progress};
+use crate::limit::Limit;
+use crate::mailbox::Removed;
+use crate::session::{Session, Step};
+use crate::{Error, unix};
+
+/// Messages of one front end in a turn of the loop, so that a flood of them does not hold up others.
+const BUDGET: usize = 32;
+/// First and longest pause between attempts to connect.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+/// Pause after `accept` has failed for want of descriptors or memory.
+const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
+
+/// Which of a slot's descriptors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Role {
+    /// Where front ends connect.
+    Listener,
+    /// The front end.
+    Connection,
+    /// The channel for requests of the back end.
+    Channel,
+}
+
+/// Whether the keeper waits for the front end to read.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Sending {
+    No,
+    Blocked(u64),
+}
+
+/// One attachment.
+pub struct Slot {
+    name: String,
+    session: Session,
+    keeper: Box<dyn Keeper>,
+    mode: Mode,
+    events: Listener,
+    socket: Option<UnixStream>,
+    /// Connections that are over, until the loop has forgotten them.
+    retired: Vec<UnixStream>,
+    sending: Sending,
+    /// A front end that waits until the one before it is gone.
+    next: Option<UnixStream>,
+    /// When to connect, or to accept, again.
+    retry: Option<Instant>,
+    backoff: Duration,
+    why: Option<String>,
+    removal: Option<Removed>,
+    limit: Limit,
+}
+
+impl Slot {
+    /// A slot that [`Slot::begin`] sets to work.
+    ///
+    /// # Errors
+    /// Where the listening socket cannot be used.
+    pub fn new(
+        name: String,
+        session: Session,
+        options: Options,
+        events: Listener,
+    ) -> io::Result<(Self, Option<Resume>)> {
+        if let Mode::Server(listener) = &options.mode {
+            listener.set_nonblocking(true)?;
+        }
+        let slot = Self {
+            name,
+            session,
+            keeper: options.keeper,
+            mode: options.mode,
+            events,
+            socket: None,
+            retired: Vec::new(),
+            sending: Sending::No,
+            next: None,
+            retry: None,
+            backoff: BACKOFF.0,
+            why: None,
+            removal: None,
+            limit: Limit::default(),
+        };
+        Ok((slot, options.resume))
+    }
+
+    /// Takes up a session of another process, or waits for a front end.
+    pub fn begin(&mut self, resume: Option<Resume>, now: Instant) {
+        match resume {
+            Some(Resume {
+                socket,
+                recorded: Some((state, files)),
+            }) => {
+                self.socket = Some(socket);
+                let step = match self.session.resume(state, files) {
+                    Ok(()) => Step::Ready,
+                    Err(e) => Step::Close(e),
+                };
+                (self.events)(&self.name, AttachmentEvent::Connected);
+                self.drive(step, now);
+            }
+            Some(Resume {
+                socket,
+                recorded: None,
+            }) => {
+                self.socket = Some(socket);
+                self.session.connect();
+                (self.events)(&self.name, AttachmentEvent::Connected);
+                self.drive(Step::Ready, now);
+            }
+            None => self.look_for_front_end(now),
+        }
+    }
+
+    fn look_for_front_end(&mut self, now: Instant) {
+        if self.removal.is_some() {
+            return;
+        }
+        if let Some(next) = self.next.take() {
+            self.connected(next, now);
+        } else if matches!(self.mode, Mode::Client(_)) {
+            self.retry = Some(now);
+        }
+    }
+
+    fn connected(&mut self, socket: UnixStream, now: Instant) {
+        if let Err(e) = self.keeper.connected(socket.as_fd()) {
+            self.log(now, &format!("connection is not kept: {e}"));
+            return;
+        }
+        self.socket = Some(socket);
+        self.session.connect();
+        self.backoff = BACKOFF.0;
+        (self.events)(&self.name, AttachmentEvent::Connected);
+        self.drive(Step::Ready, now);
+    }
+
+    /// The session.
+    pub fn session(&mut self) -> &mut Session {
+        &mut self.session
+    }
+
+    /// The attachment's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// What the slot wants to be woken for.
+    pub fn interests(&mut self) -> Vec<(Role, RawFd, EventSet)> {
+        let mut wants = Vec::new();
+        if let (Mode::Server(listener), None) = (&self.mode, self.retry)
+            && self.removal.is_none()
+        {
+            wants.push((Role::Listener, listener.as_raw_fd(), EventSet::IN));
+        }
+        if let Some(socket) = &self.socket {
+            // While a message is being worked on only the end of the connection is of interest.
+            let mut set = EventSet::READ_HANG_UP;
+            if self.sending != Sending::No {
+                set |= EventSet::OUT;
+            } else if self.session.is_ready() {
+                set |= EventSet::IN;
+            }
+            wants.push((Role::Connection, socket.as_raw_fd(), set));
+        }
+        if let Some(channel) = self.session.channel() {
+            let mut set = EventSet::IN;
+            if channel.is_blocked() {
+                set |= EventSet::OUT;
+            }
+            wants.push((Role::Channel, channel.socket().as_raw_fd(), set));
+        }
+        wants
+    }
+
+    /// Closes what is over. Called when no descriptor that is not among the interests is waited for: a
+    /// keeper may hold the same connection, and an epoll would go on reporting it.
+    pub fn bury(&mut self) {
+        self.retired.clear();
+        drop(self.session.take_retired());
+    }
+
+    /// When [`Slot::tick`] is to be called at the latest.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.retry
+    }
+
+    /// Whether memory has to be looked after.
+    pub fn is_connected(&self) -> bool {
+        self.socket.is_some()
+    }
+
+    /// One of its descriptors is ready.
+    pub fn ready(&mut self, role: Role, set: EventSet, now: Instant) {
+        match role {
+            Role::Listener => self.accept(now),
+            Role::Connection => self.connection_ready(set, now),
+            Role::Channel => {
+                let result = self.session.channel().map_or(Ok(()), |c| c.ready());
+                if let Err(e) = result {
+                    self.log(now, &format!("back-end channel is closed: {}", chain(&e)));
+                    self.session.drop_channel();
+                }
+            }
+        }
+    }
+
+    fn connection_ready(&mut self, set: EventSet, now: Instant) {
+        let ended = EventSet::READ_HANG_UP | EventSet::HANG_UP | EventSet::ERROR;
+        if let Sending::Blocked(seq) = self.sending
+            && let Some(socket) = &self.socket
+            && !set.intersects(ended)
+        {
+            match self.keeper.flush(socket.as_fd()) {
+                Ok(Progress::Done) => {
+                    self.sending = Sending::No;
+                    let step = self.session.committed(seq, now);
+                    self.drive(step, now);
+                }
+                Ok(_) => {}
+                Err(e) => self.drive(Step::Close(e.into()), now),
+            }
+            return;
+        }
+        if self.session.is_ready() && self.sending == Sending::No {
+            // What was sent before the end is read first.
+            self.drive(Step::Ready, now);
+        } else if set.intersects(ended) {
+            self.hang_up(None, now);
+        }
+    }
+
+    fn accept(&mut self, now: Instant) {
+        loop {
+            let Mode::Server(listener) = &self.mode else {
+                return;
+            };
+            match listener.accept() {
+                Ok((socket, _)) => self.accepted(socket, now),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,
+                // The connection ended before it was accepted.
+                Err(e)
+                    if matches!(
+                        e.kind(),
+                        io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted
+                    ) => {}
+                Err(e) => {
+                    self.log(now, &format!("cannot accept: {e}"));
+                    self.retry = Some(now + ACCEPT_PAUSE);
+                    return;
+                }
+            }
+        }
+    }
+
+    fn accepted(&mut self, socket: UnixStream, now: Instant) {
+        // A front end that comes back at once may be seen before its old connection's end is.
+        if let Some(old) = &self.socket
+            && unix::is_hung_up(old.as_fd())
+        {
+            self.hang_up(None, now);
+        }
+        if self.session.is_idle() && self.socket.is_none() && self.removal.is_none() {
+            self.connected(socket, now);
+        } else if self.socket.is_none() && self.next.is_none() && self.removal.is_none() {
+            self.next = Some(socket);
+        } else {
+            self.log(now, "a second front end is turned away");
+            (self.events)(&self.name, AttachmentEvent::Refused);
+        }
+    }
+
+    /// A device has done something, or a keeper has.
+    pub fn drive(&mut self, mut step: Step, now: Instant) {
+        let mut budget = BUDGET;
+        loop {
+            step = match step {
+                Step::Wait => break,
+                Step::Ready => {
+                    if budget == 0 || self.sending != Sending::No {
+                        break;
+                    }
+                    budget -= 1;
+                    match self.read(now) {
+                        Some(step) => step,
+                        None => break,
+                    }
+                }
+                Step::Commit(commit) => {
+                    let Some(socket) = &self.socket else { break };
+                    let seq = commit.seq;
+                    match self.keeper.commit(socket.as_fd(), commit) {
+                        Ok(Progress::Done) => self.session.committed(seq, now),
+                        Ok(Progress::Blocked) => {
+                            self.sending = Sending::Blocked(seq);
+                            break;
+                        }
+                        Ok(Progress::Later) => break,
+                        Err(e) => Step::Close(e.into()),
+                    }
+                }
+                Step::Close(e) => {
+                    self.log(now, &format!("connection is closed: {}", chain(&e)));
+                    self.close(Some(chain(&e)));
+                    self.session.end()
+                }
+                Step::Ended => {
+                    self.ended(now);
+                    break;
+                }
+            };
+            if let Some(e) = self.session.take_refused() {
+                self.log(now, &format!("request is refused: {}", chain(&e)));
+            }
+        }
+    }
+
+    /// Reads on: never past the end of a message, and without taking anything off the socket.
+    fn read(&mut self, now: Instant) -> Option<Step> {
+        let socket = self.socket.as_ref()?;
+        match peek_message(socket.as_fd(), &self.session) {
+            Ok(None) => None,
+            Ok(Some((buf, got))) if got.len == 0 => {
+                drop(buf);
+                if self.session.framer().bytes().is_empty() {
+                    self.close(None);
+                    return Some(self.session.end());
+                }
+                Some(Step::Close(Error::Truncated))
+            }
+            Ok(Some((buf, got))) => {
+                Some(
+                    self.session
+                        .receive(&buf[..got.len], got.files, got.truncated, now),
+                )
+            }
+            Err(e) => Some(Step::Close(e)),
+        }
+    }
+
+    /// Ends the session; `why` where that is not the front end's decision.
+    pub fn hang_up(&mut self, why: Option<String>, now: Instant) {
+        if self.socket.is_some() {
+            self.close(why);
+            let step = self.session.end();
+            self.drive(step, now);
+        }
+    }
+
+    fn close(&mut self, why: Option<String>) {
+        self.retired.extend(self.socket.take());
+        self.sending = Sending::No;
+        self.why = why;
+    }
+
+    fn ended(&mut self, now: Instant) {
+        self.keeper.ended();
+        let why = self.why.take();
+        (self.events)(&self.name, AttachmentEvent::Disconnected(why));
+        if matches!(self.mode, Mode::Client(_)) && self.next.is_none() {
+            // Not at once: a front end that closes every connection would keep us busy.
+            self.retry = Some(now + self.backoff);
+        } else {
+            self.look_for_front_end(now);
+        }
+    }
+
+    /// The device goes to `removal` when nothing of a front end is left.
+    pub fn remove(&mut self, removal: Removed, now: Instant) {
+        self.removal = Some(removal);
+        self.retry = None;
+        self.next = None;
+        self.hang_up(Some("the function is removed".into()), now);
+    }
+
+    /// Whether a slot that is to be removed can go.
+    pub fn is_removed(&self) -> bool {
+        self.removal.is_some() && self.session.is_idle()
+    }
+
+    /// Gives the device back.
+    pub fn finish(self) {
+        let Self {
+            session,
+            removal,
+            socket,
+            mode,
+            ..
+        } = self;
+        // The sockets first: whoever is told may want to use the path again.
+        drop((socket, mode));
+        if let Some(removal) = removal {
+            removal(session.into_device());
+        }
+    }
+
+    /// Time has passed.
+    pub fn tick(&mut self, now: Instant) {
+        if self.socket.is_some() && self.session.is_poisoned() {
+            self.log(now, &format!("connection is closed: {}", Error::Poisoned));
+            self.hang_up(Some(Error::Poisoned.to_string()), now);
+        }
+        if self.retry.is_none_or(|at| at > now) {
+            return;
+        }
+        self.retry = None;
+        let Mode::Client(path) = &self.mode else {
+            return;
+        };
+        if self.socket.is_some() || !self.session.is_idle() {
+            return;
+        }
+        match unix::connect(path) {
+            Ok(socket) => self.connected(socket, now),
+            Err(e) => {
+                let line = format!("cannot connect to {}: {e}", path.display());
+                log::debug!("{}: {line}", self.name);
+                self.retry = Some(now + self.backoff);
+                self.backoff = (2 * self.backoff).min(BACKOFF.1);
+            }
+        }
+    }
+
+    /// The device says that a ring is broken.
+    pub fn needs_reset(&mut self, now: Instant) {
+        self.log(now, "a ring is broken: the device needs a reset");
+        (self.events)(&self.name, AttachmentEvent::NeedsReset);
+        // One cause is memory that is not there any more.
+        self.tick(now);
+    }
+
+    fn log(&mut self, now: Instant, line: &str) {
+        match self.limit.allows(now) {
+            None => {}
+            Some(0) => log::warn!("{}: {line}", self.name),
+            Some(n) => log::warn!("{}: {line} ({n} lines were left out)", self.name),
+        }
+    }
+}
+
+/// An error with what caused it, in one line.
+fn chain(e: &Error) -> String {
+    let mut line = e.to_string();
+    let mut source = std::error::Error::source(e);
+    while let Some(cause) = source {
+        line = format!("{line}: {cause}");
+        source = cause.source();
+    }
+    line
+}
+
+type Peeked = (Box<[u8; HEADER_LEN + MAX_PAYLOAD]>, unix::Received);
+
+/// As much of the present message as can be seen. `None`: nothing. A length of zero: the end.
+///
+/// A look ends behind bytes that carry descriptors, so a message that was sent in pieces may be seen
+/// in part only; that part is then taken before the rest is looked at.
+fn peek_message(socket: BorrowedFd<'_>, session: &Session) -> Result<Option<Peeked>, Error> {
+    let mut buf = Box::new([0; HEADER_LEN + MAX_PAYLOAD]);
+    let framer = session.framer();
+    let mut want = framer.missing(&[])?;
+    if framer.bytes().len() < HEADER_LEN {
+        // Without its descriptors: these come with the second look.
+        match unix::peek(socket, &mut buf[..want], false) {
+            Ok(head) => want = framer.missing(&buf[..head.len])?,
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+            Err(e) => return Err(e.into()),
+        }
+    }
+    match unix::peek(socket, &mut buf[..want], true) {
+        Ok(got) => Ok(Some((buf, got))),
+        Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(None),
+        Err(e) => Err(e.into()),
+    }
+}

@@ -1,0 +1,340 @@
+//! The device, as its attachment sees it.
+
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::{Arc, Mutex, OnceLock};
+
+use bluff_block::{Subscription, Volume, VolumeEvent};
+use bluff_reactor::{Actor, Context, Event, Handle, Poll, Turn, Waker};
+use bluff_virtio::{
+    DeviceError, DeviceEvent, QueueChange, QueueSetup, Stop, StoppedQueue, VirtioDevice,
+};
+use zerocopy::IntoBytes;
+
+use crate::config;
+use crate::counters::QueueCounters;
+use crate::request;
+use crate::spec::{Config, DEVICE_ID, WRITEBACK_OFFSET, feature};
+use crate::worker::{Message, Shared, Worker};
+
+/// What a device is made with.
+#[derive(Clone, Debug)]
+pub struct BlkOptions {
+    /// How many queues it has: 1 to 1024.
+    pub queues: u16,
+    /// What GET_ID answers: at most 20 bytes of it.
+    pub serial: String,
+    /// How its queues are polled.
+    pub poll: Poll,
+    /// The reactors that its queues are spread over; at least one.
+    pub reactors: Vec<Handle>,
+}
+
+type Listener = Arc<Mutex<Option<Arc<dyn Fn(DeviceEvent) + Send + Sync>>>>;
+
+/// A virtio-blk device.
+pub struct Blk {
+    options: BlkOptions,
+    shared: Arc<Shared>,
+    features: u64,
+    queues: Vec<Option<Running>>,
+    counters: Vec<Arc<QueueCounters>>,
+    listener: Listener,
+    _events: Subscription,
+}
+
+impl fmt::Debug for Blk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Blk")
+            .field("options", &self.options)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A queue that runs, from outside.
+struct Running {
+    reactor: Handle,
+    sender: Sender<Message>,
+    /// Set when the worker is built; messages to a reactor are in order, so it is set when it is
+    /// looked at there.
+    waker: Arc<OnceLock<Waker>>,
+}
+
+impl Running {
+    fn send(&self, message: Message) {
+        // Fails where the worker has ended by itself; then the message is dropped, and with it what
+        // waits for an answer.
+        let _ = self.sender.send(message);
+        let waker = self.waker.clone();
+        self.reactor.send(move |cx| {
+            if let Some(waker) = waker.get() {
+                cx.wake(waker.actor());
+            }
+        });
+    }
+}
+
+impl Blk {
+    /// A device on `volume`.
+    ///
+    /// # Panics
+    /// Where the options name no reactor, or no queue.
+    pub fn new(volume: Arc<dyn Volume>, options: BlkOptions) -> Self {
+        assert!(!options.reactors.is_empty() && (1..=1024).contains(&options.queues));
+        let shared = Arc::new(Shared {
+            size: AtomicU64::new(volume.geometry().size),
+            writeback: AtomicBool::new(true),
+            id: request::id(&options.serial),
+            volume: volume.clone(),
+        });
+        let listener = Listener::default();
+        let (s, l) = (shared.clone(), listener.clone());
+        let events = volume.events().subscribe(move |event| {
+            if event == VolumeEvent::Resized {
+                s.size.store(s.volume.geometry().size, Ordering::Relaxed);
+                tell(&l, DeviceEvent::ConfigChanged);
+            }
+        });
+        let counters = (0..options.queues).map(|_| Arc::default()).collect();
+        let queues = (0..options.queues).map(|_| None).collect();
+        let mut this = Self {
+            options,
+            shared,
+            features: 0,
+            queues,
+            counters,
+            listener,
+            _events: events,
+        };
+        this.reset();
+        this
+    }
+
+    /// The counters of its queues, in their order.
+    pub fn counters(&self) -> &[Arc<QueueCounters>] {
+        &self.counters
+    }
+
+    fn config(&self) -> Config {
+        let writeback = self.shared.writeback.load(Ordering::Relaxed);
+        config::config(
+            &self.shared.volume.geometry(),
+            self.options.queues,
+            writeback,
+        )
+    }
+
+    fn reactor(&self, index: u16) -> &Handle {
+        let all = &self.options.reactors;
+        // A volume that bears fewer channels than there are reactors is used on its first ones.
+        let n = all.len().min(self.shared.volume.max_channels()).max(1);
+        &all[usize::from(index) % n]
+    }
+}
+
+fn tell(listener: &Listener, event: DeviceEvent) {
+    let to = listener
+        .lock()
+        .expect("listeners are called without the lock")
+        .clone();
+    if let Some(to) = to {
+        to(event);
+    }
+}
+
+impl VirtioDevice for Blk {
+    fn device_id(&self) -> u32 {
+        DEVICE_ID
+    }
+
+    fn queues(&self) -> u16 {
+        self.options.queues
+    }
+
+    fn features(&self) -> u64 {
+        config::offered(&self.shared.volume.geometry())
+    }
+
+    fn set_features(&mut self, features: u64) {
+        self.features = features;
+        // Without a choice of its own the driver infers the mode from FLUSH (§5.2.6.2).
+        if features & feature::CONFIG_WCE == 0 {
+            self.shared
+                .writeback
+                .store(features & feature::FLUSH != 0, Ordering::Relaxed);
+        }
+    }
+
+    fn config_len(&self) -> u32 {
+        size_of::<Config>() as u32
+    }
+
+    fn read_config(&self, offset: u32, to: &mut [u8]) {
+        let config = self.config();
+        let bytes = config.as_bytes().get(offset as usize..).unwrap_or(&[]);
+        let n = bytes.len().min(to.len());
+        to[..n].copy_from_slice(&bytes[..n]);
+        to[n..].fill(0);
+    }
+
+    fn write_config(&mut self, offset: u32, from: &[u8]) -> Result<(), DeviceError> {
+        let refused = DeviceError::Config {
+            offset,
+            len: from.len(),
+        };
+        match (offset, from) {
+            (WRITEBACK_OFFSET, [mode @ (0 | 1)]) if self.features & feature::CONFIG_WCE != 0 => {
+                self.shared.writeback.store(*mode == 1, Ordering::Relaxed);
+                Ok(())
+            }
+            _ => Err(refused),
+        }
+    }
+
+    fn start_queue(&mut self, setup: QueueSetup) -> Result<(), DeviceError> {
+        let index = setup.index;
+        let reactor = self.reactor(index).clone();
+        let place = self
+            .queues
+            .get_mut(usize::from(index))
+            .ok_or(DeviceError::Queue(index))?;
+        if place.is_some() {
+            return Err(DeviceError::Started(index));
+        }
+        let (sender, mailbox) = mpsc::channel();
+        let waker = Arc::new(OnceLock::new());
+        *place = Some(Running {
+            reactor: reactor.clone(),
+            sender,
+            waker: waker.clone(),
+        });
+        let shared = self.shared.clone();
+        let counters = self.counters[usize::from(index)].clone();
+        let (poll, listener) = (self.options.poll, self.listener.clone());
+        reactor.send(move |cx| {
+            cx.insert(poll, |cx, id| {
+                let _ = waker.set(cx.waker(id));
+                let said = Arc::new(move |event| tell(&listener, event));
+                build(cx, setup, shared, counters, said, mailbox)
+            });
+        });
+        Ok(())
+    }
+
+    fn change_queue(&mut self, index: u16, change: QueueChange) {
+        match self.queues.get(usize::from(index)) {
+            Some(Some(queue)) => queue.send(Message::Change(change)),
+            _ => skip(change),
+        }
+    }
+
+    fn stop_queue(
+        &mut self,
+        index: u16,
+        stop: Stop,
+        done: Box<dyn FnOnce(Option<StoppedQueue>) + Send>,
+    ) {
+        match self
+            .queues
+            .get_mut(usize::from(index))
+            .and_then(Option::take)
+        {
+            Some(queue) => queue.send(Message::Stop(stop, done)),
+            None => done(None),
+        }
+    }
+
+    fn reset(&mut self) {
+        self.features = 0;
+        self.shared.writeback.store(true, Ordering::Relaxed);
+    }
+
+    fn save(&self) -> Vec<u8> {
+        vec![
+            STATE_VERSION,
+            u8::from(self.shared.writeback.load(Ordering::Relaxed)),
+        ]
+    }
+
+    fn load(&mut self, state: &[u8]) -> Result<(), DeviceError> {
+        let [STATE_VERSION, writeback @ (0 | 1)] = state else {
+            return Err(DeviceError::State);
+        };
+        self.shared
+            .writeback
+            .store(*writeback == 1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn on_event(&mut self, listener: Arc<dyn Fn(DeviceEvent) + Send + Sync>) {
+        *self
+            .listener
+            .lock()
+            .expect("listeners are called without the lock") = Some(listener);
+    }
+}
+
+/// The version of what [`Blk`] saves.
+const STATE_VERSION: u8 = 1;
+
+/// Answers a change that no queue is there for.
+fn skip(change: QueueChange) {
+    match change {
+        QueueChange::Memory { done, .. } | QueueChange::Log { done, .. } => done(),
+        QueueChange::Kick(_)
+        | QueueChange::Call(_)
+        | QueueChange::Error(_)
+        | QueueChange::Enable(_) => {}
+    }
+}
+
+/// Builds a worker, or what stands in for one that cannot be built.
+fn build(
+    cx: &mut Context<'_>,
+    mut setup: QueueSetup,
+    shared: Arc<Shared>,
+    counters: Arc<QueueCounters>,
+    said: Arc<dyn Fn(DeviceEvent) + Send + Sync>,
+    mailbox: Receiver<Message>,
+) -> Box<dyn Actor> {
+    let (index, error) = (setup.index, setup.error.take());
+    match Worker::new(cx, setup, shared, counters, said.clone(), mailbox, error) {
+        Ok(worker) => Box::new(worker),
+        Err((e, mailbox, error)) => {
+            log::warn!("queue {index} cannot be started: {e}");
+            if let Some(error) = error {
+                let _ = error.write(1);
+            }
+            said(DeviceEvent::QueueBroken(index));
+            Box::new(Failed {
+                mailbox,
+                stopped: false,
+            })
+        }
+    }
+}
+
+/// A queue that could not be started: it answers until it is stopped.
+struct Failed {
+    mailbox: Receiver<Message>,
+    stopped: bool,
+}
+
+impl Actor for Failed {
+    fn event(&mut self, _: &mut Context<'_>, _: Event) {
+        while let Ok(message) = self.mailbox.try_recv() {
+            match message {
+                Message::Change(change) => skip(change),
+                Message::Stop(_, done) => {
+                    self.stopped = true;
+                    done(None);
+                }
+            }
+        }
+    }
+
+    fn turn(&mut self, _: &mut Context<'_>) -> Turn {
+        if self.stopped { Turn::Done } else { Turn::Idle }
+    }
+}

@@ -1,0 +1,293 @@
+//! What happens to a queue from outside: messages, stops, revocation of memory, the volume's lock.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bluff_block::{BlockError, Cancel, InUse};
+use bluff_memory::GuestMemory;
+use bluff_reactor::{Context, Turn};
+use bluff_virtio::{DeviceEvent, QueueChange, Ring, RingError, Stop, StoppedQueue, with_ring};
+
+use super::{Io, Worker};
+use crate::spec::status;
+
+/// How often the volume's lock is tried while somebody else holds it.
+const LOCK_EVERY: Duration = Duration::from_millis(20);
+/// When to say that it is held.
+const LOCK_TELL: Duration = Duration::from_secs(2);
+
+/// Called when a queue has stopped.
+pub(crate) type Stopped = Box<dyn FnOnce(Option<StoppedQueue>) + Send>;
+
+/// What a device tells its workers.
+pub(crate) enum Message {
+    /// A change.
+    Change(QueueChange),
+    /// The end.
+    Stop(Stop, Stopped),
+}
+
+/// What a queue is doing.
+pub(super) enum State {
+    /// It waits for the volume's lock; the ring is not served.
+    Locking {
+        since: Instant,
+        next: Instant,
+        told: bool,
+    },
+    /// It serves its ring.
+    Running,
+    /// It finishes what is in flight.
+    Stopping(Stopping),
+    /// The ring makes no sense; it waits to be stopped.
+    Broken,
+    /// It is at its end.
+    Stopped,
+}
+
+/// A stop under way.
+pub(super) struct Stopping {
+    deadline: Instant,
+    cancelled: bool,
+    done: Stopped,
+}
+
+/// Memory that has gone, and requests that still use it.
+pub(super) struct Revocation {
+    /// Keeps it mapped until they are finished.
+    old: Arc<GuestMemory>,
+    deadline: Instant,
+    cancelled: bool,
+    done: Box<dyn FnOnce() + Send>,
+}
+
+impl Worker {
+    /// Whether the ring may be touched.
+    pub(super) fn serves(&self) -> bool {
+        matches!(self.state, State::Running) && self.enabled
+    }
+
+    pub(super) fn take_messages(&mut self, cx: &mut Context<'_>) {
+        while let Ok(message) = self.mailbox.try_recv() {
+            match message {
+                Message::Change(change) => self.change(cx, change),
+                Message::Stop(stop, done) => self.stop(cx, stop, done),
+            }
+        }
+    }
+
+    fn change(&mut self, cx: &mut Context<'_>, change: QueueChange) {
+        match change {
+            QueueChange::Memory {
+                memory,
+                bound,
+                done,
+            } => self.set_memory(cx, memory, bound, done),
+            // The turn that follows looks at the ring, so a kick that went to the old one is not lost.
+            QueueChange::Kick(kick) => self.set_kick(cx, kick),
+            QueueChange::Call(call) => {
+                self.call = call;
+                // The driver may have been told on the one before and not have heard it.
+                self.notify();
+            }
+            QueueChange::Error(error) => self.error = error,
+            QueueChange::Log { log, done } => {
+                with_ring!(&mut self.queue, ring => ring.set_log(log));
+                done();
+            }
+            QueueChange::Enable(enabled) => self.enabled = enabled,
+        }
+    }
+
+    /// Moves to a new epoch. Requests whose buffers have gone are waited for.
+    fn set_memory(
+        &mut self,
+        cx: &mut Context<'_>,
+        memory: Arc<GuestMemory>,
+        bound: Duration,
+        done: Box<dyn FnOnce() + Send>,
+    ) {
+        let old = with_ring!(&self.queue, ring => ring.memory().clone());
+        let mut waits = false;
+        for (_, slot) in self.io.slots.busy() {
+            slot.revoked = !slot.chain.mapped_in(&memory);
+            waits |= slot.revoked;
+        }
+        if !matches!(self.state, State::Broken)
+            && let Err(e) = with_ring!(&mut self.queue, ring => ring.set_memory(memory))
+        {
+            self.broken(&e);
+        }
+        if waits {
+            let deadline = cx.now() + bound;
+            cx.timer(cx.id(), deadline, 0);
+            self.revocation = Some(Revocation {
+                old,
+                deadline,
+                cancelled: false,
+                done,
+            });
+        } else {
+            drop(old);
+            done();
+        }
+    }
+
+    /// Ends a revocation when nothing uses the old memory any more.
+    pub(super) fn check_revocation(&mut self) {
+        if self.io.slots.busy().any(|(_, slot)| slot.revoked) {
+            return;
+        }
+        if let Some(Revocation { old, done, .. }) = self.revocation.take() {
+            // In this order: who is told may count on it.
+            drop(old);
+            done();
+        }
+    }
+
+    fn stop(&mut self, cx: &mut Context<'_>, stop: Stop, done: Stopped) {
+        let deadline = cx.now() + stop.bound;
+        cx.timer(cx.id(), deadline, 0);
+        let stopping = Stopping {
+            deadline,
+            cancelled: false,
+            done,
+        };
+        self.io.leave = stop.leave;
+        self.io.mute |= !stop.answer;
+        self.state = State::Stopping(stopping);
+    }
+
+    /// Finishes a stop when nothing is in flight any more, or only what is left.
+    pub(super) fn try_stop(&mut self, cx: &mut Context<'_>) -> bool {
+        if self.io.slots.in_flight() > self.io.left {
+            return false;
+        }
+        let State::Stopping(s) = std::mem::replace(&mut self.state, State::Stopped) else {
+            unreachable!("called while stopping")
+        };
+        self.set_kick(cx, None);
+        self.check_revocation();
+        self.lock = None;
+        let queue = with_ring!(&self.queue, ring => ring.position());
+        self.counters
+            .in_flight
+            .store(0, std::sync::atomic::Ordering::Relaxed);
+        (s.done)(Some(queue));
+        true
+    }
+
+    /// A deadline may have come.
+    pub(super) fn run_timer(&mut self, cx: &mut Context<'_>) {
+        let now = cx.now();
+        if let Some(r) = &mut self.revocation
+            && now >= r.deadline
+            && !r.cancelled
+        {
+            r.cancelled = true;
+            self.io.cancel(true);
+        }
+        if let State::Stopping(s) = &mut self.state
+            && now >= s.deadline
+            && !s.cancelled
+        {
+            s.cancelled = true;
+            self.io.cancel(false);
+        }
+    }
+
+    /// Takes the volume's lock, or tries again later.
+    pub(super) fn try_lock(&mut self, cx: &mut Context<'_>) -> Turn {
+        let State::Locking {
+            since,
+            next,
+            mut told,
+        } = self.state
+        else {
+            unreachable!("called while locking")
+        };
+        if cx.now() < next {
+            return Turn::Idle;
+        }
+        match InUse::new(self.shared.volume.clone()) {
+            Ok(lock) => {
+                self.lock = Some(lock);
+                self.state = State::Running;
+                with_ring!(&mut self.queue, ring => ring.disable_notifications());
+                Turn::Worked
+            }
+            Err(e) => {
+                if !told && (e != BlockError::Locked || cx.now() - since >= LOCK_TELL) {
+                    told = true;
+                    log::error!(
+                        "queue {}: {e}: {:?}; it is served when that changes",
+                        self.index,
+                        self.shared.volume
+                    );
+                }
+                let next = cx.now() + LOCK_EVERY;
+                self.state = State::Locking { since, next, told };
+                cx.timer(cx.id(), next, 0);
+                Turn::Idle
+            }
+        }
+    }
+
+    /// The ring cannot be used any more.
+    pub(super) fn broken(&mut self, e: &RingError) {
+        log::warn!("queue {} is broken: {e}", self.index);
+        if let Some(error) = &self.error {
+            let _ = error.write(1);
+        }
+        self.io.mute = true;
+        self.state = State::Broken;
+        (self.tell)(DeviceEvent::QueueBroken(self.index));
+    }
+}
+
+impl Io {
+    /// Cancels what is in flight, or of that only what uses revoked memory.
+    fn cancel(&mut self, revoked: bool) {
+        // What the channel has not taken is cancelled by itself.
+        let mut own = Vec::new();
+        let slots = &mut self.slots;
+        self.ops.retain(|op| {
+            let slot = slots.get(bluff_block::ChannelHandle::slot(op.tag));
+            let keep = revoked && !slot.revoked;
+            if !keep {
+                own.push(op.tag);
+            }
+            keep
+        });
+        self.done
+            .extend(own.into_iter().map(|tag| bluff_block::Completion {
+                tag,
+                result: Err(BlockError::Cancelled),
+            }));
+        for (index, slot) in self.slots.busy() {
+            if !revoked || slot.revoked {
+                for part in 0..slot.parts {
+                    if self.channel.cancel(self.channel.tag(index, part)) == Cancel::Never {
+                        log::warn!("an operation cannot be cancelled; its end is waited for");
+                    }
+                }
+            }
+        }
+    }
+
+    /// A request that was cancelled: it stays in flight, or the driver is told.
+    #[cold]
+    pub(super) fn set_aside<R: Ring>(&mut self, ring: &mut R, index: u32) {
+        let slot = self.slots.get(index);
+        (slot.cancelled, slot.revoked) = (false, false);
+        if self.leave {
+            // Recorded as in flight; it is done again by whoever starts the queue next.
+            self.left += 1;
+            return;
+        }
+        slot.chain.set_status(status::IOERR);
+        self.tally.errors += 1;
+        ring.complete(&slot.chain, super::written_on_error(&slot.chain));
+        self.slots.give(index);
+    }
+}

@@ -1,0 +1,209 @@
+//! The project's own programs as back ends: `bluffd`, and `bluff-reference`.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use bluff_qemu::process::Process;
+
+use crate::backend::{Ability, Backend, Running, Volume};
+
+/// Where the programs are; `cargo xtask test` sets it.
+pub const PROGRAMS: &str = "BLUFF_PROGRAMS";
+/// How long one may take to be ready.
+const READY: Duration = Duration::from_secs(20);
+
+/// One of the project's programs.
+///
+/// # Errors
+/// Where [`PROGRAMS`] is not set, or the program is not there.
+pub fn program(name: &str) -> Result<PathBuf> {
+    let folder = std::env::var_os(PROGRAMS)
+        .with_context(|| format!("{PROGRAMS} does not say where {name} is"))?;
+    let path = Path::new(&folder).join(name);
+    ensure!(path.is_file(), "{} is not there", path.display());
+    Ok(path)
+}
+
+/// `bluffd`, with one function for each volume.
+#[derive(Clone, Copy, Debug)]
+pub struct Bluffd {
+    /// The name in those of the cases.
+    pub name: &'static str,
+    /// `data` of its configuration.
+    pub data: &'static str,
+}
+
+impl Backend for Bluffd {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn has(&self, _: Ability) -> bool {
+        true
+    }
+
+    fn start(&self, folder: &Path, volumes: &[Volume]) -> Result<Box<dyn Running>> {
+        let mut text = format!("[card]\ndata = \"{}\"\n", self.data);
+        for (i, volume) in volumes.iter().enumerate() {
+            text += &format!(
+                "\n[volume.disk{i}]\nuri = \"file:{}\"\n\n[function.blk{i}]\nkind = \"virtio-blk\"\n\
+                 attach = \"vhost-user\"\nvolume = \"disk{i}\"\nqueues = {}\n",
+                volume.path.display(),
+                volume.queues
+            );
+        }
+        std::fs::write(folder.join("card.toml"), text)?;
+        let mut running = RunningBluffd {
+            folder: folder.into(),
+            process: None,
+        };
+        running.restart()?;
+        Ok(Box::new(running))
+    }
+}
+
+/// A `bluffd` that runs.
+#[derive(Debug)]
+struct RunningBluffd {
+    folder: PathBuf,
+    process: Option<Process>,
+}
+
+impl Running for RunningBluffd {
+    fn socket(&self, volume: usize) -> PathBuf {
+        self.folder.join(format!("run/blk{volume}.sock"))
+    }
+
+    fn resize(&mut self, volume: usize, bytes: u64) -> Result<()> {
+        let output = Command::new(program("bluffctl")?)
+            .arg("--runtime-dir")
+            .arg(self.folder.join("run"))
+            .args([
+                "volume",
+                "resize",
+                &format!("disk{volume}"),
+                &bytes.to_string(),
+            ])
+            .output()?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "bluffctl: {said}");
+        Ok(())
+    }
+
+    fn kill(&mut self) -> Result<()> {
+        self.process.as_mut().context("it does not run")?.kill()
+    }
+
+    fn restart(&mut self) -> Result<()> {
+        // First: one that still runs must let go of its sockets.
+        self.process = None;
+        let log = self.folder.join("bluffd.log");
+        let _ = std::fs::remove_file(&log);
+        let mut command = Command::new(program("bluffd")?);
+        command.arg("--config").arg(self.folder.join("card.toml"));
+        command.arg("--runtime-dir").arg(self.folder.join("run"));
+        command
+            .arg("--state-dir")
+            .arg(self.folder.join("state"))
+            .stdin(Stdio::null());
+        let mut process = Process::spawn(&mut command, "bluffd", &log)?;
+        let ready = |log: &Path| {
+            std::fs::read_to_string(log).is_ok_and(|text| text.lines().any(|l| l == "ready"))
+        };
+        let end = Instant::now() + READY;
+        while !ready(&log) {
+            process.check_alive()?;
+            ensure!(Instant::now() < end, "bluffd does not get ready");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        self.process = Some(process);
+        Ok(())
+    }
+
+    fn check(&mut self) -> Result<()> {
+        self.process
+            .as_mut()
+            .context("it was not started")?
+            .check_alive()
+    }
+}
+
+/// `bluff-reference`: virtio-blk on the stock rust-vmm stack, one process for each volume.
+#[derive(Clone, Copy, Debug)]
+pub struct Reference;
+
+impl Backend for Reference {
+    fn name(&self) -> &'static str {
+        "reference"
+    }
+
+    fn has(&self, _: Ability) -> bool {
+        // See docs/reference.md for what the stock stack lacks, and why.
+        false
+    }
+
+    fn start(&self, folder: &Path, volumes: &[Volume]) -> Result<Box<dyn Running>> {
+        let mut running = RunningReference {
+            folder: folder.into(),
+            volumes: volumes.into(),
+            processes: vec![],
+        };
+        running.restart()?;
+        Ok(Box::new(running))
+    }
+}
+
+/// Processes of `bluff-reference`.
+#[derive(Debug)]
+struct RunningReference {
+    folder: PathBuf,
+    volumes: Vec<Volume>,
+    processes: Vec<Process>,
+}
+
+impl Running for RunningReference {
+    fn socket(&self, volume: usize) -> PathBuf {
+        self.folder.join(format!("reference{volume}.sock"))
+    }
+
+    fn resize(&mut self, _: usize, _: u64) -> Result<()> {
+        anyhow::bail!("bluff-reference cannot resize")
+    }
+
+    fn kill(&mut self) -> Result<()> {
+        self.processes.iter_mut().try_for_each(Process::kill)
+    }
+
+    fn restart(&mut self) -> Result<()> {
+        self.processes.clear();
+        for (i, volume) in self.volumes.iter().enumerate() {
+            let socket = self.socket(i);
+            let _ = std::fs::remove_file(&socket);
+            let mut command = Command::new(program("bluff-reference")?);
+            command
+                .arg("--socket-path")
+                .arg(&socket)
+                .stdin(Stdio::null());
+            command
+                .arg("--volume")
+                .arg(format!("file:{}", volume.path.display()));
+            command.arg("--num-queues").arg(volume.queues.to_string());
+            let log = self.folder.join(format!("reference{i}.log"));
+            let mut process = Process::spawn(&mut command, "bluff-reference", &log)?;
+            let end = Instant::now() + READY;
+            while !socket.exists() {
+                process.check_alive()?;
+                ensure!(Instant::now() < end, "bluff-reference does not listen");
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            self.processes.push(process);
+        }
+        Ok(())
+    }
+
+    fn check(&mut self) -> Result<()> {
+        self.processes.iter_mut().try_for_each(Process::check_alive)
+    }
+}

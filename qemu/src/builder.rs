@@ -1,0 +1,254 @@
+//! What a guest is made of, and QEMU's command line for it.
+
+use std::path::Path;
+use std::process::Stdio;
+use std::sync::Mutex;
+use std::sync::atomic::AtomicUsize;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+
+use crate::agent::{Agent, Link};
+use crate::device::{Disk, VhostUserBlk};
+use crate::emulator::{Accel, Qemu};
+use crate::guest::{Guest, QMP_BOUND};
+use crate::image::Image;
+use crate::process::Process;
+use crate::qmp::Qmp;
+
+/// Skips what costs time in emulation and tests nothing of ours.
+const KERNEL_PARAMETERS: &str = "console=ttyS0 quiet nokaslr mitigations=off no_timer_check cryptomgr.notests tsc=reliable panic=0";
+/// What a guest is to be.
+#[derive(Clone, Debug)]
+pub struct Builder {
+    qemu: Qemu,
+    image: Image,
+    accel: Option<Accel>,
+    memory_mib: u32,
+    cpus: u32,
+    hotplug_ports: u32,
+    append: Vec<String>,
+    arguments: Vec<String>,
+    functions: Vec<VhostUserBlk>,
+    disks: Vec<Disk>,
+    incoming: bool,
+    boot_timeout: Duration,
+    script_timeout: Duration,
+}
+
+impl Builder {
+    pub(crate) fn new(qemu: &Qemu, image: &Image) -> Self {
+        Self {
+            qemu: qemu.clone(),
+            image: image.clone(),
+            accel: None,
+            memory_mib: 512,
+            cpus: 2,
+            hotplug_ports: 0,
+            append: Vec::new(),
+            arguments: Vec::new(),
+            functions: Vec::new(),
+            disks: Vec::new(),
+            incoming: false,
+            boot_timeout: Duration::from_secs(120),
+            script_timeout: Duration::from_secs(120),
+        }
+    }
+
+    /// Without trying which accelerator works.
+    pub fn accel(mut self, accel: Accel) -> Self {
+        self.accel = Some(accel);
+        self
+    }
+
+    /// RAM in MiB (512). It is a memfd that back ends map.
+    pub fn memory_mib(mut self, size: u32) -> Self {
+        self.memory_mib = size;
+        self
+    }
+
+    /// Processors (2).
+    pub fn cpus(mut self, count: u32) -> Self {
+        self.cpus = count;
+        self
+    }
+
+    /// PCIe root ports `hotplug0`, `hotplug1`, … for functions that come and go (none).
+    pub fn hotplug_ports(mut self, count: u32) -> Self {
+        self.hotplug_ports = count;
+        self
+    }
+
+    /// Another kernel parameter.
+    pub fn append(mut self, parameter: &str) -> Self {
+        self.append.push(parameter.into());
+        self
+    }
+
+    /// Another argument of QEMU.
+    pub fn argument(mut self, argument: &str) -> Self {
+        self.arguments.push(argument.into());
+        self
+    }
+
+    /// A vhost-user-blk function. Its back end must listen by now.
+    pub fn vhost_user_blk(mut self, function: VhostUserBlk) -> Self {
+        self.functions.push(function);
+        self
+    }
+
+    /// A disk that QEMU serves.
+    pub fn disk(mut self, disk: Disk) -> Self {
+        self.disks.push(disk);
+        self
+    }
+
+    /// Waits for a migration instead of booting; see [`Guest::migrate_to`].
+    pub fn incoming(mut self) -> Self {
+        self.incoming = true;
+        self
+    }
+
+    /// How long a boot may take (120 s).
+    pub fn boot_timeout(mut self, bound: Duration) -> Self {
+        self.boot_timeout = bound;
+        self
+    }
+
+    /// How long a script may take (120 s).
+    pub fn script_timeout(mut self, bound: Duration) -> Self {
+        self.script_timeout = bound;
+        self
+    }
+
+    /// Starts QEMU, and waits until the guest answers (unless it is [`incoming`](Self::incoming)).
+    pub fn start(self) -> Result<Guest> {
+        let accel = match self.accel {
+            Some(accel) => accel,
+            None => Accel::choose(&self.qemu, &self.image)?,
+        };
+        let folder = tempfile::Builder::new().prefix("bluff-guest.").tempdir()?;
+        let file = |name: &str| folder.path().join(name);
+        self.image.write_initrd(&file("initrd"))?;
+        let mut command = self.qemu.command()?;
+        command
+            .args(self.arguments(accel, folder.path()))
+            .stdin(Stdio::null());
+        log::debug!("{command:?}");
+        let mut process = Process::spawn(&mut command, "QEMU", &file("qemu.log"))?;
+        let qmp = connect_qmp(&file("qmp.sock"), &mut process)?;
+        let guest = Guest {
+            process: Mutex::new(process),
+            qmp: Mutex::new(qmp),
+            agent: Agent::new(Link::Path(file("agent.sock"))),
+            boot_id: Mutex::new(None),
+            console_before: AtomicUsize::new(0),
+            version: self.qemu.version(),
+            accel,
+            boot_timeout: self.boot_timeout,
+            script_timeout: self.script_timeout,
+            folder,
+        };
+        if !self.incoming {
+            guest.wait_for_boot()?;
+        }
+        Ok(guest)
+    }
+
+    fn arguments(&self, accel: Accel, folder: &Path) -> Vec<String> {
+        let file = |name: &str| folder.join(name).to_string_lossy().replace(',', ",,");
+        let mut arguments: Vec<String> = Vec::new();
+        let mut add = |words: &[&str]| arguments.extend(words.iter().map(|word| word.to_string()));
+        add(&[
+            "-nodefaults",
+            "-no-user-config",
+            "-display",
+            "none",
+            "-vga",
+            "none",
+        ]);
+        add(&[
+            "-machine",
+            "q35,memory-backend=ram",
+            "-smp",
+            &self.cpus.to_string(),
+        ]);
+        add(&accel.arguments(self.qemu.version()));
+        add(&["-m", &self.memory_mib.to_string()]);
+        add(&[
+            "-object",
+            &format!(
+                "memory-backend-memfd,id=ram,size={}M,share=on",
+                self.memory_mib
+            ),
+        ]);
+        add(&[
+            "-kernel",
+            &self.image.kernel().image.to_string_lossy(),
+            "-initrd",
+            &folder.join("initrd").to_string_lossy(),
+        ]);
+        add(&[
+            "-append",
+            &[&[KERNEL_PARAMETERS.to_string()], &self.append[..]]
+                .concat()
+                .join(" "),
+        ]);
+        add(&["-serial", &format!("file:{}", file("console.log"))]);
+        add(&[
+            "-qmp",
+            &format!("unix:{},server=on,wait=off", file("qmp.sock")),
+        ]);
+        add(&[
+            "-chardev",
+            &format!(
+                "socket,id=agent,path={},server=on,wait=off",
+                file("agent.sock")
+            ),
+        ]);
+        add(&["-device", "virtio-serial-pci,disable-legacy=on,max_ports=2"]);
+        add(&[
+            "-device",
+            &format!(
+                "virtserialport,chardev=agent,name={}",
+                guest_agent::PORT_NAME
+            ),
+        ]);
+        for port in 0..self.hotplug_ports {
+            add(&[
+                "-device",
+                &format!("pcie-root-port,id=hotplug{port},chassis={}", port + 1),
+            ]);
+        }
+        if self.incoming {
+            add(&["-incoming", "defer"]);
+        }
+        arguments.extend(
+            self.functions
+                .iter()
+                .flat_map(|function| function.arguments(self.qemu.version())),
+        );
+        arguments.extend(self.disks.iter().flat_map(Disk::arguments));
+        arguments.extend(self.arguments.iter().cloned());
+        arguments
+    }
+}
+
+/// QEMU makes the socket before it realises its devices, and answers only after: so the connection comes early, the greeting late.
+fn connect_qmp(path: &Path, process: &mut Process) -> Result<Qmp> {
+    let end = Instant::now() + QMP_BOUND;
+    loop {
+        process.check_alive()?;
+        match Qmp::connect(path, Duration::from_secs(60)) {
+            Ok(qmp) => return Ok(qmp),
+            // A socket that is not there yet cannot be waited for by other means than looking again.
+            Err(_) if Instant::now() < end && process.ended()?.is_none() => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            Err(error) => {
+                process.check_alive()?;
+                return Err(error);
+            }
+        }
+    }
+}

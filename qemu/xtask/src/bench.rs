@@ -1,0 +1,56 @@
+//! `cargo xtask bench`: the data path, measured, by `bluff-bench`.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+
+use crate::metadata::Workspace;
+use crate::{guest, packages, run};
+
+/// What can be asked of the benchmark.
+#[derive(clap::Args)]
+pub struct Options {
+    /// Times that each back end does each row's work
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+    /// Milliseconds of each measurement
+    #[arg(long, default_value_t = 400)]
+    millis: u64,
+    /// Only rows whose name contains this
+    #[arg(long)]
+    only: Option<String>,
+    /// Folder for the files of O_DIRECT rows [default: below the build folder]
+    #[arg(long)]
+    disk: Option<PathBuf>,
+    /// Write the table into docs/performance.md
+    #[arg(long)]
+    write: bool,
+}
+
+/// Runs the benchmark.
+pub fn run(workspace: &Workspace, options: &Options) -> Result<bool> {
+    packages::ensure(packages::GUESTS)?;
+    let programs = guest::build(workspace)?;
+    let build = ["build", "--locked", "--release", "--package", "bluff-bench"];
+    run::succeed(run::cargo(build).current_dir(&workspace.root))?;
+    let mut command = std::process::Command::new(programs.join("bluff-bench"));
+    command.arg("--programs").arg(&programs);
+    command.args(["--rounds", &options.rounds.to_string()]);
+    command.args(["--millis", &options.millis.to_string()]);
+    let disk = options
+        .disk
+        .clone()
+        .unwrap_or_else(|| workspace.target.join("bench"));
+    command.arg("--disk").arg(disk);
+    if let Some(only) = &options.only {
+        command.args(["--only", only]);
+    }
+    if options.write {
+        command
+            .arg("--write")
+            .arg(workspace.root.join("docs/performance.md"));
+    }
+    run::say("measuring; nothing else should be at work on this machine");
+    run::succeed(&mut command)?;
+    Ok(true)
+}

@@ -1,0 +1,138 @@
+//! `cargo xtask test`: every test of the project, and one line that sums them up.
+//!
+//! A stage that breaks counts as one failure and does not keep the later ones from running: whoever waited for the tests
+//! learns all that is wrong at once.
+
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+
+use crate::metadata::Workspace;
+use crate::tally::Tally;
+use crate::{guest, packages, run};
+
+/// The second platform: other page sizes, another memory model, and under emulation a kernel without io_uring.
+const AARCH64: &str = "aarch64-unknown-linux-gnu";
+
+/// What can be asked of the tests.
+#[derive(clap::Args)]
+pub struct Options {
+    /// Run the full counts: hundreds of kills and long sequences, which take an hour
+    #[arg(long)]
+    pub long: bool,
+}
+
+/// Runs every stage and prints the count of tests as the last line.
+pub fn run(workspace: &Workspace, options: &Options) -> Result<bool> {
+    let mut total = Tally::default();
+    stage("the workspace", &mut total, || native(workspace, options));
+    stage(
+        "the data path on aarch64, under emulation",
+        &mut total,
+        || aarch64(workspace, options),
+    );
+    stage("guests", &mut total, || guest::run(workspace, options));
+    println!("{total}");
+    Ok(total.failed == 0)
+}
+
+fn stage(name: &str, total: &mut Tally, body: impl FnOnce() -> Result<Tally>) {
+    run::say(name);
+    let start = Instant::now();
+    let tally = body().unwrap_or_else(|error| {
+        eprintln!("error: {name}: {error:#}");
+        Tally::BROKEN
+    });
+    println!("==> {name}: {tally} in {} s", start.elapsed().as_secs());
+    *total += tally;
+}
+
+fn native(workspace: &Workspace, options: &Options) -> Result<Tally> {
+    let mut command = cargo_test(workspace, options);
+    command.arg("--workspace");
+    count(command)
+}
+
+fn aarch64(workspace: &Workspace, options: &Options) -> Result<Tally> {
+    packages::ensure(packages::AARCH64)?;
+    ensure_target(AARCH64)?;
+    let mut command = cargo_test(workspace, options);
+    command.args(["--target", AARCH64]);
+    for name in data_path_crates(workspace) {
+        command.args(["--package", &name]);
+    }
+    count(command)
+}
+
+/// Every crate that moves a host's data: all of `backend/` and `devices/`.
+///
+/// `devices/reference` is left out: it is another implementation of the same device, kept to compare with.
+fn data_path_crates(workspace: &Workspace) -> Vec<String> {
+    let is_data_path = |folder: &std::path::Path| {
+        (folder.starts_with("backend") || folder.starts_with("devices"))
+            && !folder.starts_with("devices/reference")
+    };
+    workspace
+        .ours()
+        .filter(|package| is_data_path(&workspace.folder(package)))
+        .map(|p| p.name.clone())
+        .collect()
+}
+
+/// A `cargo test`, with what the options ask for.
+pub fn cargo_test(workspace: &Workspace, options: &Options) -> Command {
+    let mut command = run::cargo(["test", "--locked", "--no-fail-fast"]);
+    command.current_dir(&workspace.root);
+    if options.long {
+        // Tests read this for their full counts.
+        command.env("BLUFF_TEST_LONG", "1");
+    }
+    command
+}
+
+/// Runs a `cargo test`, passes its output on as it comes, and adds up what its binaries report.
+pub fn count(mut command: Command) -> Result<Tally> {
+    println!("    {}", run::display(&command));
+    let mut child = command
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("cargo test")?;
+    let output = child
+        .stdout
+        .take()
+        .expect("standard output was asked to be a pipe");
+    let mut tally = Tally::default();
+    for line in BufReader::new(output).split(b'\n') {
+        let line = line.context("the output of cargo test")?;
+        // Bytes, as a test may print what is no text.
+        let mut stdout = std::io::stdout().lock();
+        stdout.write_all(&line)?;
+        stdout.write_all(b"\n")?;
+        if let Some(counts) = Tally::of_line(&String::from_utf8_lossy(&line)) {
+            tally += counts;
+        }
+    }
+    let status = child.wait().context("cargo test")?;
+    if !status.success() && tally.failed == 0 {
+        // It did not build, or a test binary died before it could report.
+        tally += Tally::BROKEN;
+    }
+    Ok(tally)
+}
+
+fn ensure_target(target: &str) -> Result<()> {
+    let installed = Command::new("rustup")
+        .args(["target", "list", "--installed"])
+        .output()
+        .context("rustup")?;
+    if String::from_utf8_lossy(&installed.stdout)
+        .lines()
+        .any(|line| line == target)
+    {
+        return Ok(());
+    }
+    run::say(&format!("adding the Rust target {target}"));
+    run::succeed(Command::new("rustup").args(["target", "add", target]))
+}

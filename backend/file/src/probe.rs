@@ -92,10 +92,6 @@ pub(crate) fn open(path: &Path, wanted: &FileOptions) -> Result<Found, OpenError
         let what = format!("{} holds no block of {block_size} bytes", path.display());
         return Err(OpenError::Shape(what));
     }
-    if let Some(wanted) = wanted.size.filter(|&w| w != size) {
-        let what = format!("{} has {size} bytes, not {wanted}", path.display());
-        return Err(OpenError::Shape(what));
-    }
     if size != bytes {
         log::warn!(
             "{}: the last {} bytes are no whole block and cannot be reached",

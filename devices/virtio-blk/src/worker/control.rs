@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bluff_block::{BlockError, Cancel, InUse};
+use bluff_block::{BlockError, Cancel, InUse, lock_pause};
 use bluff_memory::GuestMemory;
 use bluff_reactor::{Context, Turn};
 use bluff_virtio::{DeviceEvent, QueueChange, Ring, RingError, Stop, StoppedQueue, with_ring};
@@ -11,8 +11,6 @@ use bluff_virtio::{DeviceEvent, QueueChange, Ring, RingError, Stop, StoppedQueue
 use super::{Io, Worker};
 use crate::spec::status;
 
-/// How often the volume's lock is tried while somebody else holds it.
-const LOCK_EVERY: Duration = Duration::from_millis(20);
 /// When to say that it is held.
 const LOCK_TELL: Duration = Duration::from_secs(2);
 
@@ -225,7 +223,7 @@ impl Worker {
                         self.shared.volume
                     );
                 }
-                let next = cx.now() + LOCK_EVERY;
+                let next = cx.now() + lock_pause();
                 self.state = State::Locking { since, next, told };
                 cx.timer(cx.id(), next, 0);
                 Turn::Idle

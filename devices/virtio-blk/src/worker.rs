@@ -183,14 +183,14 @@ impl Worker {
         let id = &self.shared.id;
         let io = &mut self.io;
         // One match for the batch; below it the ring's kind is known.
-        let (worked, notify) =
-            match with_ring!(&mut self.queue, ring => io.batch(&mut **ring, take, id, now)) {
-                Ok(done) => done,
-                Err(e) => {
-                    self.io.count(&self.counters);
-                    return Err(e);
-                }
-            };
+        let (worked, notify) = match with_ring!(&mut self.queue, ring => io.batch(&mut **ring, take, id, now))
+        {
+            Ok(done) => done,
+            Err(e) => {
+                self.io.count(&self.counters);
+                return Err(e);
+            }
+        };
         if worked {
             self.io.count(&self.counters);
             if notify {

@@ -302,12 +302,7 @@ impl Split {
         store16(&h.used_idx, used);
         let mut again: Vec<(u64, u16)> = (0..size)
             .filter(|&i| part.entry(i).inflight.load(Ordering::Relaxed) == 1)
-            .map(|i| {
-                (
-                    load64(&part.entry(i).counter),
-                    i,
-                )
-            })
+            .map(|i| (load64(&part.entry(i).counter), i))
             .collect();
         again.sort_unstable_by(|a, b| b.cmp(a));
         part.healthy()?;

@@ -9,5 +9,7 @@
 //! `BLUFF_TEST_LONG=1` runs more rounds of each.
 
 mod kill;
-
+mod memory;
+mod sessions;
+mod silence;
 mod support;

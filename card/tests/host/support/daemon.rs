@@ -6,6 +6,8 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
 
+use bluff_card::control::client::Client;
+use bluff_card::control::{Request, Response};
 use rustix::event::{PollFd, PollFlags};
 use rustix::process::{Pid, PidfdFlags, Signal};
 
@@ -85,7 +87,12 @@ impl Place {
         let mut child = command.stderr(stderr.unwrap()).spawn().unwrap();
         watch(&child);
         let said = first_line(child.stdout.take().unwrap());
-        let daemon = Daemon { child, log };
+        let runtime_dir = self.path("run");
+        let daemon = Daemon {
+            child,
+            log,
+            runtime_dir,
+        };
         let said = said.recv_timeout(LIMIT);
         assert_eq!(said.as_deref(), Ok("ready\n"));
         daemon
@@ -126,6 +133,7 @@ fn watch(child: &Child) {
 pub struct Daemon {
     child: Child,
     log: PathBuf,
+    runtime_dir: PathBuf,
 }
 
 impl Daemon {
@@ -170,6 +178,19 @@ impl Daemon {
         until("the end of the front end's descriptors", || {
             (self.descriptors() <= baseline).then_some(())
         });
+    }
+
+    /// How many requests of a function are on their way to its volume.
+    pub fn in_flight(&self, function: &str) -> u32 {
+        let mut client = Client::connect(&self.runtime_dir).unwrap();
+        let function = Some(function.parse().unwrap());
+        match client.ask(Request::Statistics { function }).unwrap() {
+            Response::Statistics(all) => {
+                let queues = all.functions.iter().flat_map(|f| &f.queues);
+                queues.map(|q| q.in_flight).sum()
+            }
+            other => panic!("{other:?}"),
+        }
     }
 
     pub fn log(&self) -> String {

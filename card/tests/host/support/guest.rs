@@ -169,7 +169,7 @@ impl Guest {
         }
     }
 
-    fn start_queue(&mut self, index: u16, base: u32) -> Result<(), Error> {
+    pub fn start_queue(&mut self, index: u16, base: u32) -> Result<(), Error> {
         let queue = self.blks[usize::from(index)].queue();
         self.front_end.start(index, queue, base)
     }
@@ -187,6 +187,14 @@ impl Guest {
             self.start_queue(i, base)?;
         }
         Ok(())
+    }
+
+    /// Ends the connection in the middle of everything, makes another and goes on, as a front end does that knows its
+    /// back end to keep the requests in flight.
+    pub fn hang_up_and_come_back(&mut self, socket: &Path) {
+        self.front_end.disconnect();
+        self.reconnect(socket).unwrap();
+        self.recover_queues().unwrap();
     }
 
     /// GET_VRING_BASE, and a start from there.
@@ -373,6 +381,21 @@ impl Guest {
             self.take_some(checker);
         }
         assert_eq!(checker.in_flight(), 0);
+    }
+
+    /// Flushes, and waits for it and for all before it.
+    pub fn flush(&mut self, checker: &mut Checker) {
+        self.submit(checker, 0, Request::Flush);
+        self.publish();
+        self.settle(checker);
+    }
+
+    /// All that lies in the region of data.
+    pub fn data(&self) -> Vec<u8> {
+        let region = self.memory.regions()[DATA].config();
+        let mut data = vec![0; region.size as usize];
+        self.memory.read(region.guest_addr, &mut data).unwrap();
+        data
     }
 
     /// Waits until all has come back, and reads everything.

@@ -13,6 +13,7 @@
 
 use std::fs::File;
 use std::io::Write;
+use std::net::Shutdown;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -148,7 +149,13 @@ impl FrontEnd {
         Ok(this)
     }
 
-    /// Connects again after the back end has gone; what was in flight is recorded in the region that
+    /// Ends the connection, whatever is in flight.
+    pub fn disconnect(&self) {
+        // Fails where the back end has ended it already.
+        let _ = self.stream.shutdown(Shutdown::Both);
+    }
+
+    /// Connects again after the back end has gone, or after [`FrontEnd::disconnect`]; what was in flight is recorded in the region that
     /// this side kept.
     ///
     /// # Errors

@@ -31,13 +31,23 @@ pub(crate) struct Found {
 }
 
 fn open_file(path: &Path, wanted: &FileOptions, flags: i32, create: bool) -> io::Result<File> {
-    OpenOptions::new()
+    // Not to hang on a pipe, which is refused later.
+    let file = OpenOptions::new()
         .read(true)
         .write(!wanted.read_only)
         .create_new(create)
         .mode(0o600)
         .custom_flags(flags | libc::O_CLOEXEC | libc::O_NONBLOCK)
-        .open(path)
+        .open(path)?;
+    // An io_uring of an older kernel would answer EAGAIN where it could wait.
+    // SAFETY: the descriptor is open; no memory is involved.
+    unsafe {
+        let now = libc::fcntl(file.as_raw_fd(), libc::F_GETFL);
+        if now < 0 || libc::fcntl(file.as_raw_fd(), libc::F_SETFL, now & !libc::O_NONBLOCK) < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(file)
 }
 
 fn error<'a>(what: &'a str, path: &'a Path) -> impl Fn(io::Error) -> OpenError + use<'a> {

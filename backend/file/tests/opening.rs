@@ -2,6 +2,7 @@
 
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::Path;
+use std::process::Command;
 
 use bluff_block::conformance::{Memory, Rig};
 use bluff_block::{BlockError, Kind, OpenError, Uri, UriError, Volume};
@@ -58,6 +59,19 @@ fn mistakes() {
     assert!(open(keep.path(), "read_only=on").is_err(), "a folder");
     std::fs::write(&path, [0; 100]).unwrap();
     assert!(matches!(open(&path, ""), Err(OpenError::Shape(_))));
+    let pipe = keep.path().join("pipe");
+    assert!(
+        Command::new("mkfifo")
+            .arg(&pipe)
+            .status()
+            .unwrap()
+            .success()
+    );
+    let opened = open(&pipe, "");
+    assert!(
+        matches!(opened, Err(OpenError::Shape(_))),
+        "a pipe, and it does not hang"
+    );
     assert!(
         open(Path::new("/dev/null"), "").is_err(),
         "a character device"

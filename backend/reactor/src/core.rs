@@ -176,7 +176,10 @@ impl Reactor {
         }
         self.turns();
         self.settle();
-        if self.stopped || !self.inner.active.is_empty() || !self.inner.shared.try_sleep() {
+        // As in `sleep`: entries that the kernel did not take would make nothing readable.
+        let told = self.inner.uring.as_ref().is_none_or(Uring::flush);
+        let active = self.stopped || !self.inner.active.is_empty() || !told;
+        if active || !self.inner.shared.try_sleep() {
             return false;
         }
         if let Some(Reverse((at, _, _))) = self.inner.timers.peek() {

@@ -26,7 +26,8 @@ pub enum Mode {
     Given,
 }
 
-/// A session that another process began.
+/// A session that another process began. Its keeper knows the connection already:
+/// [`Keeper::connected`] is not called.
 #[derive(Debug)]
 pub struct Resume {
     /// The connection.

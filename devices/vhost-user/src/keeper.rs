@@ -11,7 +11,8 @@
 //! repeated); or the record is there, then the message and its reply are the keeper's affair. The
 //! records are numbered, so that one which arrives twice is not applied twice.
 //!
-//! [`Direct`] keeps nothing: for a session that lives and dies with its process. [`Ledger`] is what a
+//! [`Direct`] keeps nothing: for a session that lives and dies with its process, which may then take
+//! messages off the socket as it reads them. [`Ledger`] is what a
 //! control process does with the commits that it receives.
 
 use std::collections::VecDeque;

@@ -46,7 +46,8 @@ pub struct Commit {
 
 impl Commit {
     /// As one message for a seqpacket socket, with the descriptors that go along: those of `files`, then
-    /// those of the reply; at most nine.
+    /// those of the reply; at most eight
+    /// (a memory table).
     pub fn encode(&self) -> (Vec<u8>, Vec<BorrowedFd<'_>>) {
         let mut out = Vec::with_capacity(48 + self.state.len() + self.reply.len());
         let mut word = |w: u64| out.extend_from_slice(&w.to_ne_bytes());

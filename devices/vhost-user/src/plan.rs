@@ -215,7 +215,7 @@ impl Planner<'_> {
             R::SetStatus(status) => {
                 self.needs(protocol::STATUS)?;
                 if status == 0 {
-                    self.reset();
+                    self.reset_status();
                 } else {
                     let broken = self.old.status & spec::STATUS_NEEDS_RESET;
                     self.plan.next.status = status | broken;
@@ -343,7 +343,25 @@ impl Planner<'_> {
         self.plan.effects.push(Effect::Wait);
     }
 
-    /// `RESET_DEVICE`, and status 0 (virtio 1.3 §2.4).
+    /// Status 0 (virtio 1.3 §2.4).
+    ///
+    /// Front ends that pause a VM send it too: QEMU 8 and later after `GET_VRING_BASE`, QEMU 7.2 before, so that
+    /// rings still run. They are stopped as `GET_VRING_BASE` would stop them, and what that is to answer
+    /// is kept, with the features that give it its form.
+    fn reset_status(&mut self) {
+        for index in self.old.started().collect::<Vec<_>>() {
+            self.stop(index, StopKind::Drain);
+        }
+        self.plan.effects.extend([Effect::Wait, Effect::Reset]);
+        if self.old.features.is_some() {
+            let driver = self.old.driver_features();
+            self.plan.effects.push(Effect::SetFeatures(driver));
+        }
+        self.plan.next.reset_status();
+        self.plan.mapped.inflight = None;
+    }
+
+    /// `RESET_DEVICE`.
     fn reset(&mut self) {
         for index in self.old.started().collect::<Vec<_>>() {
             self.stop(index, StopKind::Drop);

@@ -10,6 +10,8 @@
 
 mod kill;
 mod memory;
+mod neighbours;
 mod sessions;
 mod silence;
+mod storage;
 mod support;

@@ -217,7 +217,7 @@ impl<Q: DriverQueue> Blk<Q> {
         let sound = config.depth != 0
             && config.segments != 0
             && sectors != 0
-            && config.request_len % SECTOR == 0
+            && config.request_len.is_multiple_of(SECTOR)
             && sectors >= u32::from(config.segments)
             && config.read_percent <= 100
             && config.capacity >= u64::from(sectors)

@@ -345,7 +345,7 @@ fn a07_indirect_where_it_may_not_be() {
         let before = a.snapshot();
         a.refused(id, &before);
         // Lengths that are no tables.
-        for len in [0, 1, 15, 17, 24, 16 * 65537, u32::MAX & !15] {
+        for len in [0, 1, 15, 17, 24, 16 * 65537, !15] {
             let id = a.raw.chain(&[d(SEAM, len, INDIRECT)]);
             let before = a.snapshot();
             a.refused(id, &before);

@@ -164,7 +164,9 @@ fn a_restart_marks_the_ring() {
     for packed in KINDS {
         let (_region, record) = inflight(16);
         let set = record.clone();
-        let mut a = Attack::with(packed, 16, ram("size=1MiB"), |s| s.inflight = Some(set));
+        let mut a = Attack::with(packed, 16, ram("size=1MiB"), |s| {
+            s.inflight = Some(set);
+        });
         a.queue_lives();
         a.stop(FINISH);
         let log = Log::new(END);

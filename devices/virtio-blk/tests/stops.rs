@@ -55,7 +55,9 @@ fn left_in_flight_and_done_again_at_the_next_start() {
             desk.limit.store(limit, Ordering::SeqCst);
             let (_region, record) = inflight(16);
             let set = record.clone();
-            let mut a = Attack::with(packed, 16, volume, |s| s.inflight = Some(set));
+            let mut a = Attack::with(packed, 16, volume, |s| {
+                s.inflight = Some(set);
+            });
             let requests = in_flight(&mut a, 0);
             let before = a.snapshot();
             let stopped = stop(&mut a, LEAVE);
@@ -139,7 +141,9 @@ fn a_reset_writes_nothing_and_forgets() {
             let (volume, desk) = stall::desk(false);
             let (_region, record) = inflight(16);
             let set = recorded.then(|| record.clone());
-            let mut a = Attack::with(packed, 16, volume, |s| s.inflight = set);
+            let mut a = Attack::with(packed, 16, volume, |s| {
+                s.inflight = set;
+            });
             in_flight(&mut a, 0);
             let before = a.snapshot();
             stop(&mut a, RESET);
@@ -164,7 +168,7 @@ fn a_reset_forgets_a_record_that_lies() {
         let (region, record) = inflight(16);
         let set = record.clone();
         let mut a = Attack::with(packed, 16, rig::ram("size=1MiB"), |s| {
-            s.inflight = Some(set)
+            s.inflight = Some(set);
         });
         a.queue_lives();
         a.stop(RESET);
@@ -288,7 +292,9 @@ fn a_stop_during_a_memory_change() {
         for how in [LEAVE, ANSWER, RESET] {
             let volume = stall::volume(false);
             let (_region, record) = inflight(16);
-            let mut a = Attack::with(packed, 16, volume, |s| s.inflight = Some(record));
+            let mut a = Attack::with(packed, 16, volume, |s| {
+                s.inflight = Some(record);
+            });
             let (mut c, _) = a.request(0, 0, 1024);
             c[1] = d(SEAM, 1024, WRITE);
             a.raw.chain(&c);
@@ -307,7 +313,9 @@ fn a_stop_during_a_memory_change() {
 #[test]
 fn stops_that_have_nothing_to_wait_for() {
     for packed in KINDS {
-        let mut a = Attack::with(packed, 16, stall::volume(false), |s| s.enabled = false);
+        let mut a = Attack::with(packed, 16, stall::volume(false), |s| {
+            s.enabled = false;
+        });
         let (c, _) = a.request(0, 0, 1024);
         a.raw.chain(&c);
         a.turns(TURNS);

@@ -47,6 +47,7 @@ pub(super) enum State {
 
 /// A stop under way.
 pub(super) struct Stopping {
+    stop: Stop,
     deadline: Instant,
     cancelled: bool,
     done: Stopped,
@@ -121,7 +122,8 @@ impl Worker {
         if waits {
             let deadline = cx.now() + bound;
             cx.timer(cx.id(), deadline, 0);
-            self.revocation = Some(Revocation {
+            // Another one may be under way: each keeps what it waits for.
+            self.revocations.push(Revocation {
                 old,
                 deadline,
                 cancelled: false,
@@ -133,12 +135,12 @@ impl Worker {
         }
     }
 
-    /// Ends a revocation when nothing uses the old memory any more.
-    pub(super) fn check_revocation(&mut self) {
+    /// Ends revocations when nothing uses the old memory any more.
+    pub(super) fn check_revocations(&mut self) {
         if self.io.slots.busy().any(|(_, slot)| slot.revoked) {
             return;
         }
-        if let Some(Revocation { old, done, .. }) = self.revocation.take() {
+        for Revocation { old, done, .. } in self.revocations.drain(..) {
             // In this order: who is told may count on it.
             drop(old);
             done();
@@ -149,11 +151,13 @@ impl Worker {
         let deadline = cx.now() + stop.bound;
         cx.timer(cx.id(), deadline, 0);
         let stopping = Stopping {
+            stop,
             deadline,
             cancelled: false,
             done,
         };
-        self.io.leave = stop.leave;
+        // Without a record nobody would do them again.
+        self.io.leave = stop.leave && self.record.is_some();
         self.io.mute |= !stop.answer;
         self.state = State::Stopping(stopping);
     }
@@ -167,8 +171,13 @@ impl Worker {
             unreachable!("called while stopping")
         };
         self.set_kick(cx, None);
-        self.check_revocation();
+        self.check_revocations();
         self.lock = None;
+        if let Some(record) = &self.record
+            && drops(s.stop)
+        {
+            record.forget();
+        }
         let queue = with_ring!(&self.queue, ring => ring.position());
         self.counters
             .in_flight
@@ -180,11 +189,12 @@ impl Worker {
     /// A deadline may have come.
     pub(super) fn run_timer(&mut self, cx: &mut Context<'_>) {
         let now = cx.now();
-        if let Some(r) = &mut self.revocation
-            && now >= r.deadline
-            && !r.cancelled
-        {
-            r.cancelled = true;
+        let mut due = false;
+        for r in &mut self.revocations {
+            due |= now >= r.deadline && !r.cancelled;
+            r.cancelled |= now >= r.deadline;
+        }
+        if due {
             self.io.cancel(true);
         }
         if let State::Stopping(s) = &mut self.state
@@ -214,6 +224,10 @@ impl Worker {
                 self.lock = Some(lock);
                 self.state = State::Running;
                 with_ring!(&mut self.queue, ring => ring.disable_notifications());
+                if self.resumed {
+                    // Who worked here before may have died between a used entry and its notification.
+                    self.notify();
+                }
                 Turn::Worked
             }
             Err(e) => {
@@ -243,6 +257,11 @@ impl Worker {
         self.state = State::Broken;
         (self.tell)(DeviceEvent::QueueBroken(self.index));
     }
+}
+
+/// Whether a stop is a reset: what is recorded as in flight is dropped too.
+pub(crate) fn drops(stop: Stop) -> bool {
+    !stop.leave && !stop.answer
 }
 
 impl Io {
@@ -282,12 +301,13 @@ impl Io {
         (slot.cancelled, slot.revoked) = (false, false);
         if self.leave {
             // Recorded as in flight; it is done again by whoever starts the queue next.
+            ring.cut_short(&slot.chain);
             self.left += 1;
             return;
         }
         slot.chain.set_status(status::IOERR);
         self.tally.errors += 1;
-        ring.complete(&slot.chain, super::written_on_error(&slot.chain));
+        ring.complete(&slot.chain, super::written_without_data(&slot.chain));
         self.slots.give(index);
     }
 }

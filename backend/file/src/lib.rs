@@ -18,7 +18,8 @@
 //!   waits, on every channel of the volume, and the lock is kept. What a process that was killed
 //!   left in the kernel ends with it, before its lock is free.
 //! - **O_DIRECT** (`direct=auto`): wherever the file system has it and blocks are no smaller than its
-//!   unit. On tmpfs there is nothing to go around.
+//!   unit. On tmpfs there is nothing to go around; it is read and written inline, so where its pages
+//!   have been swapped out the reactor waits for them.
 //! - **Flush** is `fdatasync`. Linux reports a lost write once, so after a flush that failed every
 //!   later one fails too, until the volume is opened again. FUA is `RWF_DSYNC` with O_DIRECT, and a
 //!   write and a flush without.
@@ -36,6 +37,7 @@ mod channel;
 mod engine;
 mod lock;
 mod probe;
+mod slot;
 mod storage;
 mod volume;
 

@@ -2,6 +2,7 @@
 
 mod machine;
 
+use std::cell::Cell;
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -111,7 +112,7 @@ fn hangs(folder: &Path, options: &str, uring: UringUse) {
     assert_eq!(write(&mut rig, &mut a, 0, 1, 1 << 20), Ok(()));
     assert_eq!(rig.plain(&mut a, Kind::Flush, 0, 0), Ok(()));
 
-    let frozen = fs.freeze();
+    let Some(frozen) = fs.freeze() else { return };
     let old = Memory::whole(8192);
     old.set(&[2; 8192]);
     let start = Instant::now();
@@ -228,13 +229,16 @@ fn block_device() {
             ("direct=off", UringUse::Auto),
             ("direct=on", UringUse::Off),
         ] {
-            let image = folder.join("image");
+            let count = Cell::new(0);
             let profile = Profile {
                 resizes: false,
                 uring,
                 ..Profile::default()
             };
             conformance::run(&profile, &|| {
+                // A file for each: the device before may still be closing, and write what it has.
+                count.set(count.get() + 1);
+                let image = folder.join(format!("{options}-{uring:?}-{}", count.get()));
                 std::fs::File::create(&image)
                     .unwrap()
                     .set_len(8 << 20)

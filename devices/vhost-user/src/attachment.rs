@@ -27,7 +27,8 @@ pub enum Mode {
     Given,
 }
 
-/// A connection that another process accepted, and the session that a third may have begun on it.
+/// A connection that another process accepted, and the session that a third may have begun on it. Its
+/// keeper knows the connection already: [`Keeper::connected`] is not called.
 #[derive(Debug)]
 pub struct Resume {
     /// The connection.

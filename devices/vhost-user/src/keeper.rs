@@ -11,7 +11,8 @@
 //! repeated); or the record is there, then the message and its reply are the keeper's affair. The
 //! records are numbered, so that one which arrives twice is not applied twice.
 //!
-//! [`Direct`] keeps nothing: for a session that lives and dies with its process. [`Ledger`] is what a
+//! [`Direct`] keeps nothing: for a session that lives and dies with its process, which may then take
+//! messages off the socket as it reads them. [`Ledger`] is what a
 //! control process does with the commits that it receives.
 
 use std::collections::VecDeque;
@@ -46,7 +47,8 @@ pub struct Commit {
 
 impl Commit {
     /// As one message for a seqpacket socket, with the descriptors that go along: those of `files`, then
-    /// those of the reply; at most nine.
+    /// those of the reply; at most eight
+    /// (a memory table).
     pub fn encode(&self) -> (Vec<u8>, Vec<BorrowedFd<'_>>) {
         let mut out = Vec::with_capacity(48 + self.state.len() + self.reply.len());
         let mut word = |w: u64| out.extend_from_slice(&w.to_ne_bytes());

@@ -5,22 +5,21 @@
 
 use std::io;
 use std::net::Shutdown;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use event_manager::EventSet;
 
 use crate::attachment::{AttachmentEvent, Listener, Mode, Negotiated, Options, Resume};
-use crate::framing::{HEADER_LEN, MAX_PAYLOAD};
 use crate::keeper::{Keeper, Progress};
 use crate::limit::Limit;
 use crate::mailbox::Removed;
 use crate::session::{Session, Step};
-use crate::{Error, unix};
+use crate::{Error, reader, unix};
 
-/// Messages of one front end in a turn of the loop, so that a flood of them does not hold up others.
-const BUDGET: usize = 32;
+/// Reads from one front end in a turn of the loop, so that a flood of messages does not hold up others.
+const BUDGET: usize = 64;
 /// First and longest pause between attempts to connect.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 /// Pause after `accept` has failed for want of descriptors or memory.
@@ -261,7 +260,8 @@ impl Slot {
     }
 
     fn accept(&mut self, now: Instant) {
-        loop {
+        // Those beyond wait for the next turn.
+        for _ in 0..BUDGET {
             let Mode::Server(listener) = &self.mode else {
                 return;
             };
@@ -358,24 +358,22 @@ impl Slot {
         }
     }
 
-    /// Reads on: never past the end of a message, and without taking anything off the socket.
+    /// Reads on: never past the end of a message.
     fn read(&mut self, now: Instant) -> Option<Step> {
-        let socket = self.socket.as_ref()?;
-        match peek_message(socket.as_fd(), &self.session) {
+        let socket = self.socket.as_ref()?.as_fd();
+        let framer = self.session.framer();
+        let read = if self.keeper.keeps() {
+            reader::look(socket, framer)
+        } else {
+            reader::take(socket, framer)
+        };
+        match read {
             Ok(None) => None,
-            Ok(Some((buf, got))) if got.len == 0 => {
-                drop(buf);
-                if self.session.framer().bytes().is_empty() {
-                    self.close(None);
-                    return Some(self.session.end());
-                }
-                Some(Step::Close(Error::Truncated))
-            }
-            Ok(Some((buf, got))) => {
-                Some(
-                    self.session
-                        .receive(&buf[..got.len], got.files, got.truncated, now),
-                )
+            Ok(Some(piece)) if !piece.bytes.is_empty() => Some(self.session.receive(piece, now)),
+            Ok(Some(_)) if !framer.bytes().is_empty() => Some(Step::Close(Error::Truncated)),
+            Ok(Some(_)) => {
+                self.close(None);
+                Some(self.session.end())
             }
             Err(e) => Some(Step::Close(e)),
         }
@@ -496,29 +494,4 @@ fn chain(e: &Error) -> String {
         source = cause.source();
     }
     line
-}
-
-type Peeked = (Box<[u8; HEADER_LEN + MAX_PAYLOAD]>, unix::Received);
-
-/// As much of the present message as can be seen. `None`: nothing. A length of zero: the end.
-///
-/// A look ends behind bytes that carry descriptors, so a message that was sent in pieces may be seen
-/// in part only; that part is then taken before the rest is looked at.
-fn peek_message(socket: BorrowedFd<'_>, session: &Session) -> Result<Option<Peeked>, Error> {
-    let mut buf = Box::new([0; HEADER_LEN + MAX_PAYLOAD]);
-    let framer = session.framer();
-    let mut want = framer.missing(&[])?;
-    if framer.bytes().len() < HEADER_LEN {
-        // Without its descriptors: these come with the second look.
-        match unix::peek(socket, &mut buf[..want], false) {
-            Ok(head) => want = framer.missing(&buf[..head.len])?,
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(None),
-            Err(e) => return Err(e.into()),
-        }
-    }
-    match unix::peek(socket, &mut buf[..want], true) {
-        Ok(got) => Ok(Some((buf, got))),
-        Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(None),
-        Err(e) => Err(e.into()),
-    }
 }

@@ -20,6 +20,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::framing::{HEADER_LEN, MAX_PAYLOAD};
 use crate::state::{Descriptors, Key};
 use crate::unix;
 
@@ -237,6 +238,11 @@ impl Ledger {
         self.seq
     }
 
+    /// How many descriptors are kept.
+    pub fn descriptors(&self) -> usize {
+        self.files.len()
+    }
+
     /// How many replies were sent or wait for the front end.
     pub fn replies(&self) -> u64 {
         self.replies
@@ -261,12 +267,19 @@ impl Ledger {
     /// Applies a commit, unless it was applied before.
     ///
     /// # Errors
-    /// `InvalidData` where records are missing; else whatever the socket says.
+    /// `InvalidData` where records are missing, one comes before the one before it is done, or one
+    /// speaks of more than a message: whoever sends them may be in the host's hand. Else whatever the
+    /// socket says.
     pub fn apply(&mut self, socket: BorrowedFd<'_>, commit: Commit) -> io::Result<Progress> {
         if commit.seq <= self.seq {
             return self.flush(socket);
         }
-        if self.seq != 0 && commit.seq != self.seq + 1 {
+        let is_next = self.seq == 0 || commit.seq == self.seq + 1;
+        let longest = HEADER_LEN + MAX_PAYLOAD;
+        let fits = commit.consume <= longest
+            && commit.reply.len() <= longest
+            && commit.reply_files.len() <= unix::MAX_FILES;
+        if !is_next || !fits || !self.outbox.waiting.is_empty() {
             return Err(io::ErrorKind::InvalidData.into());
         }
         self.seq = commit.seq;
@@ -382,6 +395,17 @@ mod tests {
         assert_eq!((&buf[..reply.len], reply.files.len()), (&b"reply"[..], 1));
         assert!(unix::take(front.as_fd(), &mut buf).is_err(), "one reply");
         assert!(ledger.apply(back.as_fd(), commit(3)).is_err(), "a gap");
+        let lies: [fn(&mut Commit); 3] = [
+            |c| c.consume = usize::MAX,
+            |c| c.reply = vec![0; HEADER_LEN + MAX_PAYLOAD + 1],
+            |c| c.reply_files = (0..9).map(|_| sealed_memory(c"x", 1).unwrap()).collect(),
+        ];
+        for lie in lies {
+            let mut next = commit(2);
+            lie(&mut next);
+            assert!(ledger.apply(back.as_fd(), next).is_err());
+        }
+        assert_eq!(ledger.seq(), 1);
     }
 
     #[test]

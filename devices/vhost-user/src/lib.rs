@@ -61,7 +61,9 @@ pub mod spec;
 pub mod state;
 pub mod unix;
 
-pub use attachment::{Attachment, AttachmentEvent, DEFAULT_BOUND, Listener, Mode, Options, Resume};
+pub use attachment::{
+    Attachment, AttachmentEvent, DEFAULT_BOUND, Listener, Mode, Negotiated, Options, Resume,
+};
 pub use error::Error;
 pub use session::NetControl;
 pub use sessions::{LoopHandle, SessionLoop};

@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use bluff_virtio::{DeviceError, DeviceEvent, Stop, StoppedQueue, VirtioDevice, features};
 
+use crate::attachment::Negotiated;
 use crate::channel::Channel;
 use crate::framing::{Framer, Message};
 use crate::keeper::Commit;
@@ -164,6 +165,16 @@ impl Session {
     /// What was negotiated.
     pub fn state(&self) -> &SessionState {
         &self.state
+    }
+
+    /// What the front end and its driver have settled.
+    pub fn negotiated(&self) -> Negotiated {
+        let tells = self.state.protocol & protocol::STATUS != 0;
+        Negotiated {
+            features: self.state.driver_features(),
+            status: tells.then_some(self.state.status),
+            queues: self.state.started().count() as u16,
+        }
     }
 
     /// The device, when the sessions are over.

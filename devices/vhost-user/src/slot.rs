@@ -4,13 +4,14 @@
 //! is registered; nothing here touches the epoll.
 
 use std::io;
+use std::net::Shutdown;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use event_manager::EventSet;
 
-use crate::attachment::{AttachmentEvent, Listener, Mode, Options, Resume};
+use crate::attachment::{AttachmentEvent, Listener, Mode, Negotiated, Options, Resume};
 use crate::keeper::{Keeper, Progress};
 use crate::limit::Limit;
 use crate::mailbox::Removed;
@@ -59,6 +60,8 @@ pub struct Slot {
     retry: Option<Instant>,
     backoff: Duration,
     why: Option<String>,
+    /// What was last told of this connection's session.
+    told: Option<Negotiated>,
     removal: Option<Removed>,
     limit: Limit,
 }
@@ -90,6 +93,7 @@ impl Slot {
             retry: None,
             backoff: BACKOFF.0,
             why: None,
+            told: None,
             removal: None,
             limit: Limit::default(),
         };
@@ -121,6 +125,19 @@ impl Slot {
                 self.drive(Step::Ready, now);
             }
             None => self.look_for_front_end(now),
+        }
+    }
+
+    /// Takes up a connection that somebody else has accepted.
+    pub fn given(&mut self, resume: Resume, now: Instant) {
+        let is_free = self.session.is_idle() && self.socket.is_none() && self.removal.is_none();
+        match resume.recorded {
+            Some(_) if is_free => self.begin(Some(resume), now),
+            Some(_) => {
+                self.log(now, "a second session is turned away");
+                (self.events)(&self.name, AttachmentEvent::Refused);
+            }
+            None => self.accepted(resume.socket, now),
         }
     }
 
@@ -286,7 +303,20 @@ impl Slot {
     }
 
     /// A device has done something, or a keeper has.
-    pub fn drive(&mut self, mut step: Step, now: Instant) {
+    pub fn drive(&mut self, step: Step, now: Instant) {
+        self.steps(step, now);
+        self.tell_negotiated();
+    }
+
+    fn tell_negotiated(&mut self) {
+        let now = self.session.negotiated();
+        if self.socket.is_some() && self.told != Some(now) {
+            self.told = Some(now);
+            (self.events)(&self.name, AttachmentEvent::Negotiated(now));
+        }
+    }
+
+    fn steps(&mut self, mut step: Step, now: Instant) {
         let mut budget = BUDGET;
         loop {
             step = match step {
@@ -361,7 +391,12 @@ impl Slot {
     }
 
     fn close(&mut self, why: Option<String>) {
-        self.retired.extend(self.socket.take());
+        if let Some(socket) = self.socket.take() {
+            // A keeper may hold the connection too, and the front end is not to wait for it.
+            let _ = socket.shutdown(Shutdown::Both);
+            self.retired.push(socket);
+        }
+        self.told = None;
         self.sending = Sending::No;
         self.why = why;
     }
@@ -438,6 +473,7 @@ impl Slot {
     pub fn needs_reset(&mut self, now: Instant) {
         self.log(now, "a ring is broken: the device needs a reset");
         (self.events)(&self.name, AttachmentEvent::NeedsReset);
+        self.tell_negotiated();
         // One cause is memory that is not there any more.
         self.tick(now);
     }

@@ -67,6 +67,8 @@ pub(crate) mod modelled {
                         self.0.load(weakened(order))
                     }
 
+                    // Not every width is written by the device.
+                    #[allow(dead_code)]
                     pub(crate) fn store(&self, value: $type, order: Ordering) {
                         self.0.store(value, weakened(order));
                     }

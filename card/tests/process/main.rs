@@ -2,6 +2,9 @@
 
 mod card;
 mod guest;
+#[path = "../../../backend/file/tests/machine/mod.rs"]
+#[allow(dead_code)] // It is for the tests of file volumes.
+mod machine;
 mod steps;
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -150,6 +153,14 @@ fn a_kill_at_each_step_of_a_session_split() {
 #[test]
 fn a_kill_at_each_step_of_a_session_packed_with_inflight() {
     killed_at_each_step(KINDS[3]);
+}
+
+#[test]
+fn what_the_kernel_still_writes_for_a_dead_data_half_is_waited_for() {
+    machine::with_mounts(|folder| {
+        let fs = machine::Ext4::new(folder, 32 << 20);
+        steps::dies_with_writes_under_way(folder, &fs.at.join("disk"), || fs.freeze());
+    });
 }
 
 #[test]

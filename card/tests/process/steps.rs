@@ -10,6 +10,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use bluff_card::message::{DESCRIPTORS_MAX, FromData, Link, Numbered, ToData, pair, record};
 use bluff_card::spec::{Attach, CardSpec, FunctionKind, FunctionSpec, Id, SocketMode, VolumeSpec};
@@ -17,7 +19,7 @@ use bluff_vhost_user::keeper::{Commit, Ledger, Progress};
 use rustix::event::{PollFd, PollFlags};
 use rustix::process::{Pid, Signal};
 
-use crate::card::{LIMIT, kill};
+use crate::card::{LIMIT, kill, until};
 use crate::guest::{Guest, Kind};
 
 const BLOCKS: u64 = 64;
@@ -124,6 +126,31 @@ impl Half {
         self.say(ToData::Connection { function, recorded }, descriptors);
     }
 
+    /// The next step of the session, if it comes soon.
+    fn commit(&mut self) -> Option<Commit> {
+        let limit = Duration::from_millis(10).try_into().unwrap();
+        let mut fds = [PollFd::new(&self.link, PollFlags::IN)];
+        if rustix::event::poll(&mut fds, Some(&limit)).unwrap() == 0 {
+            return None;
+        }
+        match self.hear() {
+            (FromData::Commit { .. }, mut descriptors) => {
+                let bytes = record::read(descriptors.remove(0).as_fd()).unwrap();
+                Some(Commit::decode(&bytes, descriptors).unwrap())
+            }
+            (FromData::FrontEnd { .. }, _) => None,
+            (other, _) => panic!("{other:?}"),
+        }
+    }
+
+    fn record(&mut self, connection: &UnixStream, ledger: &mut Ledger, commit: Commit) {
+        let seq = commit.seq;
+        let progress = ledger.apply(connection.as_fd(), commit).unwrap();
+        assert_eq!(progress, Progress::Done);
+        let function = id("blk0");
+        self.say(ToData::Committed { function, seq }, Vec::new());
+    }
+
     fn signal(&self, signal: Signal) {
         rustix::process::kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
@@ -168,44 +195,34 @@ pub fn session(kind: Kind, death: Option<(Step, u64)>) -> Outcome {
     half.hand_over(&connection, &ledger);
     // The guest keeps its connection until it is looked at.
     while !front_end.is_finished() {
-        let limit = std::time::Duration::from_millis(10).try_into().unwrap();
-        let mut fds = [PollFd::new(&half.link, PollFlags::IN)];
-        if rustix::event::poll(&mut fds, Some(&limit)).unwrap() == 0 {
+        let Some(commit) = half.commit() else {
             continue;
-        }
-        let (message, mut descriptors) = half.hear();
-        match message {
-            FromData::Commit { .. } => {
-                let bytes = record::read(descriptors.remove(0).as_fd()).unwrap();
-                let commit = Commit::decode(&bytes, descriptors).unwrap();
-                let seq = commit.seq;
-                let dies = death.take_if(|(_, at)| *at == seq).map(|(step, _)| step);
-                if dies == Some(Step::Waiting) {
-                    half.signal(Signal::STOP);
-                }
-                if dies != Some(Step::Handled) {
-                    let progress = ledger.apply(connection.as_fd(), commit).unwrap();
-                    assert_eq!(progress, Progress::Done);
-                    if dies != Some(Step::Recorded) {
-                        let function = id("blk0");
-                        half.say(ToData::Committed { function, seq }, Vec::new());
-                    }
-                }
-                if dies == Some(Step::Waiting) {
-                    // The last message has none after it.
-                    let limit = std::time::Duration::from_millis(50).try_into().unwrap();
-                    let mut fds = [PollFd::new(&connection, PollFlags::IN)];
-                    rustix::event::poll(&mut fds, Some(&limit)).unwrap();
-                }
-                if dies.is_some() {
-                    drop(half);
-                    half = Half::start(&disk);
-                    half.hand_over(&connection, &ledger);
-                }
+        };
+        let seq = commit.seq;
+        let dies = death.take_if(|(_, at)| *at == seq);
+        match dies.map(|(step, _)| step) {
+            None => {
+                half.record(&connection, &mut ledger, commit);
+                continue;
             }
-            FromData::FrontEnd { .. } => {}
-            other => panic!("{other:?}"),
+            Some(Step::Handled) => drop(commit),
+            Some(Step::Recorded) => {
+                let progress = ledger.apply(connection.as_fd(), commit).unwrap();
+                assert_eq!(progress, Progress::Done);
+            }
+            Some(Step::Told) => half.record(&connection, &mut ledger, commit),
+            Some(Step::Waiting) => {
+                half.signal(Signal::STOP);
+                half.record(&connection, &mut ledger, commit);
+                // The last message has none after it.
+                let limit = Duration::from_millis(50).try_into().unwrap();
+                let mut fds = [PollFd::new(&connection, PollFlags::IN)];
+                rustix::event::poll(&mut fds, Some(&limit)).unwrap();
+            }
         }
+        drop(half);
+        half = Half::start(&disk);
+        half.hand_over(&connection, &ledger);
     }
     let guest = front_end.join().unwrap();
     guest.check_disk(&disk);
@@ -214,4 +231,65 @@ pub fn session(kind: Kind, death: Option<(Step, u64)>) -> Outcome {
         steps: ledger.seq(),
         replies: ledger.replies(),
     }
+}
+
+/// A data half dies while the kernel still has writes of it. Until these have ended nobody gets the volume's lock, so that they
+/// cannot land on what is written again. `freeze` stops the file system of `disk` until its answer is dropped.
+pub fn dies_with_writes_under_way<F>(dir: &Path, disk: &Path, freeze: impl FnOnce() -> Option<F>) {
+    let file = std::fs::File::create(disk).unwrap();
+    file.set_len(BLOCKS * 4096).unwrap();
+    file.sync_all().unwrap();
+    let uri = format!("file:{}", disk.display());
+    let rival = bluff_file::open(bluff_block::Uri::parse(&uri).unwrap()).unwrap();
+    let path = dir.join("socket");
+    let listener = UnixListener::bind(&path).unwrap();
+    let shared = std::sync::Arc::new(crate::guest::Shared::default());
+    let seen = shared.clone();
+    let front_end = std::thread::spawn(move || {
+        let mut guest = Guest::connect(&path, crate::guest::KINDS[0], BLOCKS, 5);
+        guest.shared = seen.clone();
+        guest.run(|_| seen.stop.load(Ordering::Relaxed));
+        guest
+    });
+    let (connection, _) = listener.accept().unwrap();
+    let mut ledger = Ledger::new();
+    let mut half = Half::start(disk);
+    half.hand_over(&connection, &ledger);
+    let completed = || shared.completed.load(Ordering::Relaxed);
+    while completed() < 200 {
+        if let Some(commit) = half.commit() {
+            half.record(&connection, &mut ledger, commit);
+        }
+        assert!(!front_end.is_finished());
+    }
+
+    let frozen = freeze();
+    // Every slot of the guest ends up with a write that hangs, or a read of its block.
+    let mut last = (completed(), Instant::now());
+    until("writes that hang", || {
+        if completed() != last.0 {
+            last = (completed(), Instant::now());
+        }
+        (frozen.is_none() || last.1.elapsed() > Duration::from_millis(300)).then_some(())
+    });
+    half.signal(Signal::KILL);
+    if frozen.is_some() {
+        assert!(rival.lock().is_err(), "its writes may still land");
+    }
+    drop(frozen);
+    until("the end of its writes", || rival.lock().ok());
+    rival.unlock();
+    drop(half);
+    half = Half::start(disk);
+    half.hand_over(&connection, &ledger);
+    shared.stop.store(true, Ordering::Relaxed);
+    while !front_end.is_finished() {
+        if let Some(commit) = half.commit() {
+            half.record(&connection, &mut ledger, commit);
+        }
+    }
+    let guest = front_end.join().unwrap();
+    assert!(guest.is_connected());
+    drop(half);
+    guest.check_disk(disk);
 }

@@ -118,7 +118,7 @@ impl Reader<'_> {
         }
         let mut paths: Vec<Placed<(Id, String)>> = Vec::new();
         for (id, mut section) in root.named_sections("volume", self.sink) {
-            let volume = self.volume(&id, &mut section, &mut paths);
+            let volume = self.volume(&id, config.card.data, &mut section, &mut paths);
             section.finish(self.sink);
             config.volumes.extend(volume.map(|volume| (id, volume)));
         }
@@ -186,6 +186,7 @@ impl Reader<'_> {
     fn volume(
         &mut self,
         id: &Id,
+        data: DataMode,
         section: &mut Section<'_>,
         paths: &mut Vec<Placed<(Id, String)>>,
     ) -> Option<VolumeSpec> {
@@ -202,6 +203,16 @@ impl Reader<'_> {
         )?;
         let (text, span) = (uri.get_ref().clone(), uri.span());
         match VolumeUri::parse(&text) {
+            // A host would find zeroes where it wrote, and nobody would tell it.
+            Ok(parsed) if parsed.kind.volatile && data == DataMode::Process => self.sink.add(
+                span,
+                &section.key("uri"),
+                format!(
+                    "`{}` loses its contents with each data half, and with `data = \"process\"` one may follow another; \
+                     a `file` on a tmpfs keeps them",
+                    parsed.kind.scheme
+                ),
+            ),
             Ok(parsed) if parsed.kind.exclusive && !parsed.path.is_empty() => paths.push(Placed {
                 value: (id.clone(), parsed.path.to_owned()),
                 key: section.key("uri"),

@@ -76,6 +76,8 @@ pub struct VolumeKind {
     required: &'static [&'static str],
     /// Whether writes of one function would meet another's: then one function only may use it.
     pub exclusive: bool,
+    /// Whether its contents are in the memory of the data half, and end with it.
+    pub volatile: bool,
 }
 
 /// Every kind of volume.
@@ -86,6 +88,7 @@ pub const VOLUMES: &[VolumeKind] = &[
         options: &[("size", Form::Size), ("block_size", Form::Size)],
         required: &["size"],
         exclusive: false,
+        volatile: false,
     },
     VolumeKind {
         scheme: "ram",
@@ -93,6 +96,7 @@ pub const VOLUMES: &[VolumeKind] = &[
         options: &[("size", Form::Size), ("block_size", Form::Size)],
         required: &["size"],
         exclusive: true,
+        volatile: true,
     },
     VolumeKind {
         scheme: "file",
@@ -105,6 +109,7 @@ pub const VOLUMES: &[VolumeKind] = &[
         ],
         required: &[],
         exclusive: true,
+        volatile: false,
     },
 ];
 

@@ -54,6 +54,18 @@ fn the_file_of_the_user_guide() {
 }
 
 #[test]
+fn memory_that_dies_with_a_data_half_is_no_disk() {
+    let text = "[volume.disk0]\nuri = \"ram:?size=1GiB\"\n";
+    assert!(parse(text).is_ok());
+    let found = mistakes(&format!("[card]\ndata = \"process\"\n{text}"));
+    assert_eq!(found.len(), 1);
+    assert!(
+        found[0].starts_with("card.toml:4:7: volume.disk0.uri: `ram` loses"),
+        "{found:?}"
+    );
+}
+
+#[test]
 fn an_empty_file_is_an_empty_card() {
     assert_eq!(parse("").unwrap(), Config::default());
 }

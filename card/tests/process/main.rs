@@ -2,6 +2,10 @@
 
 mod card;
 mod guest;
+#[path = "../../../backend/file/tests/machine/mod.rs"]
+#[allow(dead_code)] // It is for the tests of file volumes.
+mod machine;
+mod steps;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -126,6 +130,37 @@ fn a_data_half_killed_while_front_ends_set_up() {
         assert!(count > 0);
     });
     card.terminate();
+}
+
+/// Every message of a session takes effect once and is answered once, wherever the data half dies.
+fn killed_at_each_step(kind: Kind) {
+    let whole = steps::session(kind, None);
+    assert!(whole.steps > 20, "{whole:?}");
+    let stride = if times(100) == 100 { 1 } else { 4 };
+    for (offset, step) in steps::STEPS.into_iter().enumerate() {
+        for at in (1 + offset as u64 % stride..=whole.steps).step_by(stride as usize) {
+            let outcome = steps::session(kind, Some((step, at)));
+            assert_eq!(outcome, whole, "{step:?} of {at}");
+        }
+    }
+}
+
+#[test]
+fn a_kill_at_each_step_of_a_session_split() {
+    killed_at_each_step(KINDS[0]);
+}
+
+#[test]
+fn a_kill_at_each_step_of_a_session_packed_with_inflight() {
+    killed_at_each_step(KINDS[3]);
+}
+
+#[test]
+fn what_the_kernel_still_writes_for_a_dead_data_half_is_waited_for() {
+    machine::with_mounts(|folder| {
+        let fs = machine::Ext4::new(folder, 32 << 20);
+        steps::dies_with_writes_under_way(folder, &fs.at.join("disk"), || fs.freeze());
+    });
 }
 
 #[test]

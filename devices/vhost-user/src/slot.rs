@@ -346,6 +346,10 @@ impl Slot {
                 }
                 Step::Close(e) => {
                     self.log(now, &format!("connection is closed: {}", chain(&e)));
+                    if let Some(socket) = &self.socket {
+                        // A keeper may hold it too, and the front end is not to wait for that.
+                        let _ = socket.shutdown(Shutdown::Both);
+                    }
                     self.close(Some(chain(&e)));
                     self.session.end()
                 }
@@ -391,11 +395,7 @@ impl Slot {
     }
 
     fn close(&mut self, why: Option<String>) {
-        if let Some(socket) = self.socket.take() {
-            // A keeper may hold the connection too, and the front end is not to wait for it.
-            let _ = socket.shutdown(Shutdown::Both);
-            self.retired.push(socket);
-        }
+        self.retired.extend(self.socket.take());
         self.told = None;
         self.sending = Sending::No;
         self.why = why;

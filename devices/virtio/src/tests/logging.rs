@@ -76,12 +76,15 @@ fn migrate(packed: bool, seed: u64) {
     let mut done = 0;
     // Few turns: every one of them can be the last before the switch.
     for _ in 0..1 + rng.below(12) {
+        // Not last: its marks would hide a missing one.
+        if rng.chance(30) {
+            device.sleep();
+        }
         let n = 1 + rng.below(4);
         world.submit(&mut rng, n);
         device.take(&mut world, n).unwrap();
         let n = 1 + rng.below(4);
         device.finish(&mut rng, n);
-        device.sleep();
         copy.borrow_mut().pass();
         done += world.reap();
     }

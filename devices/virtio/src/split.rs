@@ -420,6 +420,10 @@ impl crate::Ring for Ring {
         }
     }
 
+    fn again(&self) -> usize {
+        self.again.len()
+    }
+
     fn position(&self) -> StoppedQueue {
         let position = Position {
             avail: self.next_avail,

@@ -179,7 +179,7 @@ impl Worker {
     fn serve(&mut self, now: Instant) -> Result<bool, RingError> {
         self.io.geometry.size = self.shared.size.load(Ordering::Relaxed);
         self.io.mode.writeback = self.shared.writeback.load(Ordering::Relaxed);
-        let take = matches!(self.state, State::Running) && self.enabled;
+        let take = self.serves() || self.finishes_again();
         let id = &self.shared.id;
         let io = &mut self.io;
         // One match for the batch; below it the ring's kind is known.

@@ -91,6 +91,39 @@ fn left_in_flight_and_done_again_at_the_next_start() {
     }
 }
 
+/// A life that is stopped before it has done again what the one before left: it does it, or answers.
+#[test]
+fn what_an_earlier_life_left_is_not_lost_by_a_stop() {
+    for packed in KINDS {
+        // Stopped at once, before it has the volume; and when it has, but has not looked at the ring.
+        for turns in [0, 1] {
+            let (volume, desk) = stall::desk(false);
+            let (_region, record) = inflight(16);
+            let set = record.clone();
+            let mut a = Attack::with(packed, 16, volume, |s| {
+                s.inflight = Some(set);
+            });
+            let requests = in_flight(&mut a, 0);
+            assert_eq!(stop(&mut a, LEAVE).in_flight, N as u16);
+            desk.release();
+            let mut setup = a.setup();
+            setup.inflight = Some(record);
+            a.device.start_queue(setup).unwrap();
+            a.turns(turns);
+            assert_eq!(a.raw.used(), None);
+            assert_eq!(stop(&mut a, ANSWER).in_flight, 0);
+            let mut back: Vec<u16> = std::iter::from_fn(|| a.raw.used()).map(|u| u.0).collect();
+            back.sort_unstable();
+            let mut ids: Vec<u16> = requests.iter().map(|r| r.0).collect();
+            ids.sort_unstable();
+            assert_eq!(back, ids, "each once");
+            for (_, status, _) in &requests {
+                assert_eq!(a.status(*status), u8::from(turns == 0));
+            }
+        }
+    }
+}
+
 #[test]
 fn answered_with_an_error() {
     for packed in KINDS {

@@ -2,5 +2,6 @@
 
 mod differential;
 mod lies;
+mod logging;
 mod recovery;
 mod rig;

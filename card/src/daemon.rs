@@ -1,26 +1,29 @@
 //! The control half of `bluffd`: one loop that waits for signals, the data half and the control socket.
 //!
-//! It owns the registry, the listening sockets, and duplicates of the descriptors that sessions stand on, so that a data
-//! half that dies takes nothing along that a host would notice. Nothing in the loop waits for anybody.
+//! It owns the registry, the sockets, and what sessions stand on, so that a data half that is a process takes nothing along
+//! when it dies that a host would notice. Nothing in the loop waits for anybody.
 
 mod answer;
 mod carry;
+mod fronts;
+mod half;
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
-use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 use event_manager::{EventManager, EventOps, Events, MutEventSubscriber, SubscriberOps};
+use fronts::Fronts;
+use half::Health;
 use vmm_sys_util::epoll::EventSet;
 
 use crate::config::Config;
 use crate::control::server::{ClientNumber, Server};
 use crate::data_half::{Body, DataHalf, Options};
-use crate::message::{FromData, Numbered, Outbox, Role, ToData};
+use crate::message::{FromData, Numbered, Outbox, ToData};
 use crate::registry::{FunctionState, Registry, VolumeState};
 use crate::runtime_dir::{BoundSocket, CONTROL_SOCKET, RuntimeDir};
 use crate::spec::{CardSpec, DataMode, Id};
@@ -30,18 +33,13 @@ use crate::stats::Statistics;
 const DRAIN: Duration = Duration::from_secs(5);
 /// How long it may take to end after that; also how long past its own bound draining may take.
 const END: Duration = Duration::from_secs(2);
-/// How long one that closed its socket may take to end: it is about to, and the loop waits for it.
-const LOST: Duration = Duration::from_millis(200);
-/// A data half that dies sooner than this after its start counts as one that does not start.
-const HEALTHY: Duration = Duration::from_secs(1);
-/// How often in a row the data half may not start.
-const RESTARTS: u32 = 5;
 /// The mode of the control socket: whoever may connect may do everything.
 const CONTROL_MODE: u32 = 0o600;
 
 const SIGNAL: u32 = 0;
 const LINK: u32 = 1;
 const SERVER: u32 = 2;
+const FRONTS: u32 = 3;
 
 /// What a daemon is started with.
 #[derive(Clone, Debug)]
@@ -130,13 +128,10 @@ struct Daemon {
     signals: UnixStream,
     link: ControlLink,
     half: Option<DataHalf>,
-    /// When the data half was started, how often again, and how often in a row in vain.
-    half_started: Instant,
+    health: Health,
     restarts: u32,
-    vain_starts: u32,
     reactors: u16,
-    sockets: BTreeMap<Id, BoundSocket>,
-    kept: BTreeMap<Id, BTreeMap<Role, OwnedFd>>,
+    fronts: Fronts,
     /// When to connect next, for functions in client mode without a front end.
     connect_at: BTreeMap<Id, Instant>,
     pending: BTreeMap<u64, Pending>,
@@ -176,12 +171,10 @@ impl Daemon {
             signals,
             link,
             half: Some(half),
-            half_started: now,
+            health: Health::default(),
             restarts: 0,
-            vain_starts: 0,
             reactors: 0,
-            sockets: BTreeMap::new(),
-            kept: BTreeMap::new(),
+            fronts: Fronts::new().context("the functions' sockets")?,
             connect_at: BTreeMap::new(),
             pending: BTreeMap::new(),
             next_number: 1,
@@ -206,6 +199,7 @@ impl Daemon {
 
     fn tick(&mut self, now: Instant) {
         self.connect_clients(now);
+        self.fronts_turn(now);
         if let Phase::Draining(deadline) = self.phase
             && now >= deadline
         {
@@ -219,7 +213,8 @@ impl Daemon {
             Phase::Draining(deadline) => Some(deadline),
             Phase::Starting | Phase::Ready => None,
         };
-        let next = self.connect_at.values().copied().chain(deadline).min();
+        let connect = self.connect_at.values().copied();
+        let next = connect.chain(deadline).chain(self.fronts.deadline()).min();
         // Rounded up, so that the loop does not spin through the last millisecond.
         let wait = |at: Instant| at.saturating_duration_since(now).as_millis() + 1;
         next.map_or(-1, |at| i32::try_from(wait(at)).unwrap_or(i32::MAX))
@@ -265,52 +260,6 @@ impl Daemon {
                 Err(error) => return self.lose_data_half(error.into(), ops),
             }
         }
-    }
-
-    fn lose_data_half(&mut self, error: anyhow::Error, ops: &mut EventOps<'_>) {
-        let Some(half) = self.half.take() else { return };
-        let ended = half.end(LOST).err().unwrap_or_else(|| anyhow!("it ended"));
-        let error = error.context(ended).context("the data half was lost");
-        if matches!(self.phase, Phase::Draining(_)) || self.card.data == DataMode::Threads {
-            return self.finish(Err(error));
-        }
-        self.vain_starts = if self.half_started.elapsed() < HEALTHY {
-            self.vain_starts + 1
-        } else {
-            0
-        };
-        if self.vain_starts > RESTARTS {
-            return self.finish(Err(error.context("it was started again in vain")));
-        }
-        log::error!("{error:#}; starting another");
-        self.restarts += 1;
-        self.abandon_questions();
-        let restarted = spawn(self.body, &self.options).and_then(|(link, half)| {
-            // The old one is closed only once the loop has let go of it.
-            ops.remove(Events::empty(&self.link))
-                .context("the event loop")?;
-            (self.link, self.half) = (link, Some(half));
-            ops.add(self.link_events()).context("the event loop")
-        });
-        match restarted {
-            Ok(()) => {
-                self.half_started = Instant::now();
-                self.connect_at.clear();
-                self.release_detaching();
-                self.registry.start_over();
-                self.begin();
-            }
-            Err(error) => self.finish(Err(error)),
-        }
-    }
-
-    /// What was being let go of went with the data half.
-    fn release_detaching(&mut self) {
-        let functions = self.registry.functions().iter();
-        let is_detaching = |state: &FunctionState| matches!(state, FunctionState::Detaching { .. });
-        let detaching = functions.filter(|(_, function)| is_detaching(&function.state));
-        let detaching: Vec<Id> = detaching.map(|(id, _)| id.clone()).collect();
-        detaching.iter().for_each(|id| self.release(id));
     }
 
     fn link_events(&self) -> Events {
@@ -359,7 +308,7 @@ impl Daemon {
 
     fn end(self) -> Result<()> {
         // Names go first, so that nobody connects to what nobody will accept.
-        drop(self.sockets);
+        drop(self.fronts);
         drop(self.server);
         drop(self.link);
         self.half.map_or(Ok(()), |half| half.end(END))
@@ -390,7 +339,8 @@ impl MutEventSubscriber for Daemon {
     fn init(&mut self, ops: &mut EventOps<'_>) {
         let signals = Events::with_data(&self.signals, SIGNAL, EventSet::IN);
         let server = Events::with_data(&self.server, SERVER, EventSet::IN);
-        for events in [signals, server, self.link_events()] {
+        let fronts = Events::with_data(&self.fronts, FRONTS, EventSet::IN);
+        for events in [signals, server, fronts, self.link_events()] {
             if let Err(error) = ops.add(events) {
                 self.finish(Err(anyhow!("the event loop: {error}")));
             }
@@ -406,10 +356,13 @@ impl MutEventSubscriber for Daemon {
                     self.question(client, request);
                 }
             }
+            // Looked after in each turn.
+            FRONTS => {}
             other => unreachable!("nothing was registered as {other}"),
         }
         self.carry_out();
         self.check_ready();
+        self.check_served();
     }
 }
 

@@ -9,29 +9,31 @@
 //! ```
 //!
 //! What happens by itself (a front end comes, a volume grows) is told by whichever thread sees it.
+//!
+//! As a process it may be killed at any moment, and then another goes on with its sessions ([`sessions`]). So it also ends as if it
+//! were killed where anything in it is broken, and where control is gone: an orderly end would tell the front ends.
 
+mod sessions;
 mod volumes;
 
 use std::collections::BTreeMap;
-use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixListener;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use bluff_block::{Subscription, Volume, VolumeEvent};
 use bluff_reactor::Handle;
-use bluff_vhost_user::{Attachment, AttachmentEvent, LoopHandle, Mode, SessionLoop};
-use bluff_virtio::VirtioDevice;
+use bluff_vhost_user::state::Descriptors;
+use bluff_vhost_user::{LoopHandle, SessionLoop};
 use bluff_virtio_blk::{Blk, BlkOptions, QueueCounters};
 
 use crate::data_half::Options;
 use crate::message::{
-    Endpoint, FromData, Link, LinkError, Numbered, SessionInfo, Subject, ToData, VolumeInfo,
-    statistics_parts,
+    FromData, Link, LinkError, Numbered, Subject, ToData, VolumeInfo, statistics_parts,
 };
 use crate::spec::{CardSpec, FunctionKind, FunctionSpec, Id, Poll, VolumeSpec};
 use crate::stats::{FunctionStatistics, QueueStatistics, ReactorStatistics, Statistics};
@@ -40,16 +42,32 @@ use crate::stats::{FunctionStatistics, QueueStatistics, ReactorStatistics, Stati
 ///
 /// # Errors
 /// Where the socket fails.
-pub fn run(socket: OwnedFd, _options: &Options) -> Result<()> {
+pub fn run(socket: OwnedFd, options: &Options) -> Result<()> {
     let outgoing = socket.try_clone().context("the socket to control")?;
     let mut link: Link<Numbered<FromData>, Numbered<ToData>> = Link::new(socket);
     let teller = Teller(Arc::new(Mutex::new(Link::new(outgoing))));
-    let mut data = Data::new(teller.clone())?;
+    let mut data = Data::new(teller, options.is_process)?;
+    let outcome = serve(&mut link, &mut data);
+    if options.is_process && !matches!(outcome, Ok(End::Drained)) {
+        // Its threads end with the process, which is about to.
+        std::mem::forget(data);
+    }
+    outcome.map(|_| ())
+}
+
+/// How serving ends.
+enum End {
+    Drained,
+    /// Control is gone.
+    Closed,
+}
+
+fn serve(link: &mut Link<Numbered<FromData>, Numbered<ToData>>, data: &mut Data) -> Result<End> {
     loop {
         let (Numbered { number, message }, descriptors) = match link.receive() {
             Ok(Some(message)) => message,
             Ok(None) => continue,
-            Err(LinkError::Closed) => return Ok(()),
+            Err(LinkError::Closed) => return Ok(End::Closed),
             Err(error) => return Err(error.into()),
         };
         let about = subject(&message);
@@ -57,8 +75,8 @@ pub fn run(socket: OwnedFd, _options: &Options) -> Result<()> {
         match data.handle(number, message, descriptors) {
             Ok(answers) => answers
                 .into_iter()
-                .for_each(|answer| teller.tell(number, answer)),
-            Err(error) => teller.tell(
+                .for_each(|answer| data.teller.tell(number, answer)),
+            Err(error) => data.teller.tell(
                 number,
                 FromData::Failed {
                     about,
@@ -67,7 +85,7 @@ pub fn run(socket: OwnedFd, _options: &Options) -> Result<()> {
             ),
         }
         if drains {
-            return Ok(());
+            return Ok(End::Drained);
         }
     }
 }
@@ -81,7 +99,8 @@ fn subject(message: &ToData) -> Subject {
         | ToData::ResizeVolume { volume, .. } => Subject::Volume(volume.clone()),
         ToData::Restore { function, .. }
         | ToData::AttachFunction { function, .. }
-        | ToData::Connection { function }
+        | ToData::Connection { function, .. }
+        | ToData::Committed { function, .. }
         | ToData::DetachFunction { function } => Subject::Function(function.clone()),
     }
 }
@@ -92,11 +111,21 @@ struct Teller(Arc<Mutex<Link<Numbered<FromData>, Numbered<ToData>>>>);
 
 impl Teller {
     fn tell(&self, number: u64, message: FromData) {
-        let link = self.0.lock().expect("telling does not panic");
-        if let Err(error) = link.send(&Numbered { number, message }, &[]) {
+        if let Err(error) = self.send(number, message, &[]) {
             // Where control has ended, the thread that reads sees it too.
             log::debug!("to control: {error}");
         }
+    }
+
+    fn send(
+        &self,
+        number: u64,
+        message: FromData,
+        descriptors: &[BorrowedFd<'_>],
+    ) -> Result<(), LinkError> {
+        let link = self.0.lock().expect("telling does not panic");
+        link.send(&Numbered { number, message }, descriptors)?;
+        Ok(())
     }
 }
 
@@ -115,6 +144,8 @@ struct OpenVolume {
 
 struct Function {
     volume: Id,
+    /// Descriptors of a session that it will go on with.
+    restored: Descriptors,
     counters: Vec<Arc<QueueCounters>>,
     /// The reactor of each queue.
     reactors: Vec<u16>,
@@ -123,6 +154,8 @@ struct Function {
 /// Everything that the data half has.
 struct Data {
     teller: Teller,
+    /// Whether control keeps what sessions stand on.
+    keeps: bool,
     card: CardSpec,
     // Dropped in this order: sessions stop their queues on reactors that still run.
     sessions: SessionLoop,
@@ -134,9 +167,10 @@ struct Data {
 }
 
 impl Data {
-    fn new(teller: Teller) -> Result<Self> {
+    fn new(teller: Teller, keeps: bool) -> Result<Self> {
         Ok(Self {
             teller,
+            keeps,
             card: CardSpec::default(),
             sessions: SessionLoop::spawn().context("the thread of sessions")?,
             functions: BTreeMap::new(),
@@ -178,12 +212,8 @@ impl Data {
                     size: open.volume.geometry().size,
                 }]
             }
-            ToData::AttachFunction {
-                function,
-                spec,
-                endpoint,
-            } => {
-                self.attach(&function, spec, endpoint, descriptors)?;
+            ToData::AttachFunction { function, spec } => {
+                self.attach(&function, spec)?;
                 vec![FromData::FunctionAttached { function }]
             }
             ToData::DetachFunction { function } => {
@@ -202,8 +232,19 @@ impl Data {
                 self.drain(Duration::from_millis(u64::from(within_ms)));
                 vec![FromData::Drained]
             }
-            ToData::Connection { .. } | ToData::Restore { .. } => {
-                bail!("this data half does not take up sessions")
+            ToData::Restore { function, keys } => {
+                let found = self.functions.get_mut(&function);
+                let found = found.context("it is not attached")?;
+                found.restored.extend(keys.into_iter().zip(descriptors));
+                Vec::new()
+            }
+            ToData::Connection { function, .. } => {
+                self.connect(&function, descriptors)?;
+                Vec::new()
+            }
+            ToData::Committed { function, seq } => {
+                self.sessions.handle().committed(function.as_str(), seq);
+                Vec::new()
             }
         })
     }
@@ -267,13 +308,7 @@ impl Data {
         })
     }
 
-    fn attach(
-        &mut self,
-        id: &Id,
-        spec: FunctionSpec,
-        endpoint: Endpoint,
-        descriptors: Vec<OwnedFd>,
-    ) -> Result<()> {
+    fn attach(&mut self, id: &Id, spec: FunctionSpec) -> Result<()> {
         ensure!(!self.functions.contains_key(id), "it is attached already");
         ensure!(!self.reactors.is_empty(), "there are no reactors");
         let volume = &self
@@ -301,52 +336,17 @@ impl Data {
         let reactors = (0..usize::from(spec.queues))
             .map(|q| order[q % spread] as u16)
             .collect();
-        let mode = match endpoint {
-            Endpoint::Listener => {
-                let socket = descriptors
-                    .into_iter()
-                    .next()
-                    .context("no socket came along")?;
-                Mode::Server(UnixListener::from(socket))
-            }
-            Endpoint::Client => Mode::Client(spec.socket.context("no socket is named")?),
-        };
-        self.present(id, Box::new(device), mode)?;
+        self.present(id, Box::new(device))?;
         self.functions.insert(
             id.clone(),
             Function {
                 volume: spec.volume,
+                restored: Descriptors::new(),
                 counters,
                 reactors,
             },
         );
         Ok(())
-    }
-
-    /// Gives the device to the loop of sessions.
-    fn present(&self, id: &Id, device: Box<dyn VirtioDevice>, mode: Mode) -> Result<()> {
-        let (teller, function) = (self.teller.clone(), id.clone());
-        let listener = Arc::new(move |_: &str, event| {
-            let function = function.clone();
-            match event {
-                AttachmentEvent::Connected => {
-                    let session = SessionInfo::default();
-                    teller.tell(0, FromData::FrontEnd { function, session });
-                }
-                AttachmentEvent::Disconnected(reason) => {
-                    teller.tell(0, FromData::FrontEndGone { function, reason });
-                }
-                AttachmentEvent::Refused => {
-                    log::warn!("function {function}: a second front end was turned away");
-                }
-                AttachmentEvent::NeedsReset => {
-                    log::warn!("function {function}: its driver has to reset it");
-                }
-            }
-        });
-        let options = bluff_vhost_user::Options::new(mode);
-        let attachment = Attachment::new(id.to_string(), device, options, listener);
-        self.sessions.handle().add(attachment).context("its socket")
     }
 
     fn poll(&self, poll: Option<Poll>) -> bluff_reactor::Poll {

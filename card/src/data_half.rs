@@ -5,6 +5,7 @@
 //! descriptor number has to be agreed upon, and nothing else is inherited.
 
 use std::os::fd::OwnedFd;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
@@ -74,6 +75,8 @@ impl DataHalf {
             .arg(&options.state_dir);
         // "ready" is the daemon's to say, so the standard output is not shared.
         command.stdin(Stdio::from(theirs)).stdout(Stdio::null());
+        // What a terminal tells its group is for the daemon, which drains first.
+        command.process_group(0);
         let child = command.spawn().context("the data half's process")?;
         Ok((ours, Self::Process(child)))
     }
@@ -84,6 +87,20 @@ impl DataHalf {
             Self::Thread(_) => None,
             Self::Process(child) => Some(child.id()),
         }
+    }
+
+    /// Whether it was ended from outside, by a signal that no mistake of its own raises. Waits for its end, if it is about to.
+    pub fn was_killed(&mut self, within: Duration) -> bool {
+        let Self::Process(child) = self else {
+            return false;
+        };
+        let status = match wait(child, within) {
+            Ok(true) => child.try_wait().ok().flatten(),
+            Ok(false) | Err(_) => None,
+        };
+        let signal = status.and_then(|status| status.signal());
+        let from_outside = [libc::SIGKILL, libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
+        signal.is_some_and(|signal| from_outside.contains(&signal))
     }
 
     /// Waits until it has ended. A process that does not is killed.
@@ -98,7 +115,7 @@ impl DataHalf {
                 Err(RecvTimeoutError::Disconnected) => bail!("the data half panicked"),
             },
             Self::Process(mut child) => {
-                let has_ended = wait(&child, within)?;
+                let has_ended = matches!(child.try_wait(), Ok(Some(_))) || wait(&child, within)?;
                 if !has_ended {
                     child.kill().context("killing the data half")?;
                 }

@@ -303,7 +303,7 @@ mod tests {
                 "file:/x?cache=on",
                 "unknown option `cache`; `file` knows `size`",
             ),
-            ("file:/x?direct=maybe", "`on` or `off`"),
+            ("file:/x?direct=maybe", "one of auto, on, off"),
             ("file:/x?direct", "has no value"),
         ] {
             let error = VolumeUri::parse(uri).unwrap_err();

@@ -12,11 +12,13 @@
 //! whether the data half is a thread or a process. A data half that serves a hostile host may be in that host's hand: the
 //! control half takes what it reads for what it is, bounded and checked, and never trusts it further.
 //!
-//! **Descriptors that outlive the data half.** Control keeps what a session stands on: the data half sends duplicates with
-//! [`FromData::Keep`], each under a [`Role`], and [`FromData::Forget`] when one is no longer wanted. A new data half gets
-//! all of them back by [`ToData::Restore`], ahead of the [`ToData::AttachFunction`] that goes on where the old one ended.
+//! **Sessions that outlive the data half.** Control has the connection to every front end, and where the data half is a
+//! process, what its session stands on: each step of a session arrives as a [`FromData::Commit`], is recorded, and is then
+//! carried out on the connection. A new data half gets the descriptors back by [`ToData::Restore`], then the connection and the
+//! recorded state by [`ToData::Connection`], and goes on where the old one ended.
 
 mod link;
+pub mod record;
 
 use serde::{Deserialize, Serialize};
 
@@ -72,26 +74,34 @@ pub enum ToData {
         size: u64,
     },
     /// Descriptors of a session that another data half had begun. Not answered. No more than [`DESCRIPTORS_MAX`] at once;
-    /// more come in further messages, and [`ToData::AttachFunction`] follows the last.
+    /// more come in further messages, and [`ToData::Connection`] follows the last.
     Restore {
         /// The function.
         function: Id,
-        /// What each descriptor is.
-        roles: Vec<Role>,
+        /// How the session's state calls each descriptor.
+        keys: Vec<u64>,
     },
-    /// Present a function. Answered by [`FromData::FunctionAttached`] when a front end could be served.
+    /// Make a function. Answered by [`FromData::FunctionAttached`] when a front end could be served.
     AttachFunction {
         /// Its ID.
         function: Id,
         /// What it is.
         spec: FunctionSpec,
-        /// What the descriptor is that travels along.
-        endpoint: Endpoint,
     },
-    /// A connection to a front end that listens, for a function in client mode. Not answered.
+    /// The connection to a front end, for a function that has none; with it, where another data half had begun the session,
+    /// the [`record`] of its state. Not answered, but for [`FromData::FrontEnd`] and [`FromData::FrontEndGone`].
     Connection {
         /// The function.
         function: Id,
+        /// Whether there is a record.
+        recorded: bool,
+    },
+    /// A commit is recorded and carried out. Not answered.
+    Committed {
+        /// The function.
+        function: Id,
+        /// The number of the commit.
+        seq: u64,
     },
     /// Take a function away. Its I/O is waited for within a bound. Answered by [`FromData::FunctionDetached`].
     DetachFunction {
@@ -109,40 +119,6 @@ pub enum ToData {
         /// How long it may take, in milliseconds.
         within_ms: u32,
     },
-}
-
-/// The descriptor of [`ToData::AttachFunction`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Endpoint {
-    /// A listening socket: front ends are accepted on it.
-    Listener,
-    /// None yet: a [`ToData::Connection`] follows for each connection.
-    Client,
-}
-
-/// What a descriptor is that control keeps for a session. `(function, role)` names one descriptor.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Role {
-    /// The connection to the front end.
-    Connection,
-    /// The channel to the front end for requests of ours.
-    Backend,
-    /// Shared memory that holds the session's negotiated state.
-    Record,
-    /// The file of a region of guest memory.
-    Memory(u32),
-    /// The in-flight region.
-    Inflight,
-    /// The dirty log.
-    Log,
-    /// The event by which the host notifies a queue.
-    Kick(u16),
-    /// The event by which a queue notifies the host.
-    Call(u16),
-    /// The event by which a queue's failure is told.
-    Error(u16),
 }
 
 /// What the data half says.
@@ -197,19 +173,13 @@ pub enum FromData {
         /// Why, where it was not an orderly end.
         reason: Option<String>,
     },
-    /// Keep duplicates of these descriptors. One that is kept already under a role is replaced.
-    Keep {
+    /// A step of a session, as a [`record`] of a [`Commit`](bluff_vhost_user::keeper::Commit), with its descriptors. Answered
+    /// by [`ToData::Committed`], and until then there is no other for the function.
+    Commit {
         /// The function.
         function: Id,
-        /// What each descriptor is.
-        roles: Vec<Role>,
-    },
-    /// These descriptors need no longer be kept.
-    Forget {
-        /// The function.
-        function: Id,
-        /// Which.
-        roles: Vec<Role>,
+        /// How many descriptors follow the record.
+        files: usize,
     },
     /// Counters; a large answer comes in parts.
     Statistics {
@@ -268,16 +238,10 @@ pub struct SessionInfo {
 impl Message for ToData {
     fn descriptors(&self) -> usize {
         match self {
-            Self::Restore { roles, .. } => roles.len(),
-            Self::AttachFunction {
-                endpoint: Endpoint::Listener,
-                ..
-            }
-            | Self::Connection { .. } => 1,
-            Self::AttachFunction {
-                endpoint: Endpoint::Client,
-                ..
-            }
+            Self::Restore { keys, .. } => keys.len(),
+            Self::Connection { recorded, .. } => 1 + usize::from(*recorded),
+            Self::AttachFunction { .. }
+            | Self::Committed { .. }
             | Self::Start { .. }
             | Self::OpenVolume { .. }
             | Self::CloseVolume { .. }
@@ -292,7 +256,7 @@ impl Message for ToData {
 impl Message for FromData {
     fn descriptors(&self) -> usize {
         match self {
-            Self::Keep { roles, .. } => roles.len(),
+            Self::Commit { files, .. } => files.saturating_add(1),
             Self::Started { .. }
             | Self::VolumeOpened { .. }
             | Self::VolumeClosed { .. }
@@ -301,7 +265,6 @@ impl Message for FromData {
             | Self::FunctionDetached { .. }
             | Self::FrontEnd { .. }
             | Self::FrontEndGone { .. }
-            | Self::Forget { .. }
             | Self::Statistics { .. }
             | Self::Failed { .. }
             | Self::Drained => 0,

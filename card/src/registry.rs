@@ -337,8 +337,7 @@ impl Registry {
                 ..
             }
             | FromData::Started { .. }
-            | FromData::Keep { .. }
-            | FromData::Forget { .. }
+            | FromData::Commit { .. }
             | FromData::Statistics { .. }
             | FromData::Drained => {}
         }

@@ -1,6 +1,5 @@
 //! The control half with a data half of its own making: sockets, client mode, resize and counters, from end to end.
 
-use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -24,7 +23,6 @@ const LIMIT: Duration = Duration::from_secs(20);
 /// Opens every volume, attaches every function, and says of each connection that it hung up once it did.
 fn data_half(socket: OwnedFd, _: &Options) -> Result<()> {
     let mut link: Link<Numbered<FromData>, Numbered<ToData>> = Link::new(socket);
-    let mut listeners: BTreeMap<Id, UnixListener> = BTreeMap::new();
     loop {
         let (Numbered { number, message }, mut descriptors) =
             link.receive()?.context("it blocks")?;
@@ -42,14 +40,9 @@ fn data_half(socket: OwnedFd, _: &Options) -> Result<()> {
                 answers.push(FromData::VolumeOpened { volume, info });
             }
             ToData::AttachFunction { function, .. } => {
-                listeners.extend(
-                    descriptors
-                        .pop()
-                        .map(|listener| (function.clone(), listener.into())),
-                );
                 answers.push(FromData::FunctionAttached { function });
             }
-            ToData::Connection { function } => {
+            ToData::Connection { function, .. } => {
                 let session = SessionInfo {
                     features: 1 << 32,
                     status: None,
@@ -188,8 +181,10 @@ fn functions_are_reached_connected_counted_and_let_go() {
     // A function in server mode listens, for nobody but its user and group.
     let mode = run.join("blk0.sock").metadata().unwrap().mode() & 0o777;
     assert_eq!((mode & 0o600, mode & !0o660), (0o600, 0));
-    UnixStream::connect(run.join("blk0.sock")).unwrap();
-    assert_eq!(function(&mut client, "blk0").state, "idle");
+    drop(UnixStream::connect(run.join("blk0.sock")).unwrap());
+    until("the end of the front end", || {
+        (function(&mut client, "blk0").state == "idle").then_some(())
+    });
 
     // A function in client mode comes whenever a front end listens, again and again.
     assert_eq!(function(&mut client, "blk1").state, "idle");

@@ -173,7 +173,7 @@ impl Builder {
             "-smp",
             &self.cpus.to_string(),
         ]);
-        add(&accel.arguments());
+        add(&accel.arguments(self.qemu.version()));
         add(&["-m", &self.memory_mib.to_string()]);
         add(&[
             "-object",

@@ -235,9 +235,9 @@ impl Guest {
         Ok(())
     }
 
-    /// Before QEMU 8.1 the translator could run code that the guest's kernel was patching ("accel/tcg: Always lock pages before
-    /// translation" mended it). Linux patches itself at boot and at each flip of a static key: one boot of ten ends in a panic, and some
-    /// guests hang later; one processor, one thread or unchained blocks do not help.
+    /// QEMU 7.2's translator spoils flags and return addresses: one boot of ten ends in a panic, and some guests hang later; also
+    /// without any device of ours, with one processor, in one thread, and without chained blocks. `Accel::arguments` avoids the instruction
+    /// that shows it most. QEMU 8.1 mended translation of code that is being patched, as Linux patches its own.
     fn breaks_kernels(&self) -> bool {
         self.accel == Accel::Tcg && self.version < (8, 1, 0)
     }

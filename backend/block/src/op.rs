@@ -187,3 +187,105 @@ pub struct Completion {
     /// How it went. A read that failed may have written any part of its buffers.
     pub result: Result<(), BlockError>,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{DiscardLimits, ZeroLimits};
+
+    fn shape() -> Geometry {
+        Geometry {
+            max_transfer: 8192,
+            discard: Some(DiscardLimits {
+                max: 4096,
+                granularity: 512,
+            }),
+            write_zeroes: Some(ZeroLimits {
+                max: 2048,
+                unmap: false,
+            }),
+            ..Geometry::new(512, 1 << 20)
+        }
+    }
+
+    fn check(g: &Geometry, kind: Kind, offset: u64, len: u64) -> Result<(), BlockError> {
+        Op::without_data(Tag(1), kind, offset, len).check(g)
+    }
+
+    const WRITE: Kind = Kind::Write { fua: false };
+    const ZEROES: Kind = Kind::WriteZeroes {
+        unmap: true,
+        fua: false,
+    };
+
+    #[test]
+    fn what_a_volume_does() {
+        let g = shape();
+        let last = g.size - 512;
+        for kind in [Kind::Read, WRITE, Kind::Discard, ZEROES] {
+            assert_eq!(check(&g, kind, 0, 512), Ok(()));
+            assert_eq!(check(&g, kind, last, 512), Ok(()));
+            assert_eq!(check(&g, kind, g.size, 0), Ok(()));
+            assert_eq!(check(&g, kind, last, 1024), Err(BlockError::OutOfRange));
+            assert_eq!(
+                check(&g, kind, u64::MAX - 511, 512),
+                Err(BlockError::OutOfRange)
+            );
+            assert_eq!(
+                check(&g, kind, 0, u64::MAX - 511),
+                Err(BlockError::OutOfRange)
+            );
+            assert_eq!(check(&g, kind, 1, 512), Err(BlockError::Invalid));
+            assert_eq!(check(&g, kind, 0, 511), Err(BlockError::Invalid));
+        }
+        for (kind, max) in [
+            (Kind::Read, 8192),
+            (WRITE, 8192),
+            (Kind::Discard, 4096),
+            (ZEROES, 2048),
+        ] {
+            assert_eq!(check(&g, kind, 0, max), Ok(()));
+            assert_eq!(check(&g, kind, 0, max + 512), Err(BlockError::Invalid));
+        }
+        assert_eq!(check(&g, Kind::Flush, 0, 0), Ok(()));
+    }
+
+    #[test]
+    fn what_it_does_not() {
+        let bare = Geometry::new(4096, 1 << 20);
+        assert_eq!(
+            check(&bare, Kind::Discard, 0, 4096),
+            Err(BlockError::Unsupported)
+        );
+        assert_eq!(check(&bare, ZEROES, 0, 4096), Err(BlockError::Unsupported));
+        assert_eq!(check(&bare, WRITE, 512, 4096), Err(BlockError::Invalid));
+        let read_only = Geometry {
+            read_only: true,
+            ..shape()
+        };
+        for kind in [WRITE, Kind::Discard, ZEROES] {
+            assert_eq!(check(&read_only, kind, 0, 512), Err(BlockError::ReadOnly));
+        }
+        assert_eq!(check(&read_only, Kind::Read, 0, 512), Ok(()));
+        assert_eq!(check(&read_only, Kind::Flush, 0, 0), Ok(()));
+    }
+
+    #[test]
+    fn copies_stop_where_either_ends() {
+        let mut memory = [1u8, 2, 3, 4, 5, 6];
+        let pieces = [
+            IoVec::new(memory.as_mut_ptr(), 2),
+            IoVec::new(memory.as_mut_ptr().wrapping_add(3), 3),
+        ];
+        // SAFETY: both outlive the buffers, and nothing else touches the memory meanwhile.
+        let buffers = unsafe { Buffers::new(&pieces) };
+        assert_eq!(buffers.total(), 5);
+        let mut out = [0; 8];
+        assert_eq!(buffers.copy_to(&mut out), 5);
+        assert_eq!(out, [1, 2, 4, 5, 6, 0, 0, 0]);
+        assert_eq!(buffers.copy_to(&mut out[..3]), 3);
+        assert_eq!(buffers.copy_from(&[9, 8, 7]), 3);
+        assert_eq!(memory, [9, 8, 3, 7, 5, 6]);
+        assert_eq!(Buffers::NONE.total(), 0);
+    }
+}

@@ -10,8 +10,8 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use bluff_block::{BlockError, Buffers, Cancel, Channel, Completion, Kind, Op, OpenContext, Tag};
@@ -19,8 +19,9 @@ use bluff_memory::IoVec;
 use bluff_reactor::Waker;
 
 use crate::abandoned::Ticket;
-use crate::arena::{Arena, Bounce, LARGEST, Mapping};
+use crate::arena::{Arena, Bounce, LARGEST};
 use crate::engine::{Engine, Threads, Work};
+use crate::slot::{Begun, Orphans, Slot, State, Step, is_fua, rest, zeroes};
 use crate::storage::{Durability, Storage};
 
 /// How many operations a channel takes.
@@ -31,103 +32,6 @@ const IN_KERNEL: usize = 256;
 const BUDGET: u64 = 1 << 20;
 /// How soon to offer work again to an io_uring that its neighbours have filled.
 const RETRY: Duration = Duration::from_millis(1);
-
-#[derive(Debug)]
-enum State {
-    Free,
-    Waiting,
-    /// An abandoned write is in its way.
-    Blocked,
-    Kernel,
-    /// Completed as cancelled; the kernel still has it. Writes keep their range taken.
-    Abandoned(Option<Ticket>),
-}
-
-/// What an operation does next.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Step {
-    /// Moves data through a bounce buffer.
-    Move,
-    /// Gives storage back.
-    Punch,
-    /// Has the file system make zeroes.
-    Zero,
-    /// Writes zeroes.
-    Fill,
-    /// Makes it durable.
-    Sync,
-}
-
-struct Slot {
-    op: Op,
-    state: State,
-    step: Step,
-    /// Nothing of it has been started.
-    fresh: bool,
-    /// Bytes that are done.
-    moved: u64,
-    bounce: Option<Bounce>,
-    /// Bytes that the kernel has now.
-    chunk: usize,
-}
-
-enum Begun {
-    Started,
-    /// Completed without the kernel.
-    Ended,
-    /// An abandoned write is in its way.
-    Held,
-    NoRoom,
-}
-
-/// What the kernel still has when a channel goes.
-pub(crate) struct Orphans {
-    storage: Arc<Storage>,
-    /// `Some` until dropped.
-    arena: Option<Arena>,
-    left: Vec<(u32, Option<Ticket>, Durability)>,
-}
-
-impl Orphans {
-    pub(crate) fn is_empty(&self) -> bool {
-        self.left.is_empty()
-    }
-
-    pub(crate) fn end(&mut self, id: u32, result: i32) {
-        if let Some(i) = self.left.iter().position(|l| l.0 == id) {
-            let (_, ticket, durability) = self.left.swap_remove(i);
-            self.storage.note(durability, result);
-            if let Some(ticket) = ticket {
-                self.storage.release(ticket);
-            }
-        }
-    }
-}
-
-impl Drop for Orphans {
-    fn drop(&mut self) {
-        // The io_uring ended with its reactor: nobody will tell when the kernel lets go. The ranges
-        // stay taken, for what may land in them.
-        if let Some(arena) = self.arena.take()
-            && !self.left.is_empty()
-        {
-            log::warn!("{} operations outlive their reactor", self.left.len());
-            arena.leak();
-        }
-    }
-}
-
-/// Zeroes to write from; never freed.
-fn zeroes() -> io::Result<*mut u8> {
-    static ZEROES: OnceLock<Mapping> = OnceLock::new();
-    match ZEROES.get() {
-        Some(z) => Ok(z.ptr()),
-        None => {
-            let fresh = Mapping::new(LARGEST)?;
-            Ok(ZEROES.get_or_init(|| fresh).ptr())
-        }
-    }
-}
 
 pub(crate) struct FileChannel {
     storage: Arc<Storage>,
@@ -571,28 +475,6 @@ impl FileChannel {
         op.kind
             .is_write()
             .then(|| self.storage.abandoned.add(op.offset, op.len))
-    }
-}
-
-fn is_fua(op: &Op) -> bool {
-    matches!(
-        op.kind,
-        Kind::Write { fua: true } | Kind::WriteZeroes { fua: true, .. }
-    )
-}
-
-/// The pieces of `all` from byte `skip` on.
-fn rest(all: &[IoVec], skip: u64, out: &mut Vec<IoVec>) {
-    out.clear();
-    let mut skip = skip as usize;
-    for piece in all {
-        let mut piece = *piece;
-        let drop = skip.min(piece.len());
-        piece.advance(drop);
-        skip -= drop;
-        if !piece.is_empty() {
-            out.push(piece);
-        }
     }
 }
 

@@ -11,7 +11,7 @@ use bluff_block::OpenContext;
 use bluff_reactor::{Offload, Port, Waker};
 use io_uring::{opcode, types};
 
-use crate::channel::Orphans;
+use crate::slot::Orphans;
 use crate::storage::Storage;
 
 /// Threads of a volume: so many operations are under way where there is no io_uring.

@@ -96,12 +96,12 @@ impl Storage {
                 _ => {
                     // More pieces than the kernel takes at once: the caller goes on with the rest.
                     let count = pieces.len().min(libc::UIO_MAXIOV as usize) as libc::c_int;
-                    let flags = if self.memory { 0 } else { libc::RWF_NOWAIT };
                     let list = IoVec::as_raw(pieces);
-                    if write {
-                        libc::pwritev2(fd, list, count, at, flags)
-                    } else {
-                        libc::preadv2(fd, list, count, at, flags)
+                    match (self.memory, write) {
+                        (true, false) => libc::preadv(fd, list, count, at),
+                        (true, true) => libc::pwritev(fd, list, count, at),
+                        (false, false) => libc::preadv2(fd, list, count, at, libc::RWF_NOWAIT),
+                        (false, true) => libc::pwritev2(fd, list, count, at, libc::RWF_NOWAIT),
                     }
                 }
             }
@@ -137,10 +137,12 @@ impl Storage {
                         offset,
                         durable,
                     } => {
-                        let piece = IoVec::new(ptr, len);
-                        let flags = if durable { libc::RWF_DSYNC } else { 0 };
-                        let list = IoVec::as_raw(std::slice::from_ref(&piece));
-                        libc::pwritev2(fd, list, 1, offset as libc::off_t, flags)
+                        let at = offset as libc::off_t;
+                        if durable {
+                            self.write_durably(&IoVec::new(ptr, len), at)
+                        } else {
+                            libc::pwrite(fd, ptr.cast(), len, at)
+                        }
                     }
                     Work::Sync => libc::fdatasync(fd) as isize,
                     Work::Allocate { mode, offset, len } => {
@@ -162,6 +164,25 @@ impl Storage {
                 libc::EINTR => {}
                 error => return -error,
             }
+        }
+    }
+
+    /// A write with the flush built in; the result is as of the system call.
+    fn write_durably(&self, piece: &IoVec, at: libc::off_t) -> isize {
+        let fd = self.file.as_raw_fd();
+        let list = IoVec::as_raw(std::slice::from_ref(piece));
+        // SAFETY: as in `perform`, whose caller answers for the memory.
+        unsafe {
+            let n = libc::pwritev2(fd, list, 1, at, libc::RWF_DSYNC);
+            if n >= 0 || !matches!(errno(), libc::ENOSYS | libc::EOPNOTSUPP) {
+                return n;
+            }
+            // A kernel (or an emulation of one) without the flag.
+            let n = libc::pwrite(fd, piece.ptr().cast(), piece.len(), at);
+            if n >= 0 && libc::fdatasync(fd) != 0 {
+                return -1;
+            }
+            n
         }
     }
 

@@ -171,7 +171,8 @@ impl GuestMemory {
         let at = buffer.ptr() as usize;
         self.by_guest.iter().any(|r| {
             let start = r.mapping.ptr() as usize;
-            at >= start && at - start <= (r.size() as usize).saturating_sub(buffer.len())
+            let room = (r.size() as usize).checked_sub(buffer.len());
+            at >= start && room.is_some_and(|room| at - start <= room)
         })
     }
 

@@ -11,7 +11,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering, fence};
 use std::sync::{Mutex, Once};
 
 use crate::MemoryError;
@@ -66,6 +66,8 @@ impl Guarded {
         };
         let slot = &TABLE[index];
         slot.poisoned.set(false);
+        // The start of the mapping that had this slot is gone before the end of the new one shows.
+        fence(Ordering::Release);
         slot.end.store(start + len, Ordering::Relaxed);
         slot.page.store(page, Ordering::Relaxed);
         // Last: a handler that sees the start sees the rest.
@@ -154,6 +156,14 @@ fn repair(addr: usize) -> bool {
             continue;
         }
         let page = slot.page.load(Ordering::Relaxed);
+        // A slot that was given to another mapping in between may have shown the start of one and the
+        // end of the other.
+        fence(Ordering::Acquire);
+        if slot.start.load(Ordering::Relaxed) != start {
+            continue;
+        }
+        // First the mark: who reads zeroes there finds it set.
+        slot.poisoned.set(true);
         let from = addr - addr % page;
         // SAFETY: the range lies in a guarded mapping, which its owner unmaps only after it has
         // freed the slot; mmap is a plain system call.
@@ -167,11 +177,7 @@ fn repair(addr: usize) -> bool {
                 0,
             )
         };
-        if got == libc::MAP_FAILED {
-            return false;
-        }
-        slot.poisoned.set(true);
-        return true;
+        return got != libc::MAP_FAILED;
     }
     false
 }

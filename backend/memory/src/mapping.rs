@@ -60,9 +60,11 @@ impl Mapping {
         }
         let page = guard::page_size(&file).map_err(MemoryError::Stat)?;
         let skip = offset % page;
+        // A device file says nothing of its length, so that the sum can pass the end of addresses.
         let map_len = usize::try_from(len + skip)
-            .map_err(|_| MemoryError::BadRegion { start: offset, len })?
-            .next_multiple_of(page as usize);
+            .ok()
+            .and_then(|n| n.checked_next_multiple_of(page as usize))
+            .ok_or(MemoryError::BadRegion { start: offset, len })?;
         let id = FileId {
             device: meta.dev(),
             inode: meta.ino(),

@@ -18,10 +18,9 @@ struct Shared {
     more: Condvar,
 }
 
-/// A few threads that run what they are given, in order of arrival. A job must not panic: its
-/// thread would be gone. It tells of its end itself, through a channel and a
-/// [`crate::Waker`]. Dropping the pool waits for the jobs that have begun; the
-/// others are dropped.
+/// A few threads that run what they are given, in order of arrival. A job tells of its end itself,
+/// through a channel and a [`crate::Waker`]; it must not panic, or its thread is gone. Dropping the
+/// pool waits for the jobs that have begun; the others are dropped.
 pub struct Offload {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,

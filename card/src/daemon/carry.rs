@@ -1,16 +1,17 @@
 //! Between the registry and the data half: actions become messages, reports become states.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
+use super::fronts::{HandOver, Happening};
 use super::{Daemon, Pending, Phase};
 use crate::control::{Response, VolumeEntry};
-use crate::message::{DESCRIPTORS_MAX, Endpoint, FromData, Numbered, Role, Subject, ToData};
+use crate::message::{DESCRIPTORS_MAX, FromData, Numbered, Subject, ToData};
 use crate::registry::{Action, FunctionState};
 use crate::runtime_dir::{self, BoundSocket};
-use crate::spec::{FunctionSpec, Id, SocketMode};
+use crate::spec::{Id, SocketMode};
 use crate::stats::Statistics;
 
 /// The mode of functions' sockets, less the umask: this user, and its group where the umask is 007. Who may connect has
@@ -18,8 +19,6 @@ use crate::stats::Statistics;
 const FUNCTION_MODE: u32 = 0o660;
 /// How long to wait before connecting again.
 const RECONNECT: Duration = Duration::from_millis(250);
-/// Most descriptors that are kept for one function: guest memory of 509 regions, three for each of 256 queues, and some.
-const KEPT_MAX: usize = 509 + 3 * 256 + 8;
 
 impl Daemon {
     /// Sends a message and returns its number.
@@ -77,65 +76,71 @@ impl Daemon {
 
     fn attach(&mut self, id: &Id) -> Result<()> {
         let spec = self.registry.function(id)?.spec.clone();
-        let path = self.registry.socket_path(id, &spec);
-        let (endpoint, descriptors) = match spec.mode {
-            SocketMode::Client => (Endpoint::Client, Vec::new()),
-            SocketMode::Server => {
-                if !self.sockets.contains_key(id) {
-                    self.sockets
-                        .insert(id.clone(), BoundSocket::bind(&path, FUNCTION_MODE)?);
-                }
-                let listener = self.sockets[id].listener.as_fd().try_clone_to_owned();
-                (
-                    Endpoint::Listener,
-                    vec![listener.context("a duplicate of the socket")?],
-                )
-            }
-        };
-        self.restore(id)?;
-        // The data half gets the whole path, also where the configuration leaves it out.
-        let spec = FunctionSpec {
-            socket: Some(path),
-            ..spec
-        };
-        self.send(
-            ToData::AttachFunction {
-                function: id.clone(),
-                spec,
-                endpoint,
-            },
-            descriptors,
-        );
+        if !self.fronts.has_door(id) {
+            let path = self.registry.socket_path(id, &spec);
+            let listener = match spec.mode {
+                SocketMode::Client => None,
+                SocketMode::Server => Some(BoundSocket::bind(&path, FUNCTION_MODE)?),
+            };
+            self.fronts.open(id.clone(), listener)?;
+        }
+        let function = id.clone();
+        self.send(ToData::AttachFunction { function, spec }, Vec::new());
         Ok(())
     }
 
-    /// Hands the descriptors of a session that another data half had begun to this one.
-    fn restore(&mut self, id: &Id) -> Result<()> {
-        let mut parts: Vec<(Vec<Role>, Vec<OwnedFd>)> = Vec::new();
-        for (role, descriptor) in self.kept.get(id).into_iter().flatten() {
-            if parts
-                .last()
-                .is_none_or(|(roles, _)| roles.len() == DESCRIPTORS_MAX)
-            {
-                parts.push(Default::default());
+    /// Gives a front end to the data half, with what is recorded of its session, as soon as the function is attached.
+    fn hand_over(&mut self, id: &Id) {
+        let function = self.registry.function(id);
+        if !function.is_ok_and(|function| function.state == FunctionState::Idle) {
+            return;
+        }
+        match self.fronts.hand_over(id) {
+            Ok(Some(front)) => self.send_front(id, front),
+            Ok(None) => {}
+            Err(error) => {
+                log::error!("function {id}: its front end cannot be served: {error}");
+                self.fronts.let_go(id);
             }
-            let descriptor = descriptor
-                .try_clone()
-                .context("a duplicate of a session's descriptor")?;
-            let (roles, descriptors) = parts.last_mut().expect("one was pushed");
-            roles.push(*role);
-            descriptors.push(descriptor);
         }
-        for (roles, descriptors) in parts {
-            self.send(
-                ToData::Restore {
-                    function: id.clone(),
-                    roles,
-                },
-                descriptors,
-            );
+    }
+
+    fn send_front(&mut self, id: &Id, front: HandOver) {
+        let mut descriptors = vec![front.connection];
+        let recorded = front.recorded.is_some();
+        if let Some((record, kept)) = front.recorded {
+            descriptors.push(record);
+            let mut kept = kept.into_iter().peekable();
+            while kept.peek().is_some() {
+                let (keys, files) = kept.by_ref().take(DESCRIPTORS_MAX).unzip();
+                let function = id.clone();
+                self.send(ToData::Restore { function, keys }, files);
+            }
         }
-        Ok(())
+        let function = id.clone();
+        self.send(ToData::Connection { function, recorded }, descriptors);
+    }
+
+    /// Looks after the functions' sockets.
+    pub(super) fn fronts_turn(&mut self, now: Instant) {
+        for happening in self.fronts.turn(now) {
+            match happening {
+                Happening::Came(id) => self.hand_over(&id),
+                Happening::Done(function, seq) => {
+                    self.send(ToData::Committed { function, seq }, Vec::new());
+                }
+            }
+        }
+    }
+
+    fn commit(&mut self, function: Id, descriptors: Vec<OwnedFd>) {
+        match self.fronts.commit(&function, descriptors) {
+            Ok(Some(seq)) => {
+                self.send(ToData::Committed { function, seq }, Vec::new());
+            }
+            Ok(None) => {}
+            Err(error) => log::warn!("function {function}: its front end is let go: {error}"),
+        }
     }
 
     /// Takes in one message of the data half.
@@ -207,11 +212,8 @@ impl Daemon {
             FromData::Started { reactors } => self.reactors = (*reactors).max(1),
             FromData::Drained if matches!(self.phase, Phase::Draining(_)) => self.finish(Ok(())),
             FromData::Drained => log::warn!("the data half drained without having been told to"),
-            FromData::Keep { function, roles } => self.keep(function, roles, descriptors),
-            FromData::Forget { function, roles } => {
-                if let Some(kept) = self.kept.get_mut(function) {
-                    kept.retain(|role, _| !roles.contains(role));
-                }
+            FromData::Commit { function, .. } => {
+                return self.commit(function.clone(), descriptors);
             }
             FromData::Failed {
                 about: Subject::Card,
@@ -220,7 +222,12 @@ impl Daemon {
             FromData::Failed {
                 about: Subject::Volume(id),
                 error,
-            } => log::error!("volume {id}: {error}"),
+            } => {
+                log::error!("volume {id}: {error}");
+                // Whose disk cannot be opened any more is told by the end of its connection.
+                let users: Vec<Id> = self.registry.users(id).cloned().collect();
+                users.iter().for_each(|user| self.fronts.let_go(user));
+            }
             FromData::Failed {
                 about: Subject::Function(id),
                 error,
@@ -232,20 +239,23 @@ impl Daemon {
                 if let Some(reason) = reason {
                     log::warn!("function {function}: its front end is gone: {reason}");
                 }
-                self.kept.remove(function);
-                self.connect_at.insert(function.clone(), Instant::now());
+                self.fronts.gone(function);
+                // Not at once: a front end that closes every connection would keep us busy.
+                self.connect_at
+                    .insert(function.clone(), Instant::now() + RECONNECT);
             }
             FromData::FunctionAttached { function } => {
-                // One that goes on with an old session has its connection.
-                let kept = self.kept.get(function);
-                if !kept.is_some_and(|kept| kept.contains_key(&Role::Connection)) {
-                    self.connect_at.insert(function.clone(), Instant::now());
-                }
+                self.connect_at.insert(function.clone(), Instant::now());
             }
             FromData::FunctionDetached { function } => self.release(function),
             _ => {}
         }
         self.tell_registry(&report);
+        if let FromData::FrontEndGone { function, .. } | FromData::FunctionAttached { function } =
+            &report
+        {
+            self.hand_over(function);
+        }
     }
 
     fn tell_registry(&mut self, report: &FromData) {
@@ -254,25 +264,9 @@ impl Daemon {
         }
     }
 
-    fn keep(&mut self, id: &Id, roles: &[Role], descriptors: Vec<OwnedFd>) {
-        if self.registry.function(id).is_err() {
-            log::warn!("the data half wants descriptors kept for {id}, which is not there");
-            return;
-        }
-        let kept = self.kept.entry(id.clone()).or_default();
-        for (role, descriptor) in roles.iter().zip(descriptors) {
-            if kept.len() >= KEPT_MAX && !kept.contains_key(role) {
-                log::warn!("function {id}: more than {KEPT_MAX} descriptors to keep");
-                return;
-            }
-            kept.insert(*role, descriptor);
-        }
-    }
-
     /// Lets go of all that stands for a function.
     pub(super) fn release(&mut self, id: &Id) {
-        self.sockets.remove(id);
-        self.kept.remove(id);
+        self.fronts.close(id);
         self.connect_at.remove(id);
     }
 
@@ -289,12 +283,14 @@ impl Daemon {
             let Ok(function) = self.registry.function(&id) else {
                 continue;
             };
-            if function.spec.mode != SocketMode::Client || function.state != FunctionState::Idle {
+            let is_idle = function.state == FunctionState::Idle && !self.fronts.is_taken(&id);
+            if function.spec.mode != SocketMode::Client || !is_idle {
                 continue;
             }
             match runtime_dir::connect(&self.registry.socket_path(&id, &function.spec)) {
                 Ok(connection) => {
-                    self.send(ToData::Connection { function: id }, vec![connection]);
+                    self.fronts.connected(&id, connection);
+                    self.hand_over(&id);
                 }
                 // Nobody listens yet, or too many wait: that is what waiting is for.
                 Err(_) => drop(self.connect_at.insert(id, now + RECONNECT)),

@@ -133,9 +133,9 @@ impl<S: Message, R: Message> Link<S, R> {
                 RecvFlags::CMSG_CLOEXEC,
             ) {
                 Ok(received) => break received,
-                Err(Errno::INTR) => {}
+                // A reset is said once, ahead of what the other half had sent: that is read first.
+                Err(Errno::INTR | Errno::CONNRESET) => {}
                 Err(Errno::AGAIN) => return Ok(None),
-                Err(Errno::CONNRESET) => return Err(LinkError::Closed),
                 Err(error) => return Err(LinkError::Socket(error.into())),
             }
         };

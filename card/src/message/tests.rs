@@ -44,28 +44,14 @@ fn function_spec() -> FunctionSpec {
     }
 }
 
-fn all_roles() -> Vec<Role> {
-    let mut roles = vec![
-        Role::Connection,
-        Role::Backend,
-        Role::Record,
-        Role::Inflight,
-        Role::Log,
-    ];
-    roles.extend([Role::Kick(1), Role::Call(1), Role::Error(1)]);
-    roles.extend((0..).map(Role::Memory).take(DESCRIPTORS_MAX - roles.len()));
-    roles
-}
-
 fn every_request() -> Vec<ToData> {
     let spec = VolumeSpec {
         uri: "null:?size=1TiB".to_owned(),
         layers: Vec::new(),
     };
-    let attach = |endpoint| ToData::AttachFunction {
+    let connection = |recorded| ToData::Connection {
         function: id("blk0"),
-        spec: function_spec(),
-        endpoint,
+        recorded,
     };
     vec![
         ToData::Start {
@@ -84,12 +70,17 @@ fn every_request() -> Vec<ToData> {
         },
         ToData::Restore {
             function: id("blk0"),
-            roles: all_roles(),
+            keys: (1..=DESCRIPTORS_MAX as u64).collect(),
         },
-        attach(Endpoint::Listener),
-        attach(Endpoint::Client),
-        ToData::Connection {
+        ToData::AttachFunction {
             function: id("blk0"),
+            spec: function_spec(),
+        },
+        connection(false),
+        connection(true),
+        ToData::Committed {
+            function: id("blk0"),
+            seq: u64::MAX,
         },
         ToData::DetachFunction {
             function: id("blk0"),
@@ -138,13 +129,9 @@ fn every_report() -> Vec<FromData> {
             function: id("blk0"),
             reason: Some("it sent nonsense".to_owned()),
         },
-        FromData::Keep {
+        FromData::Commit {
             function: id("blk0"),
-            roles: all_roles(),
-        },
-        FromData::Forget {
-            function: id("blk0"),
-            roles: all_roles(),
+            files: 9,
         },
         FromData::Statistics {
             statistics: Statistics::default(),
@@ -217,12 +204,12 @@ fn what_is_no_message_is_refused() {
     assert!(matches!(control.receive(), Err(LinkError::Malformed(_))));
     send_raw(
         &data,
-        br#"{"number":0,"message":{"keep":{"function":"blk0","roles":["record"]}}}"#,
+        br#"{"number":0,"message":{"commit":{"function":"blk0","files":18446744073709551615}}}"#,
     );
     assert!(matches!(
         control.receive(),
         Err(LinkError::Descriptors {
-            stated: 1,
+            stated: usize::MAX,
             found: 0
         })
     ));
@@ -267,6 +254,7 @@ fn an_outbox_keeps_order_when_the_other_half_is_slow() {
     for number in 1..=COUNT {
         let message = ToData::Connection {
             function: id("blk0"),
+            recorded: false,
         };
         control
             .send(&Numbered { number, message }, vec![marked_file(0)])

@@ -22,11 +22,13 @@ pub enum Mode {
     Server(UnixListener),
     /// The front end listens here; tried again and again, less and less often.
     Client(PathBuf),
-    /// Only the connection that [`Options::resume`] brings.
+    /// Only the connections that [`Options::resume`] and
+    /// [`LoopHandle::connection`](crate::LoopHandle::connection) bring.
     Given,
 }
 
-/// A session that another process began.
+/// A connection that another process accepted, and the session that a third may have begun on it. Its
+/// keeper knows the connection already: [`Keeper::connected`] is not called.
 #[derive(Debug)]
 pub struct Resume {
     /// The connection.
@@ -63,11 +65,24 @@ impl Options {
     }
 }
 
+/// What a front end and its driver have settled.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Negotiated {
+    /// The virtio feature bits that the driver accepted, without those of vhost-user; 0 before that.
+    pub features: u64,
+    /// The device status (virtio 1.3 §2.1); `None` where the front end does not tell it.
+    pub status: Option<u8>,
+    /// How many rings are started.
+    pub queues: u16,
+}
+
 /// What happens to an attachment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AttachmentEvent {
     /// A front end has connected.
     Connected,
+    /// What was settled has changed; also told once after each connection.
+    Negotiated(Negotiated),
     /// It has gone, and nothing of it is left; why, where it was not its own decision.
     Disconnected(Option<String>),
     /// A second front end was turned away.

@@ -160,6 +160,16 @@ impl Framer {
         Ok(total - self.bytes.len())
     }
 
+    /// How many descriptors the message lacks, if `ahead` are the rest of its bytes.
+    pub fn files_wanted(&self, ahead: &[u8]) -> usize {
+        let bytes: Vec<u8> = self.bytes.iter().chain(ahead).copied().collect();
+        let Some((head, payload)) = bytes.split_first_chunk::<HEADER_LEN>() else {
+            return 0;
+        };
+        let (request, _, _) = fields(*head);
+        crate::message::files_wanted(request, payload).saturating_sub(self.files.len())
+    }
+
     /// Takes bytes and descriptors of the current message, and gives it back when it is whole.
     ///
     /// # Errors

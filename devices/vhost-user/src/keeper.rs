@@ -11,7 +11,8 @@
 //! repeated); or the record is there, then the message and its reply are the keeper's affair. The
 //! records are numbered, so that one which arrives twice is not applied twice.
 //!
-//! [`Direct`] keeps nothing: for a session that lives and dies with its process. [`Ledger`] is what a
+//! [`Direct`] keeps nothing: for a session that lives and dies with its process, which may then take
+//! messages off the socket as it reads them. [`Ledger`] is what a
 //! control process does with the commits that it receives.
 
 use std::collections::VecDeque;
@@ -19,6 +20,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::framing::{HEADER_LEN, MAX_PAYLOAD};
 use crate::state::{Descriptors, Key};
 use crate::unix;
 
@@ -45,7 +47,8 @@ pub struct Commit {
 
 impl Commit {
     /// As one message for a seqpacket socket, with the descriptors that go along: those of `files`, then
-    /// those of the reply; at most nine.
+    /// those of the reply; at most eight
+    /// (a memory table).
     pub fn encode(&self) -> (Vec<u8>, Vec<BorrowedFd<'_>>) {
         let mut out = Vec::with_capacity(48 + self.state.len() + self.reply.len());
         let mut word = |w: u64| out.extend_from_slice(&w.to_ne_bytes());
@@ -235,6 +238,11 @@ impl Ledger {
         self.seq
     }
 
+    /// How many descriptors are kept.
+    pub fn descriptors(&self) -> usize {
+        self.files.len()
+    }
+
     /// How many replies were sent or wait for the front end.
     pub fn replies(&self) -> u64 {
         self.replies
@@ -259,12 +267,19 @@ impl Ledger {
     /// Applies a commit, unless it was applied before.
     ///
     /// # Errors
-    /// `InvalidData` where records are missing; else whatever the socket says.
+    /// `InvalidData` where records are missing, one comes before the one before it is done, or one
+    /// speaks of more than a message: whoever sends them may be in the host's hand. Else whatever the
+    /// socket says.
     pub fn apply(&mut self, socket: BorrowedFd<'_>, commit: Commit) -> io::Result<Progress> {
         if commit.seq <= self.seq {
             return self.flush(socket);
         }
-        if self.seq != 0 && commit.seq != self.seq + 1 {
+        let is_next = self.seq == 0 || commit.seq == self.seq + 1;
+        let longest = HEADER_LEN + MAX_PAYLOAD;
+        let fits = commit.consume <= longest
+            && commit.reply.len() <= longest
+            && commit.reply_files.len() <= unix::MAX_FILES;
+        if !is_next || !fits || !self.outbox.waiting.is_empty() {
             return Err(io::ErrorKind::InvalidData.into());
         }
         self.seq = commit.seq;
@@ -380,6 +395,17 @@ mod tests {
         assert_eq!((&buf[..reply.len], reply.files.len()), (&b"reply"[..], 1));
         assert!(unix::take(front.as_fd(), &mut buf).is_err(), "one reply");
         assert!(ledger.apply(back.as_fd(), commit(3)).is_err(), "a gap");
+        let lies: [fn(&mut Commit); 3] = [
+            |c| c.consume = usize::MAX,
+            |c| c.reply = vec![0; HEADER_LEN + MAX_PAYLOAD + 1],
+            |c| c.reply_files = (0..9).map(|_| sealed_memory(c"x", 1).unwrap()).collect(),
+        ];
+        for lie in lies {
+            let mut next = commit(2);
+            lie(&mut next);
+            assert!(ledger.apply(back.as_fd(), next).is_err());
+        }
+        assert_eq!(ledger.seq(), 1);
     }
 
     #[test]

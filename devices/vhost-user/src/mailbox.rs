@@ -8,7 +8,7 @@ use std::sync::{Mutex, PoisonError};
 use bluff_virtio::{DeviceEvent, VirtioDevice};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use crate::attachment::Attachment;
+use crate::attachment::{Attachment, Resume};
 use crate::session::Done;
 
 /// Names an attachment from its addition to its removal; never used twice.
@@ -27,6 +27,8 @@ pub enum Letter {
     Add(Box<Attachment>, SyncSender<io::Result<()>>),
     /// End a session and give its device back; dropped where there is no such attachment.
     Remove(String, Removed),
+    /// A connection for an attachment.
+    Connection(String, Box<Resume>),
     /// A keeper has recorded.
     Committed(String, u64),
     /// End everything.
@@ -47,6 +49,7 @@ impl std::fmt::Debug for Letter {
             Self::Event(..) => "Event",
             Self::Add(..) => "Add",
             Self::Remove(..) => "Remove",
+            Self::Connection(..) => "Connection",
             Self::Committed(..) => "Committed",
             Self::Stop => "Stop",
         })

@@ -147,6 +147,28 @@ pub enum Request {
     GetStatus,
 }
 
+/// How many descriptors a request with this payload should have.
+pub(crate) fn files_wanted(request: u32, payload: &[u8]) -> usize {
+    use FrontendReq as R;
+    match FrontendReq::try_from(request) {
+        Ok(R::SET_MEM_TABLE) => RawRegions::read_from_prefix(payload).map_or(0, |(head, _)| {
+            head.count.get().min(spec::MAX_REGIONS) as usize
+        }),
+        Ok(R::SET_VRING_KICK | R::SET_VRING_CALL | R::SET_VRING_ERR) => {
+            zerocopy::native_endian::U64::read_from_prefix(payload)
+                .map_or(0, |(n, _)| usize::from(n.get() & spec::VRING_NO_FILE == 0))
+        }
+        Ok(
+            R::SET_LOG_BASE
+            | R::SET_LOG_FD
+            | R::SET_BACKEND_REQ_FD
+            | R::SET_INFLIGHT_FD
+            | R::ADD_MEM_REG,
+        ) => 1,
+        _ => 0,
+    }
+}
+
 /// A message on its way to a request.
 struct Parser {
     code: u32,

@@ -14,9 +14,11 @@ use crate::Error;
 use crate::message::{InflightInfo, RegionInfo, Request};
 use crate::spec::{self, RawConfig, RawLog, RawVringState, protocol};
 use crate::state::{
-    Addresses, Descriptors, InflightState, Key, Kick, LogState, Mapped, RegionState, SessionState,
+    Addresses, Descriptors, InflightState, Key, LogState, Mapped, RegionState, SessionState,
 };
 use crate::unix;
+
+mod rings;
 
 /// What the device and this back end offer.
 #[derive(Clone, Copy, Debug)]
@@ -213,7 +215,7 @@ impl Planner<'_> {
             R::SetStatus(status) => {
                 self.needs(protocol::STATUS)?;
                 if status == 0 {
-                    self.reset();
+                    self.reset_status();
                 } else {
                     let broken = self.old.status & spec::STATUS_NEEDS_RESET;
                     self.plan.next.status = status | broken;
@@ -341,7 +343,25 @@ impl Planner<'_> {
         self.plan.effects.push(Effect::Wait);
     }
 
-    /// `RESET_DEVICE`, and status 0 (virtio 1.3 §2.4).
+    /// Status 0 (virtio 1.3 §2.4).
+    ///
+    /// Front ends that pause a VM send it too: QEMU 8 and later after `GET_VRING_BASE`, QEMU 7.2 before, so that
+    /// rings still run. They are stopped as `GET_VRING_BASE` would stop them, and what that is to answer
+    /// is kept, with the features that give it its form.
+    fn reset_status(&mut self) {
+        for index in self.old.started().collect::<Vec<_>>() {
+            self.stop(index, StopKind::Drain);
+        }
+        self.plan.effects.extend([Effect::Wait, Effect::Reset]);
+        if self.old.features.is_some() {
+            let driver = self.old.driver_features();
+            self.plan.effects.push(Effect::SetFeatures(driver));
+        }
+        self.plan.next.reset_status();
+        self.plan.mapped.inflight = None;
+    }
+
+    /// `RESET_DEVICE`.
     fn reset(&mut self) {
         for index in self.old.started().collect::<Vec<_>>() {
             self.stop(index, StopKind::Drop);
@@ -419,153 +439,6 @@ impl Planner<'_> {
             offset: offset.into(),
         };
         self.plan.reply = Reply::Payload(raw.as_bytes().to_vec(), None);
-        Ok(())
-    }
-
-    fn set_size(&mut self, index: u16, size: u16) -> Result<(), Error> {
-        if self.plan.next.ring(index).size == size {
-            return Ok(());
-        }
-        self.quiesce(index)?;
-        // QEMU sets the in-flight region first, so the size is checked against it.
-        if self.old.inflight.is_some_and(|i| size > i.queue_size) {
-            return Err(value("vring size", size.into()));
-        }
-        self.plan.next.ring(index).size = size;
-        Ok(())
-    }
-
-    fn set_addresses(&mut self, index: u16, log: Option<u64>, at: Addresses) -> Result<(), Error> {
-        for (field, addr, align) in [
-            ("descriptor area", at.desc, 16),
-            ("driver area", at.avail, 2),
-            ("device area", at.used, 4),
-        ] {
-            if !addr.is_multiple_of(align) {
-                return Err(value(field, addr));
-            }
-        }
-        if self.plan.next.ring(index).addresses != Some(at) {
-            self.quiesce(index)?;
-        }
-        let ring = self.plan.next.ring(index);
-        ring.addresses = Some(at);
-        ring.log = log;
-        // Still running: only the log flag can have changed, at the start or the end of a migration.
-        if ring.kick.is_some() {
-            self.plan.effects.extend([Effect::Log(index), Effect::Wait]);
-        }
-        Ok(())
-    }
-
-    fn set_base(&mut self, index: u16, base: u32) -> Result<(), Error> {
-        let packed = self.old.has(features::RING_PACKED);
-        if self.old.features.is_some() && !packed && base > 0xffff {
-            return Err(value("vring base", base.into()));
-        }
-        self.quiesce(index)?;
-        self.plan.next.ring(index).base = base;
-        Ok(())
-    }
-
-    fn get_base(&mut self, index: u16) {
-        if self.is_started(index) {
-            let leave = self.old.protocol & protocol::GET_VRING_BASE_INFLIGHT != 0
-                && self.old.inflight.is_some();
-            self.stop(
-                index,
-                if leave {
-                    StopKind::Leave
-                } else {
-                    StopKind::Drain
-                },
-            );
-            self.plan.effects.push(Effect::Wait);
-        }
-        self.plan.reply = Reply::Base(index);
-    }
-
-    fn set_kick(&mut self, index: u16, file: Option<OwnedFd>) -> Result<(), Error> {
-        let started = self.is_started(index);
-        if !started {
-            self.check_start(index)?;
-        }
-        let kick = self.notifier("kick", file)?;
-        self.plan.next.ring(index).kick = Some(kick.map_or(Kick::Polled, Kick::File));
-        if started {
-            self.plan.effects.push(Effect::Kick(index));
-            return Ok(());
-        }
-        if self.offer.keep && self.old.inflight.is_none() {
-            // A fresh region at each start: nothing is in flight then.
-            let len = inflight::queue_len(self.old.vrings[usize::from(index)].size);
-            let file = unix::sealed_memory(c"bluff-inflight", len)?;
-            let key = self.keep(&file)?;
-            self.plan.next.ring(index).own_inflight = Some(key);
-            let region = Arc::new(Mapping::new(file, 0, len)?);
-            self.plan.mapped.own_inflight.insert(index, region);
-        }
-        self.plan.effects.push(Effect::Start(index));
-        Ok(())
-    }
-
-    /// Whether everything is there that a ring needs to start.
-    fn check_start(&self, index: u16) -> Result<(), Error> {
-        let ring = &self.old.vrings[usize::from(index)];
-        let Some(bits) = self.old.features else {
-            return Err(Error::State("kick before features"));
-        };
-        let (Some(at), 1..) = (ring.addresses, ring.size) else {
-            return Err(Error::State("kick before size and addresses"));
-        };
-        let packed = bits & features::RING_PACKED != 0;
-        if !packed && !ring.size.is_power_of_two() {
-            return Err(value("split vring size", ring.size.into()));
-        }
-        if !packed && ring.base > 0xffff {
-            return Err(value("vring base", ring.base.into()));
-        }
-        if let Some(i) = &self.old.inflight
-            && (index >= i.queues || ring.size > i.queue_size)
-        {
-            return Err(Error::State("the in-flight region does not hold this ring"));
-        }
-        // Lengths of virtio 1.3 §2.7 and §2.8.
-        let n = u64::from(ring.size);
-        let event = if bits & features::EVENT_IDX != 0 {
-            2
-        } else {
-            0
-        };
-        let (avail, used, align) = if packed {
-            (4, 4, 4)
-        } else {
-            (4 + 2 * n + event, 4 + 8 * n + event, 2)
-        };
-        let memory = &self.plan.mapped.memory;
-        let space = bluff_memory::Space::User;
-        memory.contiguous(space, at.desc, 16 * n, 16)?;
-        memory.contiguous(space, at.avail, avail, align)?;
-        memory.contiguous(space, at.used, used, 4)?;
-        Ok(())
-    }
-
-    fn set_enable(&mut self, index: u16, on: bool) -> Result<(), Error> {
-        // QEMU's network devices enable rings before SET_FEATURES, but never without having set
-        // protocol features.
-        if !self.old.has(spec::F_PROTOCOL_FEATURES) && self.old.protocol == 0 {
-            return Err(Error::State("enable before protocol features"));
-        }
-        let was = self.old.is_enabled(index);
-        self.plan.next.ring(index).enabled = on;
-        let is = self.plan.next.is_enabled(index);
-        if self.is_started(index) && was != is {
-            self.plan.effects.push(Effect::Enable(index, is));
-            if !is {
-                // Acknowledged, or followed by the next message, when the reactor has seen it.
-                self.plan.effects.extend([Effect::Log(index), Effect::Wait]);
-            }
-        }
         Ok(())
     }
 

@@ -13,24 +13,25 @@
 //! in-flight region has to be known to the keeper before the first request is taken off the ring.
 
 use std::collections::{BTreeSet, VecDeque};
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bluff_virtio::{
-    DeviceError, DeviceEvent, QueueChange, QueueSetup, Stop, StoppedQueue, VirtioDevice, features,
-};
-use vhost::vhost_user::message::FrontendReq;
-use vmm_sys_util::eventfd::EventFd;
+use bluff_virtio::{DeviceError, DeviceEvent, Stop, StoppedQueue, VirtioDevice, features};
 
+use crate::attachment::Negotiated;
 use crate::channel::Channel;
-use crate::framing::{self, Framer, Message};
+use crate::framing::{Framer, Message};
 use crate::keeper::Commit;
 use crate::message::Request;
-use crate::plan::{self, Effect, Offer, Plan, Reply, StopKind};
+use crate::plan::{self, Effect, Offer, Plan};
+use crate::reader::Piece;
 use crate::spec::{self, protocol};
-use crate::state::{Descriptors, Key, Kick, Mapped, SessionState};
+use crate::state::{Descriptors, Key, Mapped, SessionState};
 use crate::{Error, unix};
+
+mod work;
+
+use work::queue_setup;
 
 /// What network devices take besides [`VirtioDevice`].
 pub trait NetControl: Send {
@@ -166,6 +167,16 @@ impl Session {
         &self.state
     }
 
+    /// What the front end and its driver have settled.
+    pub fn negotiated(&self) -> Negotiated {
+        let tells = self.state.protocol & protocol::STATUS != 0;
+        Negotiated {
+            features: self.state.driver_features(),
+            status: tells.then_some(self.state.status),
+            queues: self.state.started().count() as u16,
+        }
+    }
+
     /// The device, when the sessions are over.
     pub fn into_device(self) -> Box<dyn VirtioDevice> {
         self.device
@@ -203,6 +214,16 @@ impl Session {
 
     /// Gives a broken channel up.
     pub fn drop_channel(&mut self) {
+        if let Some((key, _)) = &self.channel {
+            self.files.remove(key);
+            if self.state.channel == Some(*key) {
+                self.state.channel = None;
+            }
+        }
+        self.retire_channel();
+    }
+
+    fn retire_channel(&mut self) {
         self.retired.extend(self.channel.take().map(|(_, c)| c));
     }
 
@@ -223,11 +244,11 @@ impl Session {
     }
 
     /// Goes on where another process ended: maps what the state names, starts the rings that were
-    /// started. Requests in flight are done again out of their in-flight regions.
+    /// started. Requests in flight are done again out of their in-flight regions. A ring that cannot be
+    /// started is a broken one.
     ///
     /// # Errors
-    /// [`Error::Recorded`] where the state does not fit this device; whatever mapping or starting says.
-    /// Then call [`Session::end`].
+    /// [`Error::Recorded`] where the state does not fit this device; whatever mapping says. Then call [`Session::end`].
     ///
     /// # Panics
     /// Where a front end is connected.
@@ -264,7 +285,11 @@ impl Session {
         }
         for index in self.state.started().collect::<Vec<_>>() {
             let setup = queue_setup(&self.state, &self.mapped, &self.files, index)?;
-            self.device.start_queue(setup)?;
+            if let Err(e) = self.device.start_queue(setup) {
+                // It was broken before, in a way that the device sees only now: its memory has gone.
+                self.state.status |= spec::STATUS_NEEDS_RESET;
+                self.refused = Some(e.into());
+            }
         }
         self.open_channel()?;
         // A change may have gone untold.
@@ -283,19 +308,19 @@ impl Session {
         }
     }
 
-    /// Bytes of the next message, with the descriptors that came with them: never more than
-    /// [`Framer::missing`] says. They are still in the socket; the commit that follows takes them off.
+    /// A piece of the next message. The commit that follows takes it off the socket where it is still
+    /// there.
     ///
     /// # Panics
     /// Where the session is not ready.
-    pub fn receive(
-        &mut self,
-        bytes: &[u8],
-        files: Vec<OwnedFd>,
-        truncated: bool,
-        now: Instant,
-    ) -> Step {
+    pub fn receive(&mut self, piece: Piece, now: Instant) -> Step {
         assert!(self.is_ready(), "one message at a time");
+        let Piece {
+            bytes,
+            files,
+            truncated,
+            consume,
+        } = piece;
         if self.is_poisoned() {
             return Step::Close(Error::Poisoned);
         }
@@ -303,7 +328,7 @@ impl Session {
         let mut kept = Vec::new();
         if self.keep {
             // Should the message not be whole, they have to be kept.
-            next_partial.bytes.extend_from_slice(bytes);
+            next_partial.bytes.extend_from_slice(&bytes);
             next_partial.truncated |= truncated;
             for file in &files {
                 match file.try_clone() {
@@ -312,9 +337,9 @@ impl Session {
                 }
             }
         }
-        match self.framer.push(bytes, files, truncated) {
+        match self.framer.push(&bytes, files, truncated) {
             Err(e) => Step::Close(e),
-            Ok(Some(message)) => self.whole(message, bytes.len(), now),
+            Ok(Some(message)) => self.whole(message, consume, now),
             Ok(None) => {
                 let mut next = self.state.clone();
                 let mut files = Vec::new();
@@ -328,7 +353,7 @@ impl Session {
                     files.push((key, file));
                 }
                 next.partial = next_partial;
-                self.commit(next, files, bytes.len(), Vec::new(), Vec::new())
+                self.commit(next, files, consume, Vec::new(), Vec::new())
             }
         }
     }
@@ -428,233 +453,6 @@ impl Session {
         }
     }
 
-    /// Carries effects out until some have to be waited for.
-    fn run(&mut self, now: Instant) -> Step {
-        let Phase::Working(mut work) = std::mem::replace(&mut self.phase, Phase::Ready) else {
-            panic!("no work");
-        };
-        while let Some(effect) = work.effects.pop_front() {
-            if effect == Effect::Wait {
-                if work.waiting > 0 {
-                    self.phase = Phase::Working(work);
-                    return Step::Wait;
-                }
-                continue;
-            }
-            if let Err(e) = self.effect(effect, &mut work, now) {
-                // Effects that can fail stand alone in their plan: nothing is half done.
-                assert_eq!(work.waiting, 0, "an effect failed in the middle of a plan");
-                plan::retain(&mut self.files, &self.state);
-                return self.refuse(work.answer, e);
-            }
-        }
-        if work.waiting > 0 {
-            self.phase = Phase::Working(work);
-            return Step::Wait;
-        }
-        self.finish(*work, now)
-    }
-
-    fn effect(&mut self, effect: Effect, work: &mut Work, now: Instant) -> Result<(), Error> {
-        let (next, mapped) = (&work.plan.next, &work.plan.mapped);
-        let op = self.op;
-        match effect {
-            Effect::Wait => {}
-            Effect::SetFeatures(bits) => self.device.set_features(bits),
-            Effect::Reset => self.device.reset(),
-            Effect::WriteConfig(offset, bytes) => self.device.write_config(offset, &bytes)?,
-            Effect::SetMtu(mtu) => self.net()?.set_mtu(mtu)?,
-            Effect::Announce(mac) => self.net()?.announce(mac)?,
-            Effect::Start(index) => {
-                let setup = queue_setup(next, mapped, &self.files, index)?;
-                self.device.start_queue(setup)?;
-                self.spent = Duration::ZERO;
-            }
-            Effect::Stop(index, kind) => {
-                let stop = Stop {
-                    // Front ends stop one ring after another, each time waiting for the reply: the
-                    // bound is for all of them.
-                    bound: self.bound.saturating_sub(self.spent),
-                    leave: kind == StopKind::Leave,
-                    answer: kind != StopKind::Drop,
-                };
-                work.waiting += 1;
-                work.since = now;
-                self.stop_queue(index, stop, op);
-            }
-            Effect::Memory(index) => {
-                work.waiting += 1;
-                let change = QueueChange::Memory {
-                    memory: mapped.memory.clone(),
-                    bound: self.bound,
-                    done: changed(&self.completions, op),
-                };
-                self.device.change_queue(index, change);
-            }
-            Effect::Log(index) => {
-                work.waiting += 1;
-                let change = QueueChange::Log {
-                    log: mapped.queue_log(next, index),
-                    done: changed(&self.completions, op),
-                };
-                self.device.change_queue(index, change);
-            }
-            Effect::Kick(index) => {
-                let kick = match next.vrings[usize::from(index)].kick {
-                    Some(Kick::File(key)) => event(&self.files, Some(key))?,
-                    _ => None,
-                };
-                self.device.change_queue(index, QueueChange::Kick(kick));
-            }
-            Effect::Call(index) => {
-                let call = event(&self.files, next.vrings[usize::from(index)].call)?;
-                self.device.change_queue(index, QueueChange::Call(call));
-            }
-            Effect::Err(index) => {
-                let err = event(&self.files, next.vrings[usize::from(index)].err)?;
-                self.device.change_queue(index, QueueChange::Error(err));
-            }
-            Effect::Enable(index, on) => {
-                self.device.change_queue(index, QueueChange::Enable(on));
-            }
-        }
-        Ok(())
-    }
-
-    fn net(&mut self) -> Result<&mut Box<dyn NetControl>, Error> {
-        self.net
-            .as_mut()
-            .ok_or(Error::State("not a network device"))
-    }
-
-    fn stop_queue(&mut self, index: u16, stop: Stop, op: u64) {
-        let completions = self.completions.clone();
-        let done = Box::new(move |stopped| {
-            // After a reset the position is the front end's to set.
-            let stopped: Option<StoppedQueue> = stopped;
-            completions(Done {
-                op,
-                stopped: stopped.filter(|_| stop.answer).map(|s| (index, s)),
-            });
-        });
-        self.device.stop_queue(index, stop, done);
-    }
-
-    /// Everything that a message asked for has happened.
-    fn finish(&mut self, mut work: Work, now: Instant) -> Step {
-        // Only stops and changes take time.
-        self.spent += now.saturating_duration_since(work.since);
-        let answer = work.answer;
-        // The old epoch goes here, when nothing uses it any more.
-        self.mapped = std::mem::take(&mut work.plan.mapped);
-        let next = work.plan.next;
-        let mut reply_files = Vec::new();
-        let payload = match work.plan.reply {
-            Reply::Payload(payload, file) => {
-                reply_files.extend(file);
-                Some(payload)
-            }
-            Reply::Base(index) => Some(plan::base_payload(&next, index)),
-            // SET_PROTOCOL_FEATURES itself may ask for an acknowledgement (User-Mode Linux does).
-            Reply::Ack => {
-                let wanted = answer.need_reply && next.protocol & protocol::REPLY_ACK != 0;
-                wanted.then(|| 0u64.to_ne_bytes().to_vec())
-            }
-        };
-        let reply = payload.map_or_else(Vec::new, |p| framing::reply(answer.request, &p));
-        let kept = work.plan.kept;
-        plan::retain(&mut self.files, &next);
-        let step = self.commit(next, kept, answer.consume, reply, reply_files);
-        if let Err(e) = self.open_channel() {
-            return Step::Close(e);
-        }
-        step
-    }
-
-    /// Answers a message that is not served, or gives the connection up where it cannot be answered.
-    fn refuse(&mut self, answer: Answer, error: Error) -> Step {
-        let acks = answer.need_reply && self.state.protocol & protocol::REPLY_ACK != 0;
-        let payload = if answer.request == u32::from(FrontendReq::GET_CONFIG) {
-            // "back-end uses zero length of payload to indicate an error".
-            Vec::new()
-        } else if acks {
-            1u64.to_ne_bytes().to_vec()
-        } else {
-            return Step::Close(error);
-        };
-        if error.ends_session() {
-            return Step::Close(error);
-        }
-        self.refused = Some(error);
-        let reply = framing::reply(answer.request, &payload);
-        let next = self.state.clone();
-        self.commit(next, Vec::new(), answer.consume, reply, Vec::new())
-    }
-
-    fn commit(
-        &mut self,
-        mut next: SessionState,
-        files: Vec<(Key, OwnedFd)>,
-        consume: usize,
-        reply: Vec<u8>,
-        reply_files: Vec<OwnedFd>,
-    ) -> Step {
-        next.seq = self.state.seq;
-        next.next_key = next.next_key.max(self.state.next_key);
-        self.state = next;
-        self.phase = Phase::Committing;
-        self.record(self.state.clone(), files, consume, reply, reply_files)
-    }
-
-    /// The record of a state, which becomes the present one only through [`Session::commit`].
-    fn record(
-        &mut self,
-        mut next: SessionState,
-        files: Vec<(Key, OwnedFd)>,
-        consume: usize,
-        reply: Vec<u8>,
-        reply_files: Vec<OwnedFd>,
-    ) -> Step {
-        self.state.seq += 1;
-        next.seq = self.state.seq;
-        let mut commit = Commit {
-            seq: next.seq,
-            consume,
-            reply,
-            reply_files,
-            ..Commit::default()
-        };
-        if self.keep {
-            next.device = self.device.save();
-            // Keys are never used twice, also if the plan that made them is dropped.
-            self.state.next_key = self.state.next_key.max(next.next_key);
-            let keys = next.keys();
-            let gone = self.kept.difference(&keys);
-            commit.dropped = gone.copied().collect();
-            commit.files = files;
-            commit.state = next.to_bytes();
-            self.kept = keys;
-        }
-        Step::Commit(commit)
-    }
-
-    fn open_channel(&mut self) -> Result<(), Error> {
-        let now = self.channel.as_ref().map(|(key, _)| *key);
-        match self.state.channel {
-            Some(key) if now != Some(key) => {
-                if let Some(file) = self.files.get(&key) {
-                    let file = file.try_clone()?;
-                    let ack = self.state.protocol & protocol::REPLY_ACK != 0;
-                    self.drop_channel();
-                    self.channel = Some((key, Channel::new(file, ack)));
-                }
-            }
-            None => self.drop_channel(),
-            _ => {}
-        }
-        Ok(())
-    }
-
     /// The device says something. Whether the function needs a reset now, and did not before.
     pub fn device_event(&mut self, event: DeviceEvent) -> bool {
         match event {
@@ -748,52 +546,9 @@ impl Session {
         self.files.clear();
         self.kept.clear();
         self.framer = Framer::default();
-        self.drop_channel();
+        self.retire_channel();
         self.spent = Duration::ZERO;
         self.phase = Phase::Idle;
         Step::Ended
     }
-}
-
-fn changed(completions: &Completions, op: u64) -> Box<dyn FnOnce() + Send> {
-    let completions = completions.clone();
-    Box::new(move || completions(Done { op, stopped: None }))
-}
-
-/// A duplicate of a notifier, as the device takes it.
-fn event(files: &Descriptors, key: Option<Key>) -> Result<Option<EventFd>, Error> {
-    let Some(key) = key else { return Ok(None) };
-    let file = files
-        .get(&key)
-        .ok_or(Error::Recorded("a descriptor is missing"))?;
-    Ok(Some(unix::event_fd(file.try_clone()?)))
-}
-
-fn queue_setup(
-    state: &SessionState,
-    mapped: &Mapped,
-    files: &Descriptors,
-    index: u16,
-) -> Result<QueueSetup, Error> {
-    let ring = &state.vrings[usize::from(index)];
-    let kick = match ring.kick {
-        Some(Kick::File(key)) => Some(key),
-        _ => None,
-    };
-    Ok(QueueSetup {
-        index,
-        size: ring.size,
-        features: state.driver_features(),
-        addresses: state
-            .ring_addresses(index)
-            .ok_or(Error::Recorded("a ring without addresses"))?,
-        position: state.position(index),
-        memory: mapped.memory.clone(),
-        kick: event(files, kick)?,
-        call: event(files, ring.call)?,
-        error: event(files, ring.err)?,
-        inflight: mapped.inflight_queue(state, index),
-        log: mapped.queue_log(state, index),
-        enabled: state.is_enabled(index),
-    })
 }

@@ -13,7 +13,7 @@ use event_manager::{
     EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberId, SubscriberOps,
 };
 
-use crate::attachment::Attachment;
+use crate::attachment::{Attachment, Resume};
 use crate::mailbox::{Id, Letter, Mailbox};
 use crate::session::Session;
 use crate::slot::{Role, Slot};
@@ -46,6 +46,13 @@ impl LoopHandle {
     pub fn remove(&self, name: &str, then: impl FnOnce(Box<dyn VirtioDevice>) + Send + 'static) {
         self.mailbox
             .post(Letter::Remove(name.into(), Box::new(then)));
+    }
+
+    /// Gives an attachment a connection, with what was recorded of its session, if it has one already;
+    /// where another front end is there, or no such attachment, it is closed.
+    pub fn connection(&self, name: &str, resume: Resume) {
+        self.mailbox
+            .post(Letter::Connection(name.into(), Box::new(resume)));
     }
 
     /// The keeper has recorded, consumed and replied what it answered [`Progress::Later`] to.
@@ -175,6 +182,15 @@ impl Driver {
                     && slot.session().device_event(event)
                 {
                     slot.needs_reset(now);
+                }
+                id
+            }
+            Letter::Connection(name, resume) => {
+                let Some(id) = self.names.get(&name).copied() else {
+                    return;
+                };
+                if let Some(slot) = self.slots.get_mut(&id) {
+                    slot.given(*resume, now);
                 }
                 id
             }

@@ -4,22 +4,22 @@
 //! is registered; nothing here touches the epoll.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::net::Shutdown;
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use event_manager::EventSet;
 
-use crate::attachment::{AttachmentEvent, Listener, Mode, Options, Resume};
-use crate::framing::{HEADER_LEN, MAX_PAYLOAD};
+use crate::attachment::{AttachmentEvent, Listener, Mode, Negotiated, Options, Resume};
 use crate::keeper::{Keeper, Progress};
 use crate::limit::Limit;
 use crate::mailbox::Removed;
 use crate::session::{Session, Step};
-use crate::{Error, unix};
+use crate::{Error, reader, unix};
 
-/// Messages of one front end in a turn of the loop, so that a flood of them does not hold up others.
-const BUDGET: usize = 32;
+/// Reads from one front end in a turn of the loop, so that a flood of messages does not hold up others.
+const BUDGET: usize = 64;
 /// First and longest pause between attempts to connect.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 /// Pause after `accept` has failed for want of descriptors or memory.
@@ -60,6 +60,8 @@ pub struct Slot {
     retry: Option<Instant>,
     backoff: Duration,
     why: Option<String>,
+    /// What was last told of this connection's session.
+    told: Option<Negotiated>,
     removal: Option<Removed>,
     limit: Limit,
 }
@@ -91,6 +93,7 @@ impl Slot {
             retry: None,
             backoff: BACKOFF.0,
             why: None,
+            told: None,
             removal: None,
             limit: Limit::default(),
         };
@@ -122,6 +125,19 @@ impl Slot {
                 self.drive(Step::Ready, now);
             }
             None => self.look_for_front_end(now),
+        }
+    }
+
+    /// Takes up a connection that somebody else has accepted.
+    pub fn given(&mut self, resume: Resume, now: Instant) {
+        let is_free = self.session.is_idle() && self.socket.is_none() && self.removal.is_none();
+        match resume.recorded {
+            Some(_) if is_free => self.begin(Some(resume), now),
+            Some(_) => {
+                self.log(now, "a second session is turned away");
+                (self.events)(&self.name, AttachmentEvent::Refused);
+            }
+            None => self.accepted(resume.socket, now),
         }
     }
 
@@ -244,7 +260,8 @@ impl Slot {
     }
 
     fn accept(&mut self, now: Instant) {
-        loop {
+        // Those beyond wait for the next turn.
+        for _ in 0..BUDGET {
             let Mode::Server(listener) = &self.mode else {
                 return;
             };
@@ -286,7 +303,20 @@ impl Slot {
     }
 
     /// A device has done something, or a keeper has.
-    pub fn drive(&mut self, mut step: Step, now: Instant) {
+    pub fn drive(&mut self, step: Step, now: Instant) {
+        self.steps(step, now);
+        self.tell_negotiated();
+    }
+
+    fn tell_negotiated(&mut self) {
+        let now = self.session.negotiated();
+        if self.socket.is_some() && self.told != Some(now) {
+            self.told = Some(now);
+            (self.events)(&self.name, AttachmentEvent::Negotiated(now));
+        }
+    }
+
+    fn steps(&mut self, mut step: Step, now: Instant) {
         let mut budget = BUDGET;
         loop {
             step = match step {
@@ -330,24 +360,22 @@ impl Slot {
         }
     }
 
-    /// Reads on: never past the end of a message, and without taking anything off the socket.
+    /// Reads on: never past the end of a message.
     fn read(&mut self, now: Instant) -> Option<Step> {
-        let socket = self.socket.as_ref()?;
-        match peek_message(socket.as_fd(), &self.session) {
+        let socket = self.socket.as_ref()?.as_fd();
+        let framer = self.session.framer();
+        let read = if self.keeper.keeps() {
+            reader::look(socket, framer)
+        } else {
+            reader::take(socket, framer)
+        };
+        match read {
             Ok(None) => None,
-            Ok(Some((buf, got))) if got.len == 0 => {
-                drop(buf);
-                if self.session.framer().bytes().is_empty() {
-                    self.close(None);
-                    return Some(self.session.end());
-                }
-                Some(Step::Close(Error::Truncated))
-            }
-            Ok(Some((buf, got))) => {
-                Some(
-                    self.session
-                        .receive(&buf[..got.len], got.files, got.truncated, now),
-                )
+            Ok(Some(piece)) if !piece.bytes.is_empty() => Some(self.session.receive(piece, now)),
+            Ok(Some(_)) if !framer.bytes().is_empty() => Some(Step::Close(Error::Truncated)),
+            Ok(Some(_)) => {
+                self.close(None);
+                Some(self.session.end())
             }
             Err(e) => Some(Step::Close(e)),
         }
@@ -363,7 +391,12 @@ impl Slot {
     }
 
     fn close(&mut self, why: Option<String>) {
-        self.retired.extend(self.socket.take());
+        if let Some(socket) = self.socket.take() {
+            // A keeper may hold the connection too, and the front end is not to wait for it.
+            let _ = socket.shutdown(Shutdown::Both);
+            self.retired.push(socket);
+        }
+        self.told = None;
         self.sending = Sending::No;
         self.why = why;
     }
@@ -440,6 +473,7 @@ impl Slot {
     pub fn needs_reset(&mut self, now: Instant) {
         self.log(now, "a ring is broken: the device needs a reset");
         (self.events)(&self.name, AttachmentEvent::NeedsReset);
+        self.tell_negotiated();
         // One cause is memory that is not there any more.
         self.tick(now);
     }
@@ -462,29 +496,4 @@ fn chain(e: &Error) -> String {
         source = cause.source();
     }
     line
-}
-
-type Peeked = (Box<[u8; HEADER_LEN + MAX_PAYLOAD]>, unix::Received);
-
-/// As much of the present message as can be seen. `None`: nothing. A length of zero: the end.
-///
-/// A look ends behind bytes that carry descriptors, so a message that was sent in pieces may be seen
-/// in part only; that part is then taken before the rest is looked at.
-fn peek_message(socket: BorrowedFd<'_>, session: &Session) -> Result<Option<Peeked>, Error> {
-    let mut buf = Box::new([0; HEADER_LEN + MAX_PAYLOAD]);
-    let framer = session.framer();
-    let mut want = framer.missing(&[])?;
-    if framer.bytes().len() < HEADER_LEN {
-        // Without its descriptors: these come with the second look.
-        match unix::peek(socket, &mut buf[..want], false) {
-            Ok(head) => want = framer.missing(&buf[..head.len])?,
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(None),
-            Err(e) => return Err(e.into()),
-        }
-    }
-    match unix::peek(socket, &mut buf[..want], true) {
-        Ok(got) => Ok(Some((buf, got))),
-        Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(None),
-        Err(e) => Err(e.into()),
-    }
 }

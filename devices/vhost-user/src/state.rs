@@ -282,6 +282,17 @@ impl SessionState {
         }
     }
 
+    /// Forgets what status 0 forgets: as [`SessionState::reset`], but not the features and where rings
+    /// would go on.
+    pub fn reset_status(&mut self) {
+        let before = self.clone();
+        self.reset();
+        self.features = before.features;
+        for (ring, old) in self.vrings.iter_mut().zip(&before.vrings) {
+            ring.base = old.base;
+        }
+    }
+
     /// Where a ring goes on.
     pub fn position(&self, index: u16) -> Position {
         let base = self.vrings[usize::from(index)].base;

@@ -340,6 +340,8 @@ pub fn sealed_memory(name: &std::ffi::CStr, len: u64) -> io::Result<OwnedFd> {
 
 #[cfg(test)]
 mod tests {
+    use vmm_sys_util::sock_ctrl_msg::ScmSocket;
+
     use super::*;
     use std::io::Write;
     use std::os::fd::AsFd;
@@ -368,12 +370,19 @@ mod tests {
     fn more_than_eight_descriptors_are_reported() {
         let (a, b) = UnixStream::pair().unwrap();
         let file = sealed_memory(c"x", 10).unwrap();
-        // By hand, as `send` refuses it: two messages' worth in one.
-        let many: Vec<_> = (0..8).map(|_| file.as_fd()).collect();
-        send(a.as_fd(), b"x", &many).unwrap();
-        let mut buf = [0; 1];
-        let got = take(b.as_fd(), &mut buf).unwrap();
-        assert_eq!((got.files.len(), got.truncated), (8, false));
+        for (count, truncated) in [(8, false), (9, true), (100, true)] {
+            let many = vec![file.as_raw_fd(); count];
+            a.send_with_fds(&[&b"x"[..]], &many).unwrap();
+            for look in [true, false] {
+                let mut buf = [0; 1];
+                let got = if look {
+                    peek(b.as_fd(), &mut buf, true).unwrap()
+                } else {
+                    take(b.as_fd(), &mut buf).unwrap()
+                };
+                assert_eq!((got.files.len(), got.truncated), (8, truncated));
+            }
+        }
     }
 
     #[test]

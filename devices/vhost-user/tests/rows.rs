@@ -4,7 +4,7 @@
 mod support;
 
 use std::io::Write;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
@@ -12,6 +12,7 @@ use bluff_vhost_user::framing;
 use bluff_vhost_user::{AttachmentEvent, unix};
 use bluff_virtio::{Stop, features};
 use support::*;
+use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
 fn file(len: u64) -> std::os::fd::OwnedFd {
     unix::sealed_memory(c"test", len).unwrap()
@@ -99,7 +100,15 @@ fn b02_extra_descriptors_on_any_message() {
         if i.is_multiple_of(7) && code != GET_CONFIG {
             front.ack = false;
         }
-        if !front.send(code, payload, &eight[..count]) || !front.ack {
+        let sent = if i.is_multiple_of(11) {
+            // More than a message may have at all.
+            let many = vec![spare.as_raw_fd(); 9 + i as usize % 90];
+            let bytes = framing::request(code, front.ack, payload);
+            front.socket.send_with_fds(&[&bytes[..]], &many).is_ok()
+        } else {
+            front.send(code, payload, &eight[..count])
+        };
+        if !sent || !front.ack {
             assert!(front.is_closed());
             front = function.connect();
             connections += 1;
@@ -339,7 +348,7 @@ fn b08_memory_regions_that_are_not_valid() {
     front.negotiate();
     let guest = file(MEMORY);
     let read_only = {
-        let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&guest));
+        let path = format!("/proc/self/fd/{}", guest.as_raw_fd());
         std::fs::File::open(path).unwrap()
     };
     let half = MEMORY / 2;

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 
 use bluff_block::{Subscription, Volume, VolumeEvent};
 use bluff_reactor::{Actor, Context, Event, Handle, Poll, Turn, Waker};
+use bluff_virtio::inflight::InflightQueue;
 use bluff_virtio::{
     DeviceError, DeviceEvent, QueueChange, QueueSetup, Stop, StoppedQueue, VirtioDevice,
 };
@@ -16,7 +17,7 @@ use crate::config;
 use crate::counters::QueueCounters;
 use crate::request;
 use crate::spec::{Config, DEVICE_ID, WRITEBACK_OFFSET, feature};
-use crate::worker::{Message, Shared, Worker};
+use crate::worker::{Message, Shared, Worker, drops};
 
 /// What a device is made with.
 #[derive(Clone, Debug)]
@@ -298,7 +299,7 @@ fn build(
     said: Arc<dyn Fn(DeviceEvent) + Send + Sync>,
     mailbox: Receiver<Message>,
 ) -> Box<dyn Actor> {
-    let (index, error) = (setup.index, setup.error.take());
+    let (index, error, record) = (setup.index, setup.error.take(), setup.inflight.clone());
     match Worker::new(cx, setup, shared, counters, said.clone(), mailbox, error) {
         Ok(worker) => Box::new(worker),
         Err((e, mailbox, error)) => {
@@ -309,6 +310,7 @@ fn build(
             said(DeviceEvent::QueueBroken(index));
             Box::new(Failed {
                 mailbox,
+                record,
                 stopped: false,
             })
         }
@@ -318,6 +320,7 @@ fn build(
 /// A queue that could not be started: it answers until it is stopped.
 struct Failed {
     mailbox: Receiver<Message>,
+    record: Option<InflightQueue>,
     stopped: bool,
 }
 
@@ -326,8 +329,13 @@ impl Actor for Failed {
         while let Ok(message) = self.mailbox.try_recv() {
             match message {
                 Message::Change(change) => skip(change),
-                Message::Stop(_, done) => {
+                Message::Stop(stop, done) => {
                     self.stopped = true;
+                    if let Some(record) = &self.record
+                        && drops(stop)
+                    {
+                        record.forget();
+                    }
                     done(None);
                 }
             }

@@ -15,8 +15,10 @@ use bluff_block::{
     BlockError, Buffers, ChannelHandle, Completion, Geometry, InUse, Kind, Op, Volume,
 };
 use bluff_reactor::{Actor, Context, Event, Turn};
+use bluff_virtio::inflight::InflightQueue;
 use bluff_virtio::{
-    Chain, DeviceEvent, Limits, Notifier, Pop, Queue, QueueSetup, Ring, RingError, with_ring,
+    Chain, DeviceEvent, Limits, Notifier, Pop, Position, Queue, QueueSetup, Ring, RingError,
+    with_ring,
 };
 use vmm_sys_util::eventfd::EventFd;
 
@@ -25,7 +27,7 @@ use crate::counters::{QueueCounters, add};
 use crate::request::{self, Mode, RangeOp, Refused, Request};
 use crate::slots::{Class, Slots};
 use crate::spec::{ID_LEN, status};
-pub(crate) use control::Message;
+pub(crate) use control::{Message, drops};
 use control::{Revocation, State};
 
 /// Chains taken from a ring in one turn.
@@ -63,7 +65,11 @@ pub(crate) struct Worker {
     queue: Queue,
     call: Notifier,
     error: Notifier,
-    revocation: Option<Revocation>,
+    revocations: Vec<Revocation>,
+    /// Where requests in flight are recorded.
+    record: Option<InflightQueue>,
+    /// Another process may have worked on the ring before.
+    resumed: bool,
     /// The volume's lock, once it is ours.
     lock: Option<InUse>,
 }
@@ -160,7 +166,9 @@ impl Worker {
             queue,
             call: setup.call,
             error,
-            revocation: None,
+            revocations: Vec::new(),
+            resumed: setup.inflight.is_some() || setup.position != Position::START,
+            record: setup.inflight,
             lock: None,
         };
         worker.set_kick(cx, setup.kick);
@@ -175,15 +183,21 @@ impl Worker {
         let id = &self.shared.id;
         let io = &mut self.io;
         // One match for the batch; below it the ring's kind is known.
-        let (worked, notify) =
-            with_ring!(&mut self.queue, ring => io.batch(&mut **ring, take, id, now)?);
+        let (worked, notify) = match with_ring!(&mut self.queue, ring => io.batch(&mut **ring, take, id, now))
+        {
+            Ok(done) => done,
+            Err(e) => {
+                self.io.count(&self.counters);
+                return Err(e);
+            }
+        };
         if worked {
             self.io.count(&self.counters);
             if notify {
                 self.notify();
             }
-            if self.revocation.is_some() {
-                self.check_revocation();
+            if !self.revocations.is_empty() {
+                self.check_revocations();
             }
         }
         Ok(worked)
@@ -203,7 +217,11 @@ impl Worker {
             cx.unregister(old.as_raw_fd());
         }
         let Some(kick) = kick else { return };
-        match cx.register(kick.as_raw_fd(), KICK, epoll::Events::EPOLLIN) {
+        // Edge-triggered, and never read: each write to an eventfd is an edge, whatever it counts. So a kick costs
+        // no system call, and a descriptor that is none, or that a hostile front end made blocking, cannot
+        // hold the reactor or have it spin.
+        let events = epoll::Events::EPOLLIN | epoll::Events::EPOLLET;
+        match cx.register(kick.as_raw_fd(), KICK, events) {
             Ok(()) => self.kick = Some(kick),
             // The ring is polled from now on, as without a descriptor.
             Err(e) => log::warn!(
@@ -354,14 +372,16 @@ impl Io {
         let written = match answer {
             Ok(bytes) => {
                 slot.chain.set_status(status::OK);
-                bytes + 1
+                // The status counts where nothing that was not written comes before it.
+                let all = bluff_memory::IoVec::total(slot.chain.writable());
+                bytes + u32::from(u64::from(bytes) == all)
             }
             Err(refused) => {
                 self.tally.errors += 1;
                 match refused {
                     Refused::Status(s) => {
                         slot.chain.set_status(s);
-                        written_on_error(&slot.chain)
+                        written_without_data(&slot.chain)
                     }
                     Refused::NoStatus => 0,
                 }
@@ -419,6 +439,7 @@ impl Io {
             return;
         }
         if self.mute {
+            ring.cut_short(&slot.chain);
             return self.slots.give(index);
         }
         if slot.cancelled {
@@ -445,11 +466,11 @@ impl Io {
             if slot.class == Class::Read {
                 slot.len as u32 + 1
             } else {
-                1
+                written_without_data(&slot.chain)
             }
         } else {
             self.tally.errors += 1;
-            written_on_error(&slot.chain)
+            written_without_data(&slot.chain)
         };
         ring.complete(&slot.chain, written);
         self.slots.give(index);
@@ -475,9 +496,9 @@ impl Io {
     }
 }
 
-/// What a failed request reports as written: of its data nothing is sure, so the bytes that come
-/// first in its buffers cannot be counted; where there is no data the status comes first.
-fn written_on_error(chain: &Chain) -> u32 {
+/// What a request reports as written that failed, or that has no data: of the bytes that come first in its
+/// buffers nothing is sure, so they cannot be counted; where there are none the status comes first.
+fn written_without_data(chain: &Chain) -> u32 {
     u32::from(chain.writable().is_empty())
 }
 
@@ -500,12 +521,7 @@ pub(crate) enum StartError {
 impl Actor for Worker {
     fn event(&mut self, cx: &mut Context<'_>, event: Event) {
         match event {
-            Event::Ready { .. } => {
-                if let Some(kick) = &self.kick {
-                    let _ = kick.read();
-                    add(&self.counters.kicks, 1);
-                }
-            }
+            Event::Ready { .. } => add(&self.counters.kicks, 1),
             Event::Woken => self.take_messages(cx),
             Event::Timer { .. } => self.run_timer(cx),
         }

@@ -7,6 +7,10 @@ use bluff_memory::{DirtyLog, GuestMemory, Hint, IoVec};
 
 use crate::ChainError;
 
+/// The most pieces of a chain: what the kernel takes in one vector (`IOV_MAX`). It also bounds what a
+/// driver with a long queue can have a chain grow to, which is kept.
+const PIECES: usize = 1024;
+
 /// A chain that was taken off a ring.
 ///
 /// It is filled again and again, so that it costs no allocation once it has grown to the size of
@@ -61,6 +65,9 @@ impl Chain {
         if len == 0 {
             return Ok(());
         }
+        if self.iov.len() >= PIECES {
+            return Err(ChainError::TooLong(PIECES as u16));
+        }
         match memory.one(hint, addr, len) {
             Some(ptr) => {
                 self.iov.push(IoVec::new(ptr, len as usize));
@@ -81,6 +88,9 @@ impl Chain {
         memory
             .segments(addr, len, &mut self.iov)
             .map_err(|_| ChainError::Unmapped { addr, len })?;
+        if self.iov.len() > PIECES {
+            return Err(ChainError::TooLong(PIECES as u16));
+        }
         let mut at = addr;
         for piece in &self.iov[before..] {
             self.addr.push(at);

@@ -127,7 +127,8 @@ pub struct Stop {
     /// (it needs [`QueueSetup::inflight`]). `false`: it is answered with an error.
     pub leave: bool,
     /// Whether the ring may be written at all: `false` for a reset or a front end that has gone,
-    /// where what is unfinished is dropped.
+    /// where what is unfinished is dropped. With neither `leave` nor `answer` the record of what is in
+    /// flight is dropped too: the next start begins with a fresh ring.
     pub answer: bool,
 }
 

@@ -5,7 +5,7 @@ use bluff_memory::MemoryError;
 /// A chain that cannot be served. The ring goes on: the chain is given back with nothing written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ChainError {
-    /// More descriptors than the queue allows (a loop, in most cases).
+    /// More descriptors, or pieces of memory, than are allowed (a loop, in most cases).
     #[error("descriptor chain of more than {0} elements")]
     TooLong(u16),
     /// A descriptor's `next` lies outside of its table.

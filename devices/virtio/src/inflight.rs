@@ -222,14 +222,14 @@ pub enum Step {
     Store,
 }
 
-#[cfg(not(test))]
+#[cfg(any(not(test), loom))]
 #[inline(always)]
 pub(crate) fn step(_: Step) {}
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 pub(crate) use steps::step;
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 pub(crate) mod steps {
     //! Lets a test end the ring at a step, as a kill would: what is in shared memory stays.
     use super::Step;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use bluff_memory::{GuestMemory, Hint, Space};
+use bluff_memory::{GuestMemory, Hint, IoVec, Space};
 
 use crate::{Chain, ChainError, Position, QueueLog, RingError, StoppedQueue};
 
@@ -74,8 +74,8 @@ pub struct Limits {
 pub(crate) struct Translator {
     pub(crate) memory: Arc<GuestMemory>,
     pub(crate) hint: Hint,
-    /// For indirect tables that span regions.
-    pub(crate) scratch: Vec<u8>,
+    /// For indirect tables that span regions: their pieces.
+    pub(crate) scratch: Vec<IoVec>,
 }
 
 impl Translator {

@@ -3,7 +3,7 @@
 //! Unsafe, because a table lies in guest memory.
 #![allow(unsafe_code)]
 
-use bluff_memory::{GuestMemory, Hint};
+use bluff_memory::{GuestMemory, Hint, IoVec};
 
 use crate::ChainError;
 use crate::chain::{DESC_LEN, Descriptor};
@@ -11,21 +11,23 @@ use crate::chain::{DESC_LEN, Descriptor};
 /// The longest table that is looked at, in descriptors: what 16-bit indices reach.
 const LONGEST: u32 = 1 << 16;
 
-/// An indirect table: in guest memory, or copied where it spans regions.
+/// An indirect table, in one piece or in several where it spans regions.
+///
+/// It is not copied as a whole: it may be 1 MiB long, and its chain short.
 pub(crate) enum Table<'a> {
     Direct { at: *const u8, count: u32 },
-    Copied(&'a [u8]),
+    Pieces { pieces: &'a [IoVec], count: u32 },
 }
 
 impl<'a> Table<'a> {
-    /// The table of `len` bytes at guest address `addr`. `scratch` takes it where it spans regions.
+    /// The table of `len` bytes at guest address `addr`. `scratch` takes its pieces where it spans regions.
     #[inline]
     pub(crate) fn new(
         memory: &GuestMemory,
         hint: &mut Hint,
         addr: u64,
         len: u32,
-        scratch: &'a mut Vec<u8>,
+        scratch: &'a mut Vec<IoVec>,
     ) -> Result<Self, ChainError> {
         if len == 0 || !len.is_multiple_of(DESC_LEN) || len / DESC_LEN > LONGEST {
             return Err(ChainError::Table(len));
@@ -37,20 +39,20 @@ impl<'a> Table<'a> {
             });
         }
         scratch.clear();
-        // At most 1 MiB, and only as much as the guest really has at that address.
-        scratch.resize(len as usize, 0);
         memory
-            .read(addr, scratch)
+            .segments(addr, len, scratch)
             .map_err(|_| ChainError::Unmapped { addr, len })?;
-        Ok(Self::Copied(scratch))
+        Ok(Self::Pieces {
+            pieces: scratch,
+            count: len / DESC_LEN,
+        })
     }
 
     /// How many descriptors it has.
     #[inline]
     pub(crate) fn count(&self) -> u32 {
         match self {
-            Self::Direct { count, .. } => *count,
-            Self::Copied(bytes) => bytes.len() as u32 / DESC_LEN,
+            Self::Direct { count, .. } | Self::Pieces { count, .. } => *count,
         }
     }
 
@@ -69,12 +71,7 @@ impl<'a> Table<'a> {
                         .read_volatile()
                 }
             }
-            Self::Copied(bytes) => {
-                let from = (index * DESC_LEN) as usize;
-                bytes[from..from + DESC_LEN as usize]
-                    .try_into()
-                    .expect("16 bytes")
-            }
+            Self::Pieces { pieces, .. } => gather(pieces, (index * DESC_LEN) as usize),
         }
     }
 
@@ -87,6 +84,30 @@ impl<'a> Table<'a> {
             u64::from_le_bytes(b[8..].try_into().expect("8 bytes")),
         )
     }
+}
+
+/// The descriptor at byte `from` of a table in pieces, one of which may end in its middle.
+#[cold]
+fn gather(pieces: &[IoVec], mut from: usize) -> [u8; DESC_LEN as usize] {
+    let mut bytes = [0; DESC_LEN as usize];
+    let mut done = 0;
+    for piece in pieces {
+        if from >= piece.len() {
+            from -= piece.len();
+            continue;
+        }
+        let n = (piece.len() - from).min(bytes.len() - done);
+        for byte in &mut bytes[done..done + n] {
+            // SAFETY: inside of the piece, which was resolved in the ring's epoch.
+            *byte = unsafe { piece.ptr().add(from).read_volatile() };
+            from += 1;
+        }
+        (done, from) = (done + n, 0);
+        if done == bytes.len() {
+            break;
+        }
+    }
+    bytes
 }
 
 /// The two halves of a split ring's descriptor.

@@ -46,7 +46,7 @@ pub enum Call {
     Memory(u16),
     Log(u16, bool),
     Kick(u16),
-    Call(u16),
+    Notifier(u16),
     Err(u16),
     Enable(u16, bool),
     Config(u32, Vec<u8>),
@@ -171,7 +171,10 @@ impl Fake {
                     done();
                 });
             }
-            Pace::Held => self.control.lock().held.push_back(done),
+            Pace::Held => {
+                self.control.lock().held.push_back(done);
+                self.control.changed();
+            }
         }
     }
 
@@ -269,7 +272,7 @@ impl VirtioDevice for Fake {
             }
             QueueChange::Call(call) => {
                 self.control.lock().running.get_mut(&index).unwrap().call = call;
-                self.call(Call::Call(index));
+                self.call(Call::Notifier(index));
             }
             QueueChange::Error(_) => self.call(Call::Err(index)),
             QueueChange::Log { log, done } => {
@@ -339,6 +342,13 @@ pub struct Function {
     pub events: Arc<(Mutex<Vec<AttachmentEvent>>, Condvar)>,
     pub sessions: Option<SessionLoop>,
     _dir: tempfile::TempDir,
+}
+
+impl Drop for Function {
+    fn drop(&mut self) {
+        // What explains a failure.
+        println!("{:?}", self.events.0.lock().unwrap());
+    }
 }
 
 impl Function {

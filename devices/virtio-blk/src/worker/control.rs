@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bluff_block::{BlockError, Cancel, InUse};
+use bluff_block::{BlockError, Cancel, InUse, lock_pause};
 use bluff_memory::GuestMemory;
 use bluff_reactor::{Context, Turn};
 use bluff_virtio::{DeviceEvent, QueueChange, Ring, RingError, Stop, StoppedQueue, with_ring};
@@ -11,8 +11,6 @@ use bluff_virtio::{DeviceEvent, QueueChange, Ring, RingError, Stop, StoppedQueue
 use super::{Io, Worker};
 use crate::spec::status;
 
-/// How often the volume's lock is tried while somebody else holds it.
-const LOCK_EVERY: Duration = Duration::from_millis(20);
 /// When to say that it is held.
 const LOCK_TELL: Duration = Duration::from_secs(2);
 
@@ -47,6 +45,7 @@ pub(super) enum State {
 
 /// A stop under way.
 pub(super) struct Stopping {
+    stop: Stop,
     deadline: Instant,
     cancelled: bool,
     done: Stopped,
@@ -121,7 +120,8 @@ impl Worker {
         if waits {
             let deadline = cx.now() + bound;
             cx.timer(cx.id(), deadline, 0);
-            self.revocation = Some(Revocation {
+            // Another one may be under way: each keeps what it waits for.
+            self.revocations.push(Revocation {
                 old,
                 deadline,
                 cancelled: false,
@@ -133,12 +133,12 @@ impl Worker {
         }
     }
 
-    /// Ends a revocation when nothing uses the old memory any more.
-    pub(super) fn check_revocation(&mut self) {
+    /// Ends revocations when nothing uses the old memory any more.
+    pub(super) fn check_revocations(&mut self) {
         if self.io.slots.busy().any(|(_, slot)| slot.revoked) {
             return;
         }
-        if let Some(Revocation { old, done, .. }) = self.revocation.take() {
+        for Revocation { old, done, .. } in self.revocations.drain(..) {
             // In this order: who is told may count on it.
             drop(old);
             done();
@@ -149,11 +149,13 @@ impl Worker {
         let deadline = cx.now() + stop.bound;
         cx.timer(cx.id(), deadline, 0);
         let stopping = Stopping {
+            stop,
             deadline,
             cancelled: false,
             done,
         };
-        self.io.leave = stop.leave;
+        // Without a record nobody would do them again.
+        self.io.leave = stop.leave && self.record.is_some();
         self.io.mute |= !stop.answer;
         self.state = State::Stopping(stopping);
     }
@@ -167,8 +169,13 @@ impl Worker {
             unreachable!("called while stopping")
         };
         self.set_kick(cx, None);
-        self.check_revocation();
+        self.check_revocations();
         self.lock = None;
+        if let Some(record) = &self.record
+            && drops(s.stop)
+        {
+            record.forget();
+        }
         let queue = with_ring!(&self.queue, ring => ring.position());
         self.counters
             .in_flight
@@ -180,11 +187,12 @@ impl Worker {
     /// A deadline may have come.
     pub(super) fn run_timer(&mut self, cx: &mut Context<'_>) {
         let now = cx.now();
-        if let Some(r) = &mut self.revocation
-            && now >= r.deadline
-            && !r.cancelled
-        {
-            r.cancelled = true;
+        let mut due = false;
+        for r in &mut self.revocations {
+            due |= now >= r.deadline && !r.cancelled;
+            r.cancelled |= now >= r.deadline;
+        }
+        if due {
             self.io.cancel(true);
         }
         if let State::Stopping(s) = &mut self.state
@@ -214,6 +222,10 @@ impl Worker {
                 self.lock = Some(lock);
                 self.state = State::Running;
                 with_ring!(&mut self.queue, ring => ring.disable_notifications());
+                if self.resumed {
+                    // Who worked here before may have died between a used entry and its notification.
+                    self.notify();
+                }
                 Turn::Worked
             }
             Err(e) => {
@@ -225,7 +237,7 @@ impl Worker {
                         self.shared.volume
                     );
                 }
-                let next = cx.now() + LOCK_EVERY;
+                let next = cx.now() + lock_pause();
                 self.state = State::Locking { since, next, told };
                 cx.timer(cx.id(), next, 0);
                 Turn::Idle
@@ -243,6 +255,11 @@ impl Worker {
         self.state = State::Broken;
         (self.tell)(DeviceEvent::QueueBroken(self.index));
     }
+}
+
+/// Whether a stop is a reset: what is recorded as in flight is dropped too.
+pub(crate) fn drops(stop: Stop) -> bool {
+    !stop.leave && !stop.answer
 }
 
 impl Io {
@@ -282,12 +299,13 @@ impl Io {
         (slot.cancelled, slot.revoked) = (false, false);
         if self.leave {
             // Recorded as in flight; it is done again by whoever starts the queue next.
+            ring.cut_short(&slot.chain);
             self.left += 1;
             return;
         }
         slot.chain.set_status(status::IOERR);
         self.tally.errors += 1;
-        ring.complete(&slot.chain, super::written_on_error(&slot.chain));
+        ring.complete(&slot.chain, super::written_without_data(&slot.chain));
         self.slots.give(index);
     }
 }

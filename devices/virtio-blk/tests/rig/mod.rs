@@ -104,6 +104,14 @@ pub struct Rig {
     pub features: u64,
 }
 
+/// How often to repeat: `ci` times, or `long` times where BLUFF_TEST_LONG=1.
+pub fn times(ci: u64, long: u64) -> u64 {
+    match std::env::var("BLUFF_TEST_LONG").as_deref() {
+        Ok("1") => long,
+        _ => ci,
+    }
+}
+
 /// How long anything may take before a test gives up.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -235,6 +243,13 @@ pub const FINISH: Stop = Stop {
     answer: true,
 };
 
+/// The driver has gone, and what it asked for with it.
+pub const RESET: Stop = Stop {
+    bound: Duration::from_millis(100),
+    leave: false,
+    answer: false,
+};
+
 /// An in-flight region of `queues` parts, in a memfd.
 pub fn inflight(size: u16) -> (driver_file::Region, InflightQueue) {
     let len = bluff_virtio::inflight::queue_len(size);
@@ -242,6 +257,10 @@ pub fn inflight(size: u16) -> (driver_file::Region, InflightQueue) {
     let queue = region.queue(len);
     (region, queue)
 }
+
+pub mod log;
+pub mod raw;
+pub mod stall;
 
 pub mod driver_file {
     //! A memfd that stands for what a front end shares.

@@ -1,5 +1,6 @@
 //! The rings against a driver that was written apart from them, over memory that both share.
 
+mod differential;
 mod lies;
 mod recovery;
 mod rig;

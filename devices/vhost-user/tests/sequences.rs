@@ -1,0 +1,30 @@
+//! Random sequences of messages, completions, disconnections and deaths. `BLUFF_TEST_LONG=1` for more
+//! of them; the same bytes are a fuzz target.
+
+use bluff_vhost_user::fuzzing::fuzz_messages;
+use proptest::prelude::*;
+
+fn cases() -> u32 {
+    if std::env::var_os("BLUFF_TEST_LONG").is_some() {
+        50_000
+    } else {
+        1_000
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(cases()) })]
+
+    #[test]
+    fn any_bytes_are_survived(data in prop::collection::vec(any::<u8>(), 0..3000)) {
+        fuzz_messages(&data);
+    }
+
+    /// Small choices: messages that make sense, so that rings run.
+    #[test]
+    fn sensible_messages_are_survived(
+        data in prop::collection::vec(prop_oneof![8 => 0..60u8, 1 => 210..=255u8], 0..3000)
+    ) {
+        fuzz_messages(&data);
+    }
+}

@@ -141,6 +141,11 @@ impl Daemon {
         self.child.id()
     }
 
+    /// `kill -9`.
+    pub fn kill_at_once(&self) {
+        rustix::process::kill_process(Pid::from_child(&self.child), Signal::KILL).unwrap();
+    }
+
     /// `kill -9`, and waits until nothing is left of it.
     pub fn kill(&mut self) {
         self.child.kill().unwrap();

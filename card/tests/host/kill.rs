@@ -15,8 +15,8 @@ const OUT_OF_ORDER: &str = r#"[
     { kind = "delay", read = "100us", write = "200us", flush = "100us", write_zeroes = "100us", jitter = "3ms" },
 ]"#;
 
-fn place() -> Place {
-    Place::with_disk(BLOCKS * BLOCK as u64, OUT_OF_ORDER)
+fn place(victim: Victim) -> Place {
+    Place::with_disk_and_card(BLOCKS * BLOCK as u64, OUT_OF_ORDER, victim.card())
 }
 
 /// What is killed.
@@ -24,9 +24,19 @@ fn place() -> Place {
 enum Victim {
     /// All of the daemon: its socket closes, and the front end connects to the next one.
     Daemon,
+    /// The process of its data half: another takes the session up, and the front end sees nothing.
+    DataHalf,
 }
 
 impl Victim {
+    /// How the card is told to run.
+    fn card(self) -> &'static str {
+        match self {
+            Self::Daemon => "",
+            Self::DataHalf => "data = \"process\"",
+        }
+    }
+
     /// Kills it at any moment of the load, and says when.
     fn kill_under_load(
         self,
@@ -46,6 +56,7 @@ impl Victim {
                 let at = Instant::now();
                 match self {
                     Self::Daemon => victim.kill_at_once(),
+                    Self::DataHalf => victim.kill_data_half(),
                 }
                 over.store(true, Ordering::Release);
                 at
@@ -57,9 +68,10 @@ impl Victim {
                 guest.wait(Duration::from_millis(1));
                 if start.elapsed() > LIMIT {
                     eprintln!(
-                        "{} requests are in flight, {} of them in the daemon",
+                        "{} requests are in flight, {} of them in the daemon, whose threads are\n{}",
                         guest.in_flight(),
-                        victim.in_flight("blk0")
+                        victim.in_flight("blk0"),
+                        victim.threads()
                     );
                     over.store(true, Ordering::Release);
                 }
@@ -81,6 +93,8 @@ impl Victim {
                 guest.reconnect(&place.socket("blk0")).unwrap();
                 guest.recover_queues().unwrap();
             }
+            // Nothing to do, which is the point.
+            Self::DataHalf => {}
         }
     }
 }
@@ -101,7 +115,7 @@ impl Gaps {
 }
 
 fn kill_again_and_again(victim: Victim, shape: Shape, kills: usize) {
-    let place = place();
+    let place = place(victim);
     let mut daemon = place.start();
     let mut guest = Guest::start(&place.socket("blk0"), shape);
     let mut checker = Checker::new(BLOCKS);
@@ -163,6 +177,17 @@ fn r01_kill_minus_9_under_load_with_indirect_descriptors_and_flags_only() {
         };
         kill_again_and_again(Victim::Daemon, shape, times(3, 100));
     }
+}
+
+#[test]
+fn r01_kill_minus_9_of_the_data_half_under_load_split() {
+    kill_again_and_again(Victim::DataHalf, Shape::SPLIT, times(10, 200));
+}
+
+#[test]
+fn r01_kill_minus_9_of_the_data_half_under_load_packed_unrecorded() {
+    let shape = Shape::PACKED.without_inflight();
+    kill_again_and_again(Victim::DataHalf, shape, times(10, 200));
 }
 
 /// Where a recovery is cut short.
@@ -230,7 +255,7 @@ impl Moment {
 }
 
 fn killed_during_recovery(shape: Shape, kills: usize) {
-    let place = place();
+    let place = place(Victim::Daemon);
     let mut daemon = place.start();
     let mut guest = Guest::start(&place.socket("blk0"), shape);
     let mut checker = Checker::new(BLOCKS);
@@ -262,7 +287,7 @@ fn r03_killed_again_during_recovery_packed() {
 
 #[test]
 fn r04_front_end_and_daemon_both_die() {
-    let place = place();
+    let place = place(Victim::Daemon);
     let mut checker = Checker::new(BLOCKS);
     for round in 0..times(4, 50) {
         let mut daemon = place.start();

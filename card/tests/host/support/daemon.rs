@@ -32,8 +32,13 @@ impl Place {
 
     /// With one function `blk0` on a file of `size` bytes, wrapped in `layers` (a TOML array).
     pub fn with_disk(size: u64, layers: &str) -> Self {
+        Self::with_disk_and_card(size, layers, "")
+    }
+
+    /// As [`Place::with_disk`], with more lines about the card.
+    pub fn with_disk_and_card(size: u64, layers: &str, card: &str) -> Self {
         let place = Self::new(&format!(
-            "[card]\npoll_us = 20\n[volume.disk0]\nuri = \"file:$DIR/disk0.raw\"\nlayers = {layers}\n{}",
+            "[card]\npoll_us = 20\n{card}\n[volume.disk0]\nuri = \"file:$DIR/disk0.raw\"\nlayers = {layers}\n{}",
             function("blk0", "disk0")
         ));
         place.make_file("disk0.raw", size);
@@ -146,6 +151,17 @@ impl Daemon {
         rustix::process::kill_process(Pid::from_child(&self.child), Signal::KILL).unwrap();
     }
 
+    /// `kill -9` of its data half.
+    pub fn kill_data_half(&self) {
+        let mut client = Client::connect(&self.runtime_dir).unwrap();
+        let half = until("a data half", || match client.ask(Request::Status) {
+            Ok(Response::Status(status)) => status.data_pid,
+            other => panic!("{other:?}"),
+        });
+        let half = Pid::from_raw(half as i32).unwrap();
+        rustix::process::kill_process(half, Signal::KILL).unwrap();
+    }
+
     /// `kill -9`, and waits until nothing is left of it.
     pub fn kill(&mut self) {
         self.child.kill().unwrap();
@@ -196,6 +212,26 @@ impl Daemon {
             }
             other => panic!("{other:?}"),
         }
+    }
+
+    /// What its threads are doing, for the report of a hang: those of its data half too, and what the kernel works on
+    /// for them.
+    pub fn threads(&self) -> String {
+        let read = |path: PathBuf| std::fs::read_to_string(path).unwrap_or_default();
+        let list = |pid: u32| std::fs::read_dir(format!("/proc/{pid}/task"));
+        let tasks = |pid: u32| list(pid).into_iter().flatten().flatten().map(|t| t.path());
+        let children = tasks(self.pid()).flat_map(|task| {
+            let all = read(task.join("children"));
+            all.split_whitespace()
+                .flat_map(str::parse)
+                .collect::<Vec<u32>>()
+        });
+        let mut lines = String::new();
+        for task in [self.pid()].into_iter().chain(children).flat_map(tasks) {
+            let [name, at] = ["comm", "wchan"].map(|file| read(task.join(file)));
+            lines += &format!("{} {} {at}\n", task.display(), name.trim());
+        }
+        lines
     }
 
     pub fn log(&self) -> String {

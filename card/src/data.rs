@@ -134,7 +134,6 @@ struct Reactor {
     handle: Handle,
     thread: Option<JoinHandle<()>>,
     cpu: Option<u32>,
-    since: Instant,
 }
 
 struct OpenVolume {
@@ -263,12 +262,10 @@ impl Data {
             };
             let (handle, thread) =
                 Handle::spawn(options).with_context(|| format!("reactor {index}"))?;
-            let since = Instant::now();
             self.reactors.push(Reactor {
                 handle,
                 thread: Some(thread),
                 cpu,
-                since,
             });
         }
         self.card = card;
@@ -443,14 +440,12 @@ fn queue(index: u16, reactor: u16, counters: &QueueCounters) -> QueueStatistics 
 
 fn reactor(index: u16, reactor: &Reactor) -> ReactorStatistics {
     let counters = reactor.handle.counters();
-    let asleep = counters.asleep_ns.load(Ordering::Relaxed);
-    let alive = u64::try_from(reactor.since.elapsed().as_nanos()).unwrap_or(u64::MAX);
     ReactorStatistics {
         reactor: index,
         cpu: reactor.cpu,
         turns: counters.turns.load(Ordering::Relaxed),
         sleeps: counters.sleeps.load(Ordering::Relaxed),
-        busy_ns: alive.saturating_sub(asleep),
+        busy_ns: u64::try_from(counters.awake().as_nanos()).unwrap_or(u64::MAX),
     }
 }
 

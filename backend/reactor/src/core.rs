@@ -343,13 +343,12 @@ impl Reactor {
             Some(span) => self.inner.timer.reset(span, None).map_or(1, |()| -1),
             None => -1,
         };
+        self.inner.shared.counters.slept_from(start);
         self.look(wait);
         self.inner.shared.awake();
         let now = Instant::now();
         self.inner.now = now;
-        let counters = &self.inner.shared.counters;
-        Counters::add(&counters.sleeps, 1);
-        Counters::add(&counters.asleep_ns, (now - start).as_nanos() as u64);
+        self.inner.shared.counters.slept_to(start, now);
         self.run_timers();
         self.settle();
     }

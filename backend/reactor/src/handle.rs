@@ -4,6 +4,7 @@ use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -32,17 +33,59 @@ pub(crate) struct Shared {
 }
 
 /// What a reactor counts. One writer, so plain loads and stores suffice; readers may be late.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Counters {
+    /// When the reactor was made.
+    since: Instant,
     /// Times round the loop.
     pub turns: AtomicU64,
     /// Times it went to sleep.
     pub sleeps: AtomicU64,
-    /// Nanoseconds asleep.
+    /// Nanoseconds asleep, up to the last time that it woke.
     pub asleep_ns: AtomicU64,
+    /// Nanoseconds from `since` to when it went to sleep; 0 while it is awake.
+    asleep_from: AtomicU64,
+}
+
+impl Default for Counters {
+    fn default() -> Self {
+        Self {
+            since: Instant::now(),
+            turns: AtomicU64::new(0),
+            sleeps: AtomicU64::new(0),
+            asleep_ns: AtomicU64::new(0),
+            asleep_from: AtomicU64::new(0),
+        }
+    }
 }
 
 impl Counters {
+    /// How long the reactor has been awake since it was made: time that it worked or polled.
+    pub fn awake(&self) -> Duration {
+        let now = self.ns(Instant::now());
+        let now_asleep = match self.asleep_from.load(Ordering::Relaxed) {
+            0 => 0,
+            from => now.saturating_sub(from),
+        };
+        let asleep = self.asleep_ns.load(Ordering::Relaxed) + now_asleep;
+        Duration::from_nanos(now.saturating_sub(asleep))
+    }
+
+    fn ns(&self, at: Instant) -> u64 {
+        u64::try_from(at.saturating_duration_since(self.since).as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    pub(crate) fn slept_from(&self, start: Instant) {
+        self.asleep_from
+            .store(self.ns(start).max(1), Ordering::Relaxed);
+    }
+
+    pub(crate) fn slept_to(&self, start: Instant, now: Instant) {
+        self.asleep_from.store(0, Ordering::Relaxed);
+        Self::add(&self.sleeps, 1);
+        Self::add(&self.asleep_ns, (now - start).as_nanos() as u64);
+    }
+
     pub(crate) fn add(cell: &AtomicU64, n: u64) {
         cell.store(
             cell.load(Ordering::Relaxed).wrapping_add(n),

@@ -153,28 +153,36 @@ impl Done {
     }
 }
 
-/// Completions that wait for their turn (`VIRTIO_F_IN_ORDER`, virtio 1.3 §2.7.9, §2.8.9).
+/// Completions that wait for their turn (`VIRTIO_F_IN_ORDER`, virtio 1.3 §2.7.9, §2.8.8).
 #[derive(Debug, Default)]
 pub(crate) struct Order {
-    /// In the order in which they were popped: the id, and its completion.
-    waiting: std::collections::VecDeque<(u16, Option<Done>)>,
+    /// In the order in which they were popped.
+    waiting: std::collections::VecDeque<Option<Done>>,
+    /// How many have left `waiting`.
+    left: u64,
+    /// By id: how many had been popped before it. As long as the highest id that was seen.
+    place: Vec<u64>,
 }
 
 impl Order {
     pub(crate) fn popped(&mut self, id: u16) {
-        self.waiting.push_back((id, None));
+        let (id, count) = (usize::from(id), self.waiting.len() as u64);
+        if self.place.len() <= id {
+            self.place.resize(id + 1, 0);
+        }
+        self.place[id] = self.left + count;
+        self.waiting.push_back(None);
     }
 
     /// Moves what may be given back now to `out`.
     pub(crate) fn done(&mut self, done: Done, out: &mut Vec<Done>) {
-        let place = self
-            .waiting
-            .iter_mut()
-            .find(|(id, d)| *id == done.id && d.is_none());
-        place.expect("completed once, after it was popped").1 = Some(done);
-        while let Some((_, Some(first))) = self.waiting.front() {
+        let place = (self.place[usize::from(done.id)] - self.left) as usize;
+        assert!(self.waiting[place].is_none(), "completed once");
+        self.waiting[place] = Some(done);
+        while let Some(Some(first)) = self.waiting.front() {
             out.push(*first);
             self.waiting.pop_front();
+            self.left += 1;
         }
     }
 }

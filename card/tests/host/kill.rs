@@ -1,6 +1,7 @@
 //! The daemon, or its data half, is killed under load (R1, R3), and so is the front end with it (R4).
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use crate::support::checker::{BLOCK, Checker};
@@ -46,40 +47,47 @@ impl Victim {
         completions: u64,
         depth: u16,
     ) -> Instant {
-        let (done, over) = (AtomicU64::new(0), AtomicBool::new(false));
-        let (victim, load) = (&*daemon, &done);
-        let at = std::thread::scope(|s| {
-            let killer = s.spawn(|| {
-                while load.load(Ordering::Relaxed) < completions && !over.load(Ordering::Relaxed) {
-                    std::thread::yield_now();
-                }
-                let at = Instant::now();
-                match self {
-                    Self::Daemon => victim.kill_at_once(),
-                    Self::DataHalf => victim.kill_data_half(),
-                }
-                over.store(true, Ordering::Release);
-                at
-            });
-            let start = Instant::now();
+        let over = AtomicBool::new(false);
+        let victim = &*daemon;
+        std::thread::scope(|s| {
+            // It sleeps until then: one that looks all the time would slow the load down on a machine of few CPUs.
+            let (now, when) = mpsc::channel::<()>();
+            let (killed, over) = (s.spawn(|| self.kill_when(victim, when, &over)), &over);
+            let mut now = Some(now);
+            let (mut done, mut progress) = (0, Instant::now());
             while !over.load(Ordering::Acquire) {
                 guest.fill(checker, depth);
-                done.fetch_add(guest.take(checker), Ordering::Relaxed);
-                guest.wait(Duration::from_millis(1));
-                if start.elapsed() > LIMIT {
-                    eprintln!(
-                        "{} requests are in flight, {} of them in the daemon, whose threads are\n{}",
-                        guest.in_flight(),
-                        victim.in_flight("blk0"),
-                        victim.threads()
-                    );
-                    over.store(true, Ordering::Release);
+                let taken = guest.take(checker);
+                done += taken;
+                if taken > 0 {
+                    progress = Instant::now();
                 }
+                if done >= completions {
+                    now = None;
+                }
+                guest.wait(Duration::from_millis(1));
+                let hangs = now.is_some() && progress.elapsed() > LIMIT;
+                assert!(
+                    !hangs,
+                    "{} requests are in flight, {} of them in the daemon, whose threads are\n{}",
+                    guest.in_flight(),
+                    victim.in_flight("blk0"),
+                    victim.threads()
+                );
             }
-            killer.join().unwrap()
-        });
-        let done = done.load(Ordering::Relaxed);
-        assert!(done >= completions, "{done} of {completions} come back");
+            killed.join().unwrap()
+        })
+    }
+
+    /// Kills when the other end of the channel is dropped, for whatever reason, and says when that was.
+    fn kill_when(self, daemon: &Daemon, when: mpsc::Receiver<()>, over: &AtomicBool) -> Instant {
+        let _ = when.recv();
+        let at = Instant::now();
+        match self {
+            Self::Daemon => daemon.kill_at_once(),
+            Self::DataHalf => daemon.kill_data_half(),
+        }
+        over.store(true, Ordering::Release);
         at
     }
 

@@ -62,8 +62,9 @@ fn bind_again(guest: &Guest) -> Result<()> {
     ))?;
     wait_until(guest, "[ ! -e /sys/block/vda ]")?;
     // fio does not take the end of a disk for an end: it reads nothing, again and again.
+    // While it has the old disk open, the new one gets another name.
     guest.sh("killall -9 fio")?;
-    wait_until(guest, "[ -e /run/detached-reads/status ]")?;
+    wait_until(guest, "! pidof fio")?;
     guest.sh(&format!(
         "echo {device} >/sys/bus/virtio/drivers/virtio_blk/bind"
     ))?;

@@ -43,6 +43,8 @@ pub enum Ability {
     Resize,
     /// What User-Mode Linux insists on: VHOST_USER_PROTOCOL_F_BACKEND_REQ.
     BackendRequests,
+    /// It says that it has a write-back cache (virtio 1.3 §5.2.5), and so is asked to flush.
+    WriteBack,
     /// [`Volume::layers`]: storage that is slow, or that never answers.
     Layers,
 }

@@ -143,9 +143,9 @@ impl Backend for Reference {
         "reference"
     }
 
-    fn has(&self, _: Ability) -> bool {
+    fn has(&self, ability: Ability) -> bool {
         // See docs/reference.md for what the stock stack lacks, and why.
-        false
+        ability == Ability::WriteBack
     }
 
     fn start(&self, folder: &Path, volumes: &[Volume]) -> Result<Box<dyn Running>> {

@@ -116,6 +116,12 @@ impl Context<'_> {
         Ok(Guest::builder(&Qemu::new()?, &Image::debian_13()?))
     }
 
+    /// A guest with busybox and no other program: less for QEMU to load at each boot and reset.
+    pub fn small_guest(&self) -> Result<Builder> {
+        let image = Image::debian_13()?.without_tools();
+        Ok(Guest::builder(&Qemu::new()?, &image))
+    }
+
     /// A guest under Debian 12's QEMU 7.2.
     pub fn old_guest(&self) -> Result<Builder> {
         Ok(Guest::builder(&Qemu::debian_12()?, &Image::debian_13()?))
@@ -141,6 +147,12 @@ pub fn main(stages: &[Stage], cases: &[Case]) -> ExitCode {
         .iter()
         .filter(|argument| !argument.starts_with('-'))
         .collect();
+    for stage in stages {
+        if let Always::Named(names) = stage.always {
+            let known = |name: &&str| cases.iter().any(|case| case.name == *name);
+            assert!(names.iter().all(known), "no such case: one of {names:?}");
+        }
+    }
     let all = stages
         .iter()
         .flat_map(|stage| cases.iter().map(move |case| (*stage, *case)));
@@ -270,4 +282,63 @@ fn logs(folder: &Path) -> Vec<PathBuf> {
         logs.split_off(logs.len().saturating_sub(2))
     };
     entries(folder).iter().flat_map(latest).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Writer;
+
+    impl Backend for Writer {
+        fn name(&self) -> &'static str {
+            "writer"
+        }
+
+        fn has(&self, _: Ability) -> bool {
+            false
+        }
+
+        fn start(&self, folder: &Path, _: &[Volume]) -> Result<Box<dyn Running>> {
+            for number in 1..=3 {
+                std::fs::write(
+                    folder.join(format!("writer-00{number}.log")),
+                    format!("line {number}"),
+                )?;
+            }
+            Err(anyhow!("it does not start"))
+        }
+    }
+
+    fn fails(context: &Context<'_>) -> Result<()> {
+        context.start("backend", &[]).map(drop)
+    }
+
+    fn panics(context: &Context<'_>) -> Result<()> {
+        let _ = context.start("backend", &[]);
+        panic!("as it shall");
+    }
+
+    #[test]
+    fn a_failure_ends_with_the_latest_logs() {
+        for (run, why) in [
+            (
+                fails as fn(&Context<'_>) -> Result<()>,
+                "start writer: it does not start",
+            ),
+            (panics, "the case panicked"),
+        ] {
+            let case = Case {
+                name: "case",
+                needs: &[],
+                bound: Duration::MAX,
+                run,
+            };
+            let error = run_here(&Writer, case).expect_err("it fails").to_string();
+            let expected = format!(
+                "{why}\n--- backend/writer-002.log, last lines:\nline 2\n--- backend/writer-003.log, last lines:\nline 3"
+            );
+            assert_eq!(error, expected);
+        }
+    }
 }

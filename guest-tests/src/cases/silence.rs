@@ -29,7 +29,7 @@ fn leave(context: &Context<'_>, packed: bool) -> Result<()> {
     let mut backend = context.start("backend", std::slice::from_ref(&volume))?;
     let function = context.function("blk0", &*backend, &volume).packed(packed);
     let guest = context
-        .guest()?
+        .small_guest()?
         .memory_slots(1)
         .vhost_user_blk(function)
         .start()?;
@@ -41,7 +41,11 @@ fn leave(context: &Context<'_>, packed: bool) -> Result<()> {
     guest.qmp("cont", json!({}))?;
     works(&guest)?;
     hang(&guest)?;
-    within("QMP system_reset", guest.system_reset()?)?;
+    let reset = guest.system_reset()?;
+    // Again, before the guest has started a ring: what QEMU itself takes for it on this machine.
+    let own = guest.system_reset()?;
+    log::info!("QMP system_reset took {reset:?}, of which {own:?} are QEMU's");
+    within("QMP system_reset", reset.saturating_sub(own))?;
     guest.wait_for_boot()?;
     works(&guest)?;
     hang(&guest)?;

@@ -58,6 +58,8 @@ fn commit(seq: u64, consume: usize, reply: &[u8]) -> Commit {
     }
 }
 
+type Lie = dyn Fn(&mut Rig) -> io::Result<Option<u64>>;
+
 fn has_ended(front: &mut UnixStream) -> bool {
     matches!(front.read(&mut [0; 64]), Ok(0))
 }
@@ -165,7 +167,7 @@ fn a_data_half_that_lies_costs_its_own_front_end() {
         let file = || record::write(b"").unwrap();
         (1..=n).map(|key| (key, file())).collect::<Vec<_>>()
     };
-    let lies: [&dyn Fn(&mut Rig) -> io::Result<Option<u64>>; 6] = [
+    let lies: [&Lie; 6] = [
         &|rig| {
             rig.fronts
                 .commit(&id(), vec![tempfile::tempfile().unwrap().into()])

@@ -10,7 +10,7 @@
 //!
 //! What happens by itself (a front end comes, a volume grows) is told by whichever thread sees it.
 //!
-//! As a process it may be killed at any moment, and then another goes on with its sessions ([`sessions`]). So it also ends as if it
+//! As a process it may be killed at any moment, and then another goes on with its sessions (`sessions`). So it also ends as if it
 //! were killed where anything in it is broken, and where control is gone: an orderly end would tell the front ends.
 
 mod sessions;

@@ -17,6 +17,17 @@ pub struct Volume {
     pub path: PathBuf,
     /// How many queues are offered.
     pub queues: u16,
+    /// What stands before the file, as `layers` of `bluffd`'s configuration: `{ kind = "delay", read = "2ms" }, …`. Where it is not
+    /// empty, the back end must claim [`Ability::Layers`].
+    pub layers: String,
+}
+
+impl Volume {
+    /// With these layers.
+    pub fn layers(mut self, layers: &str) -> Self {
+        self.layers = layers.into();
+        self
+    }
 }
 
 /// What not every back end can do.
@@ -32,6 +43,8 @@ pub enum Ability {
     Resize,
     /// What User-Mode Linux insists on: VHOST_USER_PROTOCOL_F_BACKEND_REQ.
     BackendRequests,
+    /// [`Volume::layers`]: storage that is slow, or that never answers.
+    Layers,
 }
 
 /// A kind of back end.
@@ -81,6 +94,7 @@ impl Backend for StorageDaemon {
     }
 
     fn start(&self, folder: &Path, volumes: &[Volume]) -> Result<Box<dyn Running>> {
+        refuse_layers(volumes)?;
         let mut running = RunningDaemon {
             folder: folder.into(),
             volumes: volumes.into(),
@@ -90,6 +104,15 @@ impl Backend for StorageDaemon {
         running.restart()?;
         Ok(Box::new(running))
     }
+}
+
+/// For a back end that has none.
+pub(crate) fn refuse_layers(volumes: &[Volume]) -> Result<()> {
+    ensure!(
+        volumes.iter().all(|volume| volume.layers.is_empty()),
+        "this back end has no layers"
+    );
+    Ok(())
 }
 
 struct RunningDaemon {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use bluff_qemu::process::Process;
 
-use crate::backend::{Ability, Backend, Running, Volume};
+use crate::backend::{Ability, Backend, Running, Volume, refuse_layers};
 
 /// Where the programs are; `cargo xtask test` sets it.
 pub const PROGRAMS: &str = "BLUFF_PROGRAMS";
@@ -48,9 +48,10 @@ impl Backend for Bluffd {
         let mut text = format!("[card]\ndata = \"{}\"\n", self.data);
         for (i, volume) in volumes.iter().enumerate() {
             text += &format!(
-                "\n[volume.disk{i}]\nuri = \"file:{}\"\n\n[function.blk{i}]\nkind = \"virtio-blk\"\n\
+                "\n[volume.disk{i}]\nuri = \"file:{}\"\nlayers = [{}]\n\n[function.blk{i}]\nkind = \"virtio-blk\"\n\
                  attach = \"vhost-user\"\nvolume = \"disk{i}\"\nqueues = {}\n",
                 volume.path.display(),
+                volume.layers,
                 volume.queues
             );
         }
@@ -58,6 +59,7 @@ impl Backend for Bluffd {
         let mut running = RunningBluffd {
             folder: folder.into(),
             process: None,
+            starts: 0,
         };
         running.restart()?;
         Ok(Box::new(running))
@@ -69,6 +71,8 @@ impl Backend for Bluffd {
 struct RunningBluffd {
     folder: PathBuf,
     process: Option<Process>,
+    /// How often it was started: each start has a log of its own.
+    starts: u32,
 }
 
 impl Running for RunningBluffd {
@@ -99,8 +103,8 @@ impl Running for RunningBluffd {
     fn restart(&mut self) -> Result<()> {
         // First: one that still runs must let go of its sockets.
         self.process = None;
-        let log = self.folder.join("bluffd.log");
-        let _ = std::fs::remove_file(&log);
+        self.starts += 1;
+        let log = self.folder.join(format!("bluffd-{:03}.log", self.starts));
         let mut command = Command::new(program("bluffd")?);
         command.arg("--config").arg(self.folder.join("card.toml"));
         command.arg("--runtime-dir").arg(self.folder.join("run"));
@@ -145,6 +149,7 @@ impl Backend for Reference {
     }
 
     fn start(&self, folder: &Path, volumes: &[Volume]) -> Result<Box<dyn Running>> {
+        refuse_layers(volumes)?;
         let mut running = RunningReference {
             folder: folder.into(),
             volumes: volumes.into(),

@@ -4,7 +4,7 @@
 //!   cargo test -p guest-tests --test guests [-- [--list] [FILTER...]]
 //! ```
 //! A filter is a part of `BACKEND/CASE`. Without the variable [`VARIABLE`] nothing is booted; with it, what is missing on the machine
-//! is a failure.
+//! is a failure. Without a filter, and without [`LONG_VARIABLE`], only what a [`Stage`] names is run: every change waits for it.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -18,13 +18,48 @@ use bluff_qemu::emulator::Qemu;
 use bluff_qemu::guest::{Builder, Guest};
 use bluff_qemu::image::Image;
 use bluff_qemu::kernel::sparse_file;
-use bluff_qemu::process::kill_all;
+use bluff_qemu::process::{children_time, kill_all, tail};
 use tempfile::TempDir;
 
 use crate::backend::{Ability, Backend, Running, Volume};
 
 /// `cargo xtask test` sets it to 1.
 pub const VARIABLE: &str = "BLUFF_GUEST_TESTS";
+
+/// `cargo xtask test --long` sets it to 1: every case against every back end, with full counts.
+pub const LONG_VARIABLE: &str = "BLUFF_TEST_LONG";
+
+/// Whether full counts are asked for.
+pub fn is_long() -> bool {
+    std::env::var(LONG_VARIABLE).as_deref() == Ok("1")
+}
+
+/// A back end, and which cases are run against it each time.
+#[derive(Clone, Copy)]
+pub struct Stage {
+    /// The back end.
+    pub backend: &'static dyn Backend,
+    /// The cases.
+    pub always: Always,
+}
+
+/// Which cases are run without [`LONG_VARIABLE`].
+#[derive(Clone, Copy, Debug)]
+pub enum Always {
+    /// All of them.
+    All,
+    /// Those of these names.
+    Named(&'static [&'static str]),
+}
+
+impl Always {
+    fn has(self, case: &Case) -> bool {
+        match self {
+            Self::All => true,
+            Self::Named(names) => names.contains(&case.name),
+        }
+    }
+}
 
 /// One thing that a guest must see.
 #[derive(Clone, Copy)]
@@ -60,7 +95,11 @@ impl Context<'_> {
     pub fn volume(&self, name: &str, bytes: u64, queues: u16) -> Result<Volume> {
         let path = self.folder().join(name);
         sparse_file(&path, bytes)?;
-        Ok(Volume { path, queues })
+        Ok(Volume {
+            path,
+            queues,
+            layers: String::new(),
+        })
     }
 
     /// Starts a back end for these volumes. `name` tells the back ends of one case apart.
@@ -96,20 +135,24 @@ enum Outcome {
 }
 
 /// The `main` of a test program. Its arguments are the process's.
-pub fn main(backends: &[&'static dyn Backend], cases: &[Case]) -> ExitCode {
+pub fn main(stages: &[Stage], cases: &[Case]) -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let filters: Vec<_> = arguments
         .iter()
         .filter(|argument| !argument.starts_with('-'))
         .collect();
-    let all = backends
+    let all = stages
         .iter()
-        .flat_map(|backend| cases.iter().map(move |case| (*backend, *case)));
+        .flat_map(|stage| cases.iter().map(move |case| (*stage, *case)));
     let chosen: Vec<_> = all
-        .filter(|(backend, case)| {
-            let name = format!("{}/{}", backend.name(), case.name);
-            filters.is_empty() || filters.iter().any(|filter| name.contains(filter.as_str()))
+        .filter(|(stage, case)| {
+            if filters.is_empty() {
+                return is_long() || stage.always.has(case);
+            }
+            let name = format!("{}/{}", stage.backend.name(), case.name);
+            filters.iter().any(|filter| name.contains(filter.as_str()))
         })
+        .map(|(stage, case)| (stage.backend, case))
         .collect();
     if arguments.iter().any(|argument| argument == "--list") {
         for (backend, case) in &chosen {
@@ -157,15 +200,10 @@ fn run(name: &str, backend: &'static dyn Backend, case: Case) -> Outcome {
         );
         return Outcome::NotClaimed;
     }
-    let began = Instant::now();
+    let (began, before) = (Instant::now(), children_time());
     let (sender, receiver) = channel();
     let thread = std::thread::spawn(move || {
-        let done = catch_unwind(AssertUnwindSafe(|| {
-            let folder = tempfile::Builder::new().prefix("bluff-test.").tempdir()?;
-            (case.run)(&Context { backend, folder })
-        }));
-        // The panic itself is on standard error already.
-        let _ = sender.send(done.unwrap_or_else(|_| Err(anyhow!("the case panicked"))));
+        let _ = sender.send(run_here(backend, case));
     });
     let result = match receiver.recv_timeout(case.bound) {
         Ok(result) => result,
@@ -187,9 +225,10 @@ fn run(name: &str, backend: &'static dyn Backend, case: Case) -> Outcome {
     };
     let _ = thread.join();
     let seconds = began.elapsed().as_secs_f32();
+    let cost = (children_time() - before).as_secs_f32();
     match result {
         Ok(()) => {
-            println!("guest test {name} ... ok ({seconds:.1} s)");
+            println!("guest test {name} ... ok ({seconds:.1} s, {cost:.1} s of processors)");
             Outcome::Passed
         }
         Err(error) => {
@@ -197,4 +236,38 @@ fn run(name: &str, backend: &'static dyn Backend, case: Case) -> Outcome {
             Outcome::Failed
         }
     }
+}
+
+/// Runs a case; its error ends with what the back ends said last.
+fn run_here(backend: &'static dyn Backend, case: Case) -> Result<()> {
+    let folder = tempfile::Builder::new().prefix("bluff-test.").tempdir()?;
+    let context = Context { backend, folder };
+    let done = catch_unwind(AssertUnwindSafe(|| (case.run)(&context)));
+    // The panic itself is on standard error already.
+    let done = done.unwrap_or_else(|_| Err(anyhow!("the case panicked")));
+    done.map_err(|error| {
+        let logs = logs(context.folder());
+        let said = logs.iter().filter_map(|log| {
+            let end = tail(log, 20);
+            let name = log.strip_prefix(context.folder()).unwrap_or(log).display();
+            (!end.is_empty()).then(|| format!("\n--- {name}, last lines:\n{end}"))
+        });
+        anyhow!("{error:#}{}", said.collect::<String>())
+    })
+}
+
+/// The latest two logs of each back end. Each has a folder of its own, and its logs are numbered.
+fn logs(folder: &Path) -> Vec<PathBuf> {
+    let entries = |folder: &Path| {
+        let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+        let mut paths: Vec<_> = entries.map(|entry| entry.path()).collect();
+        paths.sort();
+        paths
+    };
+    let latest = |folder: &PathBuf| {
+        let mut logs = entries(folder);
+        logs.retain(|path| path.extension().is_some_and(|kind| kind == "log"));
+        logs.split_off(logs.len().saturating_sub(2))
+    };
+    entries(folder).iter().flat_map(latest).collect()
 }

@@ -27,6 +27,7 @@ pub struct Builder {
     memory_mib: u32,
     cpus: u32,
     hotplug_ports: u32,
+    memory_slots: u32,
     append: Vec<String>,
     arguments: Vec<String>,
     functions: Vec<VhostUserBlk>,
@@ -45,6 +46,7 @@ impl Builder {
             memory_mib: 512,
             cpus: 2,
             hotplug_ports: 0,
+            memory_slots: 0,
             append: Vec::new(),
             arguments: Vec::new(),
             functions: Vec::new(),
@@ -76,6 +78,12 @@ impl Builder {
     /// PCIe root ports `hotplug0`, `hotplug1`, … for functions that come and go (none).
     pub fn hotplug_ports(mut self, count: u32) -> Self {
         self.hotplug_ports = count;
+        self
+    }
+
+    /// Slots for [`Guest::add_memory`], of up to 1 GiB in all (none).
+    pub fn memory_slots(mut self, count: u32) -> Self {
+        self.memory_slots = count;
         self
     }
 
@@ -173,8 +181,12 @@ impl Builder {
             "-smp",
             &self.cpus.to_string(),
         ]);
-        add(&accel.arguments());
-        add(&["-m", &self.memory_mib.to_string()]);
+        add(&accel.arguments(self.qemu.version()));
+        let slots = match self.memory_slots {
+            0 => String::new(),
+            count => format!(",slots={count},maxmem={}M", self.memory_mib + 1024),
+        };
+        add(&["-m", &format!("size={}M{slots}", self.memory_mib)]);
         add(&[
             "-object",
             &format!(

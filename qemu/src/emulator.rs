@@ -201,11 +201,14 @@ impl Accel {
         }
     }
 
-    /// QEMU's arguments.
-    pub fn arguments(self) -> [&'static str; 4] {
+    /// The arguments for a QEMU of this version.
+    pub fn arguments(self, version: (u32, u32, u32)) -> [&'static str; 4] {
+        let (translator, processor) = ("tcg,tb-size=512", "-cpu");
         match self {
             Self::Kvm => ["-accel", "kvm", "-cpu", "host"],
-            Self::Tcg => ["-accel", "tcg,tb-size=512", "-cpu", "qemu64"],
+            // CMPXCHG16B, which Linux allocates memory with, leaves rubbish in the flags: under I/O no guest lasts ten seconds.
+            Self::Tcg if version < (8, 1, 0) => ["-accel", translator, processor, "qemu64,-cx16"],
+            Self::Tcg => ["-accel", translator, processor, "qemu64"],
         }
     }
 }

@@ -37,4 +37,4 @@ pub use geometry::{DiscardLimits, Geometry, ZeroLimits};
 pub use op::{Buffers, Completion, Kind, Op, Tag};
 pub use shared::ChannelHandle;
 pub use uri::{SizeError, Uri, UriError, parse_block_size, parse_size};
-pub use volume::{Events, InUse, OpenContext, Subscription, Volume, VolumeEvent};
+pub use volume::{Events, InUse, OpenContext, Subscription, Volume, VolumeEvent, lock_pause};

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::{Arc, Mutex, Weak};
+use std::time::{Duration, Instant};
 
 use bluff_reactor::{Uring, Waker};
 
@@ -49,7 +50,8 @@ pub trait Volume: Send + Sync + fmt::Debug {
     /// Where the storage is not available or no more channels can be had.
     fn open(&self, context: &OpenContext) -> Result<Box<dyn Channel>, BlockError>;
 
-    /// Takes the volume for this process: called before the first queue starts (through [`InUse`]).
+    /// Takes the volume for this process: called before the first queue starts (through [`InUse`]), on
+    /// a reactor. It does not wait: who finds it taken tries again.
     ///
     /// # Errors
     /// [`BlockError::Locked`] where somebody else holds it.
@@ -144,10 +146,33 @@ impl InUse {
         Ok(Self { volume })
     }
 
+    /// As [`InUse::new`], for a thread that may wait: for as long as `patience`, as somebody may be about
+    /// to let go (the source of a migration).
+    ///
+    /// # Errors
+    /// As [`InUse::new`].
+    pub fn within(volume: Arc<dyn Volume>, patience: Duration) -> Result<Self, BlockError> {
+        let until = Instant::now() + patience;
+        loop {
+            match Self::new(volume.clone()) {
+                Err(BlockError::Locked) if Instant::now() < until => {
+                    std::thread::sleep(lock_pause());
+                }
+                result => return result,
+            }
+        }
+    }
+
     /// The volume.
     pub fn volume(&self) -> &Arc<dyn Volume> {
         &self.volume
     }
+}
+
+/// How long to wait before a lock is tried again. Two processes that come at once may both give way, so
+/// each has a pause of its own length.
+pub fn lock_pause() -> Duration {
+    Duration::from_micros(10_000 + u64::from(std::process::id() % 32) * 500)
 }
 
 impl Drop for InUse {

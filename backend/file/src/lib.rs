@@ -26,8 +26,7 @@
 //! - **Size.** What is left over after the last whole block cannot be reached. A file that another
 //!   program changes in size is not noticed until [`bluff_block::Volume::resize`]; until then what is
 //!   beyond its end fails.
-//! - **Lock.** Taken from other processes as QEMU does it; [`bluff_block::Volume::lock`] blocks for a
-//!   second at most where somebody is in the way, who may be about to let go (a migration).
+//! - **Lock.** Taken from other processes as QEMU does it.
 //!
 //! Not implemented: image formats, zoned devices, atomic writes of more than a block.
 
@@ -63,7 +62,8 @@ pub enum Direct {
 /// How a file is opened.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FileOptions {
-    /// Size in bytes: a file that is missing is made with it, one that is there must have it.
+    /// Size in bytes that a file is made with where it is missing. One that is there keeps its own, as it
+    /// may have been resized since.
     pub size: Option<u64>,
     /// 512 or 4096; left out, the smallest that the storage allows.
     pub block_size: Option<u32>,

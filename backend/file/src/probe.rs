@@ -31,13 +31,23 @@ pub(crate) struct Found {
 }
 
 fn open_file(path: &Path, wanted: &FileOptions, flags: i32, create: bool) -> io::Result<File> {
-    OpenOptions::new()
+    // Not to hang on a pipe, which is refused later.
+    let file = OpenOptions::new()
         .read(true)
         .write(!wanted.read_only)
         .create_new(create)
         .mode(0o600)
         .custom_flags(flags | libc::O_CLOEXEC | libc::O_NONBLOCK)
-        .open(path)
+        .open(path)?;
+    // An io_uring of an older kernel would answer EAGAIN where it could wait.
+    // SAFETY: the descriptor is open; no memory is involved.
+    unsafe {
+        let now = libc::fcntl(file.as_raw_fd(), libc::F_GETFL);
+        if now < 0 || libc::fcntl(file.as_raw_fd(), libc::F_SETFL, now & !libc::O_NONBLOCK) < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(file)
 }
 
 fn error<'a>(what: &'a str, path: &'a Path) -> impl Fn(io::Error) -> OpenError + use<'a> {
@@ -80,10 +90,6 @@ pub(crate) fn open(path: &Path, wanted: &FileOptions) -> Result<Found, OpenError
     let size = bytes / u64::from(block_size) * u64::from(block_size);
     if size == 0 {
         let what = format!("{} holds no block of {block_size} bytes", path.display());
-        return Err(OpenError::Shape(what));
-    }
-    if let Some(wanted) = wanted.size.filter(|&w| w != size) {
-        let what = format!("{} has {size} bytes, not {wanted}", path.display());
         return Err(OpenError::Shape(what));
     }
     if size != bytes {

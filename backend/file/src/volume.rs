@@ -3,7 +3,6 @@
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
 
 use bluff_block::{
     BlockError, Channel, Events, Geometry, OpenContext, OpenError, Volume, VolumeEvent,
@@ -15,12 +14,6 @@ use crate::engine::Threads;
 use crate::lock::{self, Refused};
 use crate::probe;
 use crate::storage::Storage;
-
-/// How long one who is in the way of the lock may take to let go: the source of a migration stops
-/// its queues at about the time when the destination starts its own.
-const PATIENCE: Duration = Duration::from_secs(1);
-/// The first pause between two attempts. Two who come at once should not try in step.
-const PAUSE: Duration = Duration::from_millis(20);
 
 /// A volume on a regular file or a block device.
 #[derive(Debug)]
@@ -95,34 +88,20 @@ impl Volume for FileVolume {
     }
 
     fn lock(&self) -> Result<(), BlockError> {
-        let until = Instant::now() + PATIENCE;
-        let mut pause = PAUSE + Duration::from_micros(u64::from(std::process::id() % 16) * 500);
-        loop {
-            {
-                let mut state = self.storage.lock_state();
-                if !state.held {
-                    let read_only = self.storage.geometry().read_only;
-                    match lock::take(&self.storage.file, read_only) {
-                        Ok(()) => state.held = true,
-                        Err(Refused::Held) if Instant::now() < until => {}
-                        Err(Refused::Held) => {
-                            log::warn!("{}: another program uses it", self.path.display());
-                            return Err(BlockError::Locked);
-                        }
-                        Err(Refused::System(e)) => {
-                            log::error!("{}: cannot be locked: {e}", self.path.display());
-                            return Err(BlockError::Unavailable);
-                        }
-                    }
+        let mut state = self.storage.lock_state();
+        if !state.held {
+            let read_only = self.storage.geometry().read_only;
+            lock::take(&self.storage.file, read_only).map_err(|e| match e {
+                Refused::Held => BlockError::Locked,
+                Refused::System(e) => {
+                    log::error!("{}: cannot be locked: {e}", self.path.display());
+                    BlockError::Unavailable
                 }
-                if state.held {
-                    state.holders += 1;
-                    return Ok(());
-                }
-            }
-            std::thread::sleep(pause);
-            pause += Duration::from_millis(3);
+            })?;
+            state.held = true;
         }
+        state.holders += 1;
+        Ok(())
     }
 
     fn unlock(&self) {

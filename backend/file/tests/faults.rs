@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bluff_block::conformance::{self, Line, Memory, Profile, Rig, TestVolume};
-use bluff_block::{BlockError, Cancel, Kind, Tag, Uri, Volume};
+use bluff_block::{BlockError, Cancel, InUse, Kind, Tag, Uri, Volume};
 use bluff_reactor::UringUse;
 
 const WRITE: Kind = Kind::Write { fua: false };
@@ -290,19 +290,20 @@ fn one_writer_at_a_time() {
     let second = open(&path, "");
     first.lock().unwrap();
     first.lock().unwrap();
-    let start = Instant::now();
     assert_eq!(second.lock(), Err(BlockError::Locked));
-    assert!(start.elapsed() < Duration::from_secs(3), "bounded");
     first.unlock();
     assert_eq!(second.lock(), Err(BlockError::Locked), "one of two is left");
     // A partner of a migration that lets go a little later.
     std::thread::scope(|s| {
-        let waits = s.spawn(|| second.lock());
+        let waits = s.spawn(|| InUse::within(second.clone(), Duration::from_secs(10)));
         std::thread::sleep(Duration::from_millis(200));
         assert!(!waits.is_finished(), "it waits");
         first.unlock();
-        assert_eq!(waits.join().unwrap(), Ok(()));
+        let taken = waits.join().unwrap().unwrap();
+        assert_eq!(first.lock(), Err(BlockError::Locked));
+        drop(taken);
     });
+    second.lock().unwrap();
     assert_eq!(first.lock(), Err(BlockError::Locked));
     second.unlock();
     // Readers do not disturb each other, but a writer disturbs them.

@@ -2,6 +2,7 @@
 
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::Path;
+use std::process::Command;
 
 use bluff_block::conformance::{Memory, Rig};
 use bluff_block::{BlockError, Kind, OpenError, Uri, UriError, Volume};
@@ -27,7 +28,12 @@ fn made_with_a_size() {
     );
     // There already: the size must be the same.
     open(&path, "size=1MiB").unwrap();
-    assert!(matches!(open(&path, "size=2MiB"), Err(OpenError::Shape(_))));
+    let grown = open(&path, "size=2MiB").unwrap();
+    assert_eq!(
+        grown.geometry().size,
+        1 << 20,
+        "one that is there keeps its size"
+    );
     assert_eq!(std::fs::metadata(&path).unwrap().len(), 1 << 20);
 }
 
@@ -58,6 +64,19 @@ fn mistakes() {
     assert!(open(keep.path(), "read_only=on").is_err(), "a folder");
     std::fs::write(&path, [0; 100]).unwrap();
     assert!(matches!(open(&path, ""), Err(OpenError::Shape(_))));
+    let pipe = keep.path().join("pipe");
+    assert!(
+        Command::new("mkfifo")
+            .arg(&pipe)
+            .status()
+            .unwrap()
+            .success()
+    );
+    let opened = open(&pipe, "");
+    assert!(
+        matches!(opened, Err(OpenError::Shape(_))),
+        "a pipe, and it does not hang"
+    );
     assert!(
         open(Path::new("/dev/null"), "").is_err(),
         "a character device"

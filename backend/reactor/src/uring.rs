@@ -102,6 +102,11 @@ impl Uring {
         inner.ring.submission().is_empty()
     }
 
+    /// Whether the kernel has entries that are not completed.
+    pub(crate) fn is_busy(&self) -> bool {
+        self.0.borrow().in_flight > 0
+    }
+
     /// Hands completions to their owners and wakes these.
     pub(crate) fn reap(&self) {
         self.0.borrow_mut().reap(None);

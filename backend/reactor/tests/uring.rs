@@ -191,6 +191,24 @@ fn nothing_is_left_in_the_queue() {
     assert!(!a.port.unsubmitted());
 }
 
+/// The same in somebody else's loop.
+#[test]
+fn nothing_is_left_in_the_queue_at_rest() {
+    let Some(mut r) = reactor() else { return };
+    let a = share(&mut r);
+    nop(&a.port, 3);
+    let end = Instant::now() + Duration::from_secs(10);
+    while !r.rest() && a.taken.borrow().is_empty() {
+        assert!(Instant::now() < end);
+    }
+    assert!(!a.port.unsubmitted());
+    while a.taken.borrow().is_empty() {
+        r.rest();
+        assert!(Instant::now() < end, "it never came");
+    }
+    assert_eq!(*a.taken.borrow(), [(3, 0)]);
+}
+
 #[test]
 fn full_is_said_and_nothing_is_lost() {
     let Some(mut r) = reactor() else { return };

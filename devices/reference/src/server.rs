@@ -20,6 +20,9 @@ use crate::backend::Backend;
 use crate::worker::OpenError;
 use crate::{Device, DeviceOptions, relay};
 
+/// How long somebody who has the volume may take to let go.
+const LOCK_PATIENCE: Duration = Duration::from_secs(1);
+
 /// How long the end of a session waits for requests in flight.
 const DRAIN: Duration = Duration::from_secs(5);
 
@@ -118,7 +121,7 @@ impl Server {
         options: DeviceOptions,
         endpoint: Endpoint,
     ) -> Result<Self, ServerError> {
-        let in_use = InUse::new(volume).map_err(ServerError::Volume)?;
+        let in_use = InUse::within(volume, LOCK_PATIENCE).map_err(ServerError::Volume)?;
         let event = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(ServerError::Socket)?;
         let (listener, once) = match endpoint {
             Endpoint::Path(path) => (bind(&path)?, false),

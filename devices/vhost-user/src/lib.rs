@@ -39,8 +39,8 @@
 //! * Reconnection: one front end at a time. A second one is accepted and closed; one that comes while the last one's
 //!   rings are still being stopped waits for that.
 //! * The bound for stopping holds for all rings that a front end stops one after another.
-//! * Packed rings need a front end that sends wrap counters in `SET_VRING_BASE`. User-Mode Linux does not: do not
-//!   offer it packed rings.
+//! * Packed rings: base 0 of a front end that cannot migrate (User-Mode Linux) is a fresh ring, though its wrap counters
+//!   say otherwise.
 
 mod attachment;
 pub mod channel;

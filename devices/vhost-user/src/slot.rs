@@ -290,6 +290,8 @@ impl Slot {
         {
             self.hang_up(None, now);
         }
+        // One that waits may have given up: it must not bar who comes after it.
+        self.next = self.next.take().filter(|n| !unix::is_hung_up(n.as_fd()));
         if self.session.is_idle() && self.socket.is_none() && self.removal.is_none() {
             self.connected(socket, now);
         } else if self.socket.is_none() && self.next.is_none() && self.removal.is_none() {

@@ -93,6 +93,9 @@ pub struct VringState {
     pub log: Option<u64>,
     /// Where to go on, in the form of `SET_VRING_BASE`.
     pub base: u32,
+    /// The ring was stopped, and `base` is where it stood.
+    #[serde(default)]
+    pub stopped: bool,
     /// Set while the ring is started.
     pub kick: Option<Kick>,
     /// How the driver is notified.
@@ -289,7 +292,7 @@ impl SessionState {
         self.reset();
         self.features = before.features;
         for (ring, old) in self.vrings.iter_mut().zip(&before.vrings) {
-            ring.base = old.base;
+            (ring.base, ring.stopped) = (old.base, old.stopped);
         }
     }
 
@@ -313,6 +316,7 @@ impl SessionState {
 
     /// Records where a ring would go on.
     pub fn set_position(&mut self, index: u16, at: Position) {
+        self.ring(index).stopped = true;
         let wrap = |idx: u16, wrap: bool| u32::from(idx & 0x7fff) | u32::from(wrap) << 15;
         self.ring(index).base = if self.has(features::RING_PACKED) {
             wrap(at.avail, at.avail_wrap) | wrap(at.used, at.used_wrap) << 16

@@ -16,6 +16,8 @@
 mod config;
 mod counters;
 mod device;
+#[doc(hidden)]
+pub mod fuzzing;
 mod request;
 mod slots;
 pub mod spec;

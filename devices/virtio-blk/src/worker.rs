@@ -179,7 +179,7 @@ impl Worker {
     fn serve(&mut self, now: Instant) -> Result<bool, RingError> {
         self.io.geometry.size = self.shared.size.load(Ordering::Relaxed);
         self.io.mode.writeback = self.shared.writeback.load(Ordering::Relaxed);
-        let take = matches!(self.state, State::Running) && self.enabled;
+        let take = self.serves() || self.finishes_again();
         let id = &self.shared.id;
         let io = &mut self.io;
         // One match for the batch; below it the ring's kind is known.
@@ -217,7 +217,11 @@ impl Worker {
             cx.unregister(old.as_raw_fd());
         }
         let Some(kick) = kick else { return };
-        match cx.register(kick.as_raw_fd(), KICK, epoll::Events::EPOLLIN) {
+        // Edge-triggered, and never read: each write to an eventfd is an edge, whatever it counts. So a kick costs
+        // no system call, and a descriptor that is none, or that a hostile front end made blocking, cannot
+        // hold the reactor or have it spin.
+        let events = epoll::Events::EPOLLIN | epoll::Events::EPOLLET;
+        match cx.register(kick.as_raw_fd(), KICK, events) {
             Ok(()) => self.kick = Some(kick),
             // The ring is polled from now on, as without a descriptor.
             Err(e) => log::warn!(
@@ -517,12 +521,7 @@ pub(crate) enum StartError {
 impl Actor for Worker {
     fn event(&mut self, cx: &mut Context<'_>, event: Event) {
         match event {
-            Event::Ready { .. } => {
-                if let Some(kick) = &self.kick {
-                    let _ = kick.read();
-                    add(&self.counters.kicks, 1);
-                }
-            }
+            Event::Ready { .. } => add(&self.counters.kicks, 1),
             Event::Woken => self.take_messages(cx),
             Event::Timer { .. } => self.run_timer(cx),
         }

@@ -386,7 +386,7 @@ fn a22_a_batch_that_changes_itself() {
                 a.memory.write(SEAM + 16 * i as u64, &entry).unwrap();
             }
             let (mut first, first_status) = a.request(IN, 0, 4096);
-            let len = (a.raw.size as u32 * 16).next_multiple_of(512);
+            let len = (u32::from(a.raw.size) * 16).next_multiple_of(512);
             (first[1].addr, first[1].len) = match target {
                 0 => (second[0].addr, 512),
                 1 => (SEAM, 512),

@@ -215,8 +215,10 @@ fn raced(a: &mut Attack, chain: &[D], offered: &[(u64, u64)], flip: impl Fn(u64)
         let id = a.raw.chain(chain);
         let (got, written) = a.back().expect("served, or given back");
         assert_eq!(got, id);
-        // In a packed ring the length comes back in the place that is being overwritten.
-        assert!(a.raw.packed || written <= offered[0].1 as u32 + 1);
+        // A chain may name its data again and again, as long as it ends. (In a packed ring the length comes
+        // back in the place that is being overwritten.)
+        let most = 256 * offered[0].1 as u32 + 1;
+        assert!(a.raw.packed || written <= most, "{written}");
     }
     stop.store(true, Ordering::Relaxed);
     flipper.join().unwrap();
@@ -345,7 +347,7 @@ fn a07_indirect_where_it_may_not_be() {
         let before = a.snapshot();
         a.refused(id, &before);
         // Lengths that are no tables.
-        for len in [0, 1, 15, 17, 24, 16 * 65537, u32::MAX & !15] {
+        for len in [0, 1, 15, 17, 24, 16 * 65537, !15] {
             let id = a.raw.chain(&[d(SEAM, len, INDIRECT)]);
             let before = a.snapshot();
             a.refused(id, &before);

@@ -218,24 +218,32 @@ pub enum Step {
     AfterUsed,
     /// The batch is no longer recorded.
     Settled,
-    /// Before any one store to the region, or to the flags of a packed ring's slots.
+    /// Before any one store to the region, to a used index, or to the flags of a packed ring's slots.
     Store,
 }
 
-#[cfg(not(test))]
+#[cfg(any(not(test), loom))]
 #[inline(always)]
 pub(crate) fn step(_: Step) {}
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 pub(crate) use steps::step;
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 pub(crate) mod steps {
     //! Lets a test end the ring at a step, as a kill would: what is in shared memory stays.
     use super::Step;
-    use std::cell::Cell;
+    use std::cell::{Cell, RefCell};
 
     thread_local!(static END: Cell<Option<(Step, u32)>> = const { Cell::new(None) });
+
+    type Watch = Box<dyn FnMut()>;
+    thread_local!(static WATCH: RefCell<Option<Watch>> = const { RefCell::new(None) });
+
+    /// Has `watch` called at every step.
+    pub(crate) fn watch(watch: Option<Watch>) {
+        WATCH.set(watch);
+    }
 
     /// The `n`th time that `at` is reached (from 0), [`step`] panics with the step.
     pub(crate) fn end_at(at: Option<(Step, u32)>) {
@@ -243,6 +251,11 @@ pub(crate) mod steps {
     }
 
     pub(crate) fn step(here: Step) {
+        WATCH.with_borrow_mut(|watch| {
+            if let Some(watch) = watch {
+                watch();
+            }
+        });
         match END.get() {
             Some((at, 0)) if at == here => {
                 END.set(None);

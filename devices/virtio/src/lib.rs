@@ -25,6 +25,8 @@
 mod chain;
 mod device;
 mod error;
+#[cfg(all(test, loom))]
+mod explored;
 pub mod features;
 pub mod inflight;
 pub mod packed;

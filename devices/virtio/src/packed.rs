@@ -529,6 +529,10 @@ impl crate::Ring for Ring {
         }
     }
 
+    fn again(&self) -> usize {
+        self.again.len()
+    }
+
     fn position(&self) -> StoppedQueue {
         let position = Position {
             avail: self.avail.at,

@@ -58,6 +58,9 @@ pub trait Ring {
     /// Starts or ends logging. What the device may have written of the ring itself is marked at once.
     fn set_log(&mut self, log: Option<QueueLog>);
 
+    /// How many chains of an earlier life are still to be popped.
+    fn again(&self) -> usize;
+
     /// Where it would go on, and how much is in flight.
     fn position(&self) -> StoppedQueue;
 }

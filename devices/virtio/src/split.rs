@@ -9,7 +9,7 @@ use std::sync::Arc;
 use bluff_memory::{GuestMemory, MemoryError};
 
 use crate::chain::{Descriptor, INDIRECT, NEXT, WRITE};
-use crate::inflight::Split as Tracker;
+use crate::inflight::{Split as Tracker, Step, step};
 use crate::ring::{Done, InUse, Order, Translator, stopped};
 use crate::sync::{AtomicU16, AtomicU32, AtomicU64, Ordering, fence, need_event};
 use crate::table::{self, Table};
@@ -345,6 +345,7 @@ impl crate::Ring for Ring {
             self.log_used(old, new);
         }
         // Release: the data and the entries are seen by whoever acquires the index (§2.7.8.2).
+        step(Step::Store);
         // SAFETY: a part of the ring.
         unsafe { &*self.parts.used_idx }.store(new.to_le(), Ordering::Release);
         if self.log.is_some() {
@@ -417,6 +418,10 @@ impl crate::Ring for Ring {
         if let Some(QueueLog { log, .. }) = &self.log {
             chain.mark(log);
         }
+    }
+
+    fn again(&self) -> usize {
+        self.again.len()
     }
 
     fn position(&self) -> StoppedQueue {

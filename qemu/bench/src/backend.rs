@@ -33,6 +33,7 @@ impl Programs {
     /// in `disk`.
     pub fn new(ours: &Path, disk: &Path) -> Result<Self> {
         fs::create_dir_all(disk)?;
+        let disk = &fs::canonicalize(disk)?;
         let folder = tempfile::Builder::new()
             .prefix("bluff-bench-")
             .tempdir_in("/dev/shm")?;
@@ -193,7 +194,7 @@ fn reference(programs: &Programs, work: &Work, file: Option<&Path>) -> Command {
     command
         .arg("--num-queues")
         .arg(work.queues.to_string())
-        .arg("--poll");
+        .args(["--queue-size", "512", "--poll"]);
     command
 }
 

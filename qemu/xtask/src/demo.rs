@@ -32,8 +32,11 @@ pub fn run(workspace: &Workspace, _options: &Options) -> Result<bool> {
     let (major, minor, micro) = qemu.version();
     println!("    QEMU {major}.{minor}.{micro}");
     let folder = tempfile::Builder::new().prefix("bluff-demo-").tempdir()?;
-    let mut card = Card::start(&programs, folder.path())?;
-    let facts = show(&mut card, &qemu, &image)?;
+    let card = Card::start(&programs, folder.path())?;
+    let facts = show(&card, &qemu, &image).map_err(|error| {
+        let log = bluff_qemu::process::tail(card.daemon.log(), 30);
+        error.context(format!("bluffd said last:\n{log}"))
+    })?;
     card.end()?;
     println!("\n==> what was shown");
     for fact in facts {
@@ -127,7 +130,7 @@ fn sh(guest: &Guest, script: &str) -> Result<String> {
 }
 
 /// The demonstration itself; gives the facts for the summary.
-fn show(card: &mut Card, qemu: &Qemu, image: &Image) -> Result<Vec<String>> {
+fn show(card: &Card, qemu: &Qemu, image: &Image) -> Result<Vec<String>> {
     let mut facts = Vec::new();
     run::say("booting a VM that has the function as a PCI device");
     let function = VhostUserBlk::new("blk0", &card.folder.join("run/blk0.sock")).queues(2);
@@ -172,16 +175,22 @@ fn show(card: &mut Card, qemu: &Qemu, image: &Image) -> Result<Vec<String>> {
                --output-format=terse >/tmp/fio; echo fio ended with $?";
     println!("    guest# {fio} &");
     let job = guest.spawn(fio)?;
-    // Of the moment when the load has begun: its first requests are counted.
-    let busy = |text: &str| {
-        text.lines()
-            .any(|l| l.contains("blk0") && !l.contains(" 0.0 "))
+    // Of a moment when the load is under way: its first requests are counted.
+    let at_work = |top: &str| {
+        let mut lines = top
+            .lines()
+            .map(|line| line.split_whitespace().collect::<Vec<_>>());
+        lines.any(|words| matches!(words[..], ["blk0", "all", iops, ..] if iops != "0"))
     };
     let top = loop {
         let top = card.ctl(&["top", "--once"])?;
-        if busy(&top) || job.has_ended_within(Duration::ZERO) {
+        if at_work(&top) {
             break top;
         }
+        ensure!(
+            !job.has_ended_within(Duration::ZERO),
+            "fio has ended and nothing was counted"
+        );
     };
     print!("{}", indent(&top));
     let end = job.wait(PATIENCE)?.text();

@@ -33,6 +33,9 @@ pub fn run(workspace: &Workspace, options: &Options) -> Result<bool> {
         &mut total,
         || aarch64(workspace, options),
     );
+    stage("memory orders, explored by loom", &mut total, || {
+        orders(workspace, options)
+    });
     stage("guests", &mut total, || guest::run(workspace, options));
     println!("{total}");
     Ok(total.failed == 0)
@@ -64,6 +67,24 @@ fn aarch64(workspace: &Workspace, options: &Options) -> Result<Tally> {
         command.args(["--package", &name]);
     }
     count(command)
+}
+
+/// The rings of both sides, with loom's atomics in the place of the machine's.
+fn orders(workspace: &Workspace, options: &Options) -> Result<Tally> {
+    let mut total = Tally::default();
+    // The device's explorations are among its unit tests, the driver's in a program of their own.
+    for test in [
+        ["--package", "bluff-virtio", "--lib", "explored"].as_slice(),
+        &["--package", "bluff-virtio-driver", "--test", "loom"],
+    ] {
+        let mut command = cargo_test(workspace, options);
+        command.arg("--release").args(test);
+        command.env("RUSTFLAGS", "--cfg loom");
+        // Other flags make other artefacts; the usual ones stay as they are.
+        command.env("CARGO_TARGET_DIR", workspace.target.join("loom"));
+        total += count(command)?;
+    }
+    Ok(total)
 }
 
 /// Every crate that moves a host's data: all of `backend/` and `devices/`.

@@ -9,10 +9,11 @@
 //! The messages are those of the `vhost` crate, which no one here wrote; only the two that it cannot
 //! carry whole are sent from here: the 32-bit base of a packed ring, and its answer.
 //!
-//! Not here: migration logs, memory hot-plug beyond a new table, back-end requests.
+//! Not here: migration logs, back-end requests.
 
 use std::fs::File;
 use std::io::Write;
+use std::net::Shutdown;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -94,6 +95,16 @@ pub struct Events {
     pub call: EventFd,
 }
 
+impl Events {
+    fn new() -> Result<Self, std::io::Error> {
+        let new = || EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC);
+        Ok(Self {
+            kick: new()?,
+            call: new()?,
+        })
+    }
+}
+
 /// A session with a back end.
 pub struct FrontEnd {
     frontend: Frontend,
@@ -104,6 +115,8 @@ pub struct FrontEnd {
     /// By queue; they outlive a connection, as a VMM's do.
     events: Vec<Events>,
     inflight: Option<(VhostUserInflight, File)>,
+    /// By queue: the base that it was last started with.
+    bases: Vec<u32>,
 }
 
 impl std::fmt::Debug for FrontEnd {
@@ -119,13 +132,7 @@ impl FrontEnd {
     /// Where the back end is not there, refuses, or lacks a feature.
     pub fn connect(path: &Path, memory: &Arc<Memory>, options: Options) -> Result<Self, Error> {
         let events = (0..options.queues)
-            .map(|_| {
-                let new = || EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC);
-                Ok(Events {
-                    kick: new()?,
-                    call: new()?,
-                })
-            })
+            .map(|_| Events::new())
             .collect::<Result<_, std::io::Error>>()?;
         let stream = UnixStream::connect(path)?;
         let mut this = Self {
@@ -136,12 +143,19 @@ impl FrontEnd {
             features: 0,
             events,
             inflight: None,
+            bases: vec![0; usize::from(options.queues)],
         };
         this.negotiate()?;
         Ok(this)
     }
 
-    /// Connects again after the back end has gone; what was in flight is recorded in the region that
+    /// Ends the connection, whatever is in flight.
+    pub fn disconnect(&self) {
+        // Fails where the back end has ended it already.
+        let _ = self.stream.shutdown(Shutdown::Both);
+    }
+
+    /// Connects again after the back end has gone, or after [`FrontEnd::disconnect`]; what was in flight is recorded in the region that
     /// this side kept.
     ///
     /// # Errors
@@ -169,6 +183,7 @@ impl FrontEnd {
             let mut wanted = VhostUserProtocolFeatures::MQ
                 | VhostUserProtocolFeatures::REPLY_ACK
                 | VhostUserProtocolFeatures::CONFIG
+                | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
                 | VhostUserProtocolFeatures::RESET_DEVICE;
             if self.options.inflight {
                 wanted |= VhostUserProtocolFeatures::INFLIGHT_SHMFD;
@@ -178,6 +193,13 @@ impl FrontEnd {
                 f.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
             }
         }
+        self.set_up()?;
+        self.share_memory()
+    }
+
+    /// What a device is told anew after each reset: features and the in-flight region.
+    fn set_up(&mut self) -> Result<(), Error> {
+        let f = &mut self.frontend;
         f.set_features(self.features)?;
         if self.options.inflight {
             let ask = VhostUserInflight {
@@ -192,7 +214,18 @@ impl FrontEnd {
                 f.set_inflight_fd(shape, file.as_raw_fd())?;
             }
         }
-        self.share_memory()
+        Ok(())
+    }
+
+    /// Resets the device, as for a guest that reboots: rings are forgotten, and what was in flight with
+    /// them. Features and a new in-flight region are set again; memory stays shared.
+    ///
+    /// # Errors
+    /// Where the back end refuses.
+    pub fn reset(&mut self) -> Result<(), Error> {
+        self.frontend.reset_device()?;
+        self.inflight = None;
+        self.set_up()
     }
 
     /// Sends the memory table.
@@ -200,19 +233,62 @@ impl FrontEnd {
     /// # Errors
     /// Where the back end refuses it.
     pub fn share_memory(&self) -> Result<(), Error> {
-        let regions: Vec<_> = self
-            .memory
-            .regions()
-            .iter()
-            .map(|r| VhostUserMemoryRegionInfo {
-                guest_phys_addr: r.config().guest_addr,
-                memory_size: r.config().size,
-                userspace_addr: r.user_addr(),
-                mmap_offset: r.config().file_offset,
-                mmap_handle: r.as_fd().as_raw_fd(),
-            })
+        self.share_regions(|_| true)
+    }
+
+    /// Sends a memory table of those regions whose index is `wanted`.
+    ///
+    /// # Errors
+    /// Where the back end refuses it.
+    pub fn share_regions(&self, wanted: impl Fn(usize) -> bool) -> Result<(), Error> {
+        let regions: Vec<_> = (0..self.memory.regions().len())
+            .filter(|&i| wanted(i))
+            .map(|i| self.region(i))
             .collect();
         self.frontend.set_mem_table(&regions)?;
+        Ok(())
+    }
+
+    /// Adds one region to what is shared.
+    ///
+    /// # Errors
+    /// Where the back end refuses it.
+    pub fn add_region(&mut self, index: usize) -> Result<(), Error> {
+        let region = self.region(index);
+        self.frontend.add_mem_region(&region)?;
+        Ok(())
+    }
+
+    /// Takes one region back.
+    ///
+    /// # Errors
+    /// Where the back end refuses.
+    pub fn remove_region(&mut self, index: usize) -> Result<(), Error> {
+        let region = self.region(index);
+        Ok(self.frontend.remove_mem_region(&region)?)
+    }
+
+    fn region(&self, index: usize) -> VhostUserMemoryRegionInfo {
+        let r = &self.memory.regions()[index];
+        VhostUserMemoryRegionInfo {
+            guest_phys_addr: r.config().guest_addr,
+            memory_size: r.config().size,
+            userspace_addr: r.user_addr(),
+            mmap_offset: r.config().file_offset,
+            mmap_handle: r.as_fd().as_raw_fd(),
+        }
+    }
+
+    /// Gives a queue, which may run, new events in place of those before.
+    ///
+    /// # Errors
+    /// Where the back end refuses, or the system has no descriptors.
+    pub fn replace_events(&mut self, index: u16) -> Result<(), Error> {
+        let i = usize::from(index);
+        let new = Events::new()?;
+        self.frontend.set_vring_kick(i, &new.kick)?;
+        self.frontend.set_vring_call(i, &new.call)?;
+        self.events[i] = new;
         Ok(())
     }
 
@@ -288,6 +364,22 @@ impl FrontEnd {
         Ok(())
     }
 
+    /// The base that a queue is started with after its back end died, as QEMU has it (its
+    /// `virtio_queue_restore_last_avail_idx`): of a split ring the used index that stands in the ring; of
+    /// a packed one, where nothing in shared memory says, the base of the start before. Where requests
+    /// are in flight neither is where the device stood: that is in the in-flight region.
+    ///
+    /// # Errors
+    /// Where the ring does not lie in memory.
+    pub fn recovery_base(&self, index: u16, queue: &dyn DriverQueue) -> Result<u32, Error> {
+        const RING_PACKED: u64 = 1 << 34;
+        if self.features & RING_PACKED != 0 {
+            return Ok(self.bases[usize::from(index)]);
+        }
+        let used_index = queue.layout().device + 2;
+        Ok(u32::from(self.memory.read_u16(used_index)?))
+    }
+
     /// SET_VRING_BASE with all 32 bits, which the crate's own has no room for.
     fn set_base(&mut self, index: u16, base: u32) -> Result<(), Error> {
         const SET_VRING_BASE: u32 = 10;
@@ -296,6 +388,7 @@ impl FrontEnd {
         let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_ne_bytes()).collect();
         // The crate's side waits for its answers, so nothing else is under way on the socket.
         (&self.stream).write_all(&bytes)?;
+        self.bases[usize::from(index)] = base;
         Ok(())
     }
 

@@ -11,6 +11,10 @@ use crate::spec::{self, protocol};
 use crate::state::{Addresses, Kick};
 use crate::{Error, unix};
 
+/// The base of a packed ring that was never used: both positions 0, both wrap counters 1 (virtio 1.3
+/// §2.8.1).
+const FRESH_PACKED: u32 = 0x8000_8000;
+
 impl Planner<'_> {
     pub(super) fn set_size(&mut self, index: u16, size: u16) -> Result<(), Error> {
         if self.plan.next.ring(index).size == size {
@@ -59,6 +63,14 @@ impl Planner<'_> {
             return Err(value("vring base", base.into()));
         }
         self.quiesce(index)?;
+        // User-Mode Linux begins a packed ring with base 0, which has both wrap counters wrong. A front end
+        // that cannot migrate has no other ring to go on with than a fresh one, or one that we stopped.
+        let migrates = self.old.protocol & protocol::LOG_SHMFD != 0;
+        let stopped = self.old.vrings[usize::from(index)].stopped;
+        let base = match base {
+            0 if packed && !migrates && !stopped => FRESH_PACKED,
+            base => base,
+        };
         self.plan.next.ring(index).base = base;
         Ok(())
     }

@@ -3,16 +3,16 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bluff_block::{BlockError, Cancel, InUse};
+use bluff_block::{BlockError, Cancel, InUse, lock_pause};
 use bluff_memory::GuestMemory;
 use bluff_reactor::{Context, Turn};
-use bluff_virtio::{DeviceEvent, QueueChange, Ring, RingError, Stop, StoppedQueue, with_ring};
+use bluff_virtio::{
+    Chain, DeviceEvent, Pop, QueueChange, Ring, RingError, Stop, StoppedQueue, with_ring,
+};
 
 use super::{Io, Worker};
 use crate::spec::status;
 
-/// How often the volume's lock is tried while somebody else holds it.
-const LOCK_EVERY: Duration = Duration::from_millis(20);
 /// When to say that it is held.
 const LOCK_TELL: Duration = Duration::from_secs(2);
 
@@ -66,6 +66,15 @@ impl Worker {
     /// Whether the ring may be touched.
     pub(super) fn serves(&self) -> bool {
         matches!(self.state, State::Running) && self.enabled
+    }
+
+    /// Whether a stop under way has to do what an earlier life left: nobody would after it.
+    pub(super) fn finishes_again(&self) -> bool {
+        matches!(&self.state, State::Stopping(s) if !s.cancelled)
+            && self.lock.is_some()
+            && !self.io.leave
+            && !self.io.mute
+            && with_ring!(&self.queue, ring => ring.again()) > 0
     }
 
     pub(super) fn take_messages(&mut self, cx: &mut Context<'_>) {
@@ -164,8 +173,15 @@ impl Worker {
 
     /// Finishes a stop when nothing is in flight any more, or only what is left.
     pub(super) fn try_stop(&mut self, cx: &mut Context<'_>) -> bool {
-        if self.io.slots.in_flight() > self.io.left {
+        if self.io.slots.in_flight() > self.io.left || self.finishes_again() {
             return false;
+        }
+        if !self.io.leave && !self.io.mute {
+            // Those of an earlier life that there was no time for, or no volume.
+            let notify = with_ring!(&mut self.queue, ring => self.io.refuse_again(&mut **ring));
+            if notify {
+                self.notify();
+            }
         }
         let State::Stopping(s) = std::mem::replace(&mut self.state, State::Stopped) else {
             unreachable!("called while stopping")
@@ -239,7 +255,7 @@ impl Worker {
                         self.shared.volume
                     );
                 }
-                let next = cx.now() + LOCK_EVERY;
+                let next = cx.now() + lock_pause();
                 self.state = State::Locking { since, next, told };
                 cx.timer(cx.id(), next, 0);
                 Turn::Idle
@@ -292,6 +308,29 @@ impl Io {
                 }
             }
         }
+    }
+
+    /// Answers what an earlier life left with an error; says whether the driver is to be told.
+    #[cold]
+    fn refuse_again<R: Ring>(&mut self, ring: &mut R) -> bool {
+        let mut chain = Chain::default();
+        for _ in 0..ring.again() {
+            match ring.pop(&mut chain) {
+                Ok(Pop::Chain) if chain.take_status() => {
+                    chain.set_status(status::IOERR);
+                    ring.complete(&chain, super::written_without_data(&chain));
+                }
+                Ok(Pop::Empty) => break,
+                Ok(_) => ring.complete(&chain, 0),
+                // A record that lied; the queue ends in any case.
+                Err(e) => {
+                    log::warn!("{e}");
+                    return false;
+                }
+            }
+            self.tally.errors += 1;
+        }
+        ring.publish()
     }
 
     /// A request that was cancelled: it stays in flight, or the driver is told.

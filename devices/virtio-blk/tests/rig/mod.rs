@@ -243,6 +243,13 @@ pub const FINISH: Stop = Stop {
     answer: true,
 };
 
+/// The driver has gone, and what it asked for with it.
+pub const RESET: Stop = Stop {
+    bound: Duration::from_millis(100),
+    leave: false,
+    answer: false,
+};
+
 /// An in-flight region of `queues` parts, in a memfd.
 pub fn inflight(size: u16) -> (driver_file::Region, InflightQueue) {
     let len = bluff_virtio::inflight::queue_len(size);
@@ -251,6 +258,7 @@ pub fn inflight(size: u16) -> (driver_file::Region, InflightQueue) {
     (region, queue)
 }
 
+pub mod log;
 pub mod raw;
 pub mod stall;
 

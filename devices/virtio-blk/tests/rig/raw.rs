@@ -1,14 +1,16 @@
 //! A ring whose every byte the test writes, beside a neighbour that behaves, on a reactor that the test steps.
 
 use std::collections::HashMap;
+use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bluff_block::Volume;
 use bluff_memory::{GuestMemory, Space};
 use bluff_reactor::{Options, Poll, Reactor};
 use bluff_virtio::{
-    DeviceEvent, Position, QueueSetup, RingAddresses, Stop, StoppedQueue, VirtioDevice, features,
+    DeviceEvent, Position, QueueChange, QueueLog, QueueSetup, RingAddresses, Stop, StoppedQueue,
+    VirtioDevice, features,
 };
 use bluff_virtio_blk::{Blk, BlkOptions};
 use bluff_virtio_driver as driver;
@@ -304,6 +306,82 @@ impl Attack {
         }
     }
 
+    /// What queue 0 would be started with: its ring, from the beginning.
+    pub fn setup(&self) -> QueueSetup {
+        QueueSetup {
+            index: 0,
+            size: self.raw.size,
+            features: self.features,
+            addresses: RingAddresses {
+                space: Space::Guest,
+                desc: self.raw.desc,
+                driver: self.raw.driver,
+                device: self.raw.device,
+            },
+            position: Position::START,
+            memory: self.epoch.clone(),
+            kick: None,
+            call: None,
+            error: None,
+            inflight: None,
+            log: None,
+            enabled: true,
+        }
+    }
+
+    /// As [`Attack::on`], with queue 0 started as `change` wants it.
+    pub fn with(
+        packed: bool,
+        size: u16,
+        volume: Arc<dyn Volume>,
+        change: impl FnOnce(&mut QueueSetup),
+    ) -> Self {
+        let mut this = Self::on(packed, size, volume);
+        this.stop(super::RESET);
+        let mut setup = this.setup();
+        change(&mut setup);
+        this.start(setup);
+        this
+    }
+
+    pub fn start(&mut self, setup: QueueSetup) {
+        self.device.start_queue(setup).unwrap();
+        self.turns(TURNS);
+    }
+
+    /// Changes the epoch; says how long it took until the one before was out of use.
+    pub fn set_memory(&mut self, memory: Arc<GuestMemory>, bound: Duration) -> Duration {
+        let done = self.begin_memory(memory, bound);
+        let start = Instant::now();
+        super::wait(|| {
+            self.turns(1);
+            done.try_recv().ok()
+        });
+        start.elapsed()
+    }
+
+    pub fn begin_memory(&mut self, memory: Arc<GuestMemory>, bound: Duration) -> Receiver<()> {
+        let (tx, rx) = channel();
+        let done = Box::new(move || tx.send(()).unwrap());
+        let change = QueueChange::Memory {
+            memory,
+            bound,
+            done,
+        };
+        self.device.change_queue(0, change);
+        rx
+    }
+
+    pub fn set_log(&mut self, log: Option<QueueLog>) {
+        let (tx, rx) = channel();
+        let done = Box::new(move || tx.send(()).unwrap());
+        self.device.change_queue(0, QueueChange::Log { log, done });
+        super::wait(|| {
+            self.turns(1);
+            rx.try_recv().ok()
+        });
+    }
+
     /// The next chain that is given back within the bound.
     pub fn back(&mut self) -> Option<(u16, u32)> {
         for _ in 0..TURNS {
@@ -402,7 +480,7 @@ impl Attack {
 
     /// A second look at everything: the neighbour, and the attacker's queue after it was stopped and started.
     pub fn stop(&mut self, stop: Stop) -> Option<StoppedQueue> {
-        let (tx, rx) = std::sync::mpsc::channel();
+        let (tx, rx) = channel();
         self.device
             .stop_queue(0, stop, Box::new(move |s| tx.send(s).unwrap()));
         super::wait(|| {

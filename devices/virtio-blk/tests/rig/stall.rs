@@ -17,6 +17,8 @@ pub struct Desk {
     /// Operations that were ever accepted.
     pub accepted: AtomicUsize,
     open: AtomicBool,
+    /// More than this many are not accepted; 0: any number.
+    pub limit: AtomicUsize,
     wakers: Mutex<Vec<Waker>>,
 }
 
@@ -84,6 +86,11 @@ struct Held {
 
 impl Channel for Held {
     fn submit(&mut self, ops: &[Op]) -> usize {
+        let limit = match self.desk.limit.load(Ordering::SeqCst) {
+            0 => usize::MAX,
+            limit => limit - self.ops.len().min(limit),
+        };
+        let ops = &ops[..ops.len().min(limit)];
         for op in ops {
             if self.torn && op.kind == Kind::Read {
                 let half = vec![FILL; op.len as usize / 2];

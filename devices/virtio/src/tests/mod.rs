@@ -1,5 +1,7 @@
 //! The rings against a driver that was written apart from them, over memory that both share.
 
+mod differential;
 mod lies;
+mod logging;
 mod recovery;
 mod rig;

@@ -11,8 +11,8 @@ use driver::{Buffer, DriverQueue, PackedDriver, SplitDriver};
 
 use crate::inflight::{InflightQueue, Step, queue_len, steps};
 use crate::{
-    Chain, Limits, Pop, Position, QueueSetup, Ring, RingAddresses, RingError, features, packed,
-    split,
+    Chain, Limits, Pop, Position, QueueLog, QueueSetup, Ring, RingAddresses, RingError, features,
+    packed, split,
 };
 
 /// How often to repeat: `ci` times, or `long` times where BLUFF_TEST_LONG=1.
@@ -46,10 +46,10 @@ impl Rng {
     }
 }
 
-const BASE: u64 = 0x10_0000;
+pub(super) const BASE: u64 = 0x10_0000;
 /// Bytes that each request has in guest memory, and how many requests there is room for.
-const ROOM: u64 = 64;
-const ROOMS: u64 = 512;
+pub(super) const ROOM: u64 = 64;
+pub(super) const ROOMS: u64 = 512;
 
 /// What the driver and the region look like.
 #[derive(Clone, Copy, Debug)]
@@ -62,10 +62,11 @@ pub(super) struct Shape {
 /// Guest, driver and region; the device comes and goes.
 pub(super) struct World {
     pub(super) shape: Shape,
-    memory: Arc<driver::Memory>,
+    pub(super) memory: Arc<driver::Memory>,
+    pub(super) log: Option<QueueLog>,
     epoch: Arc<GuestMemory>,
     pub(super) driver: Box<dyn DriverQueue>,
-    data: u64,
+    pub(super) data: u64,
     pub(super) region: std::fs::File,
     /// Requests that the driver waits for, by the order in which they were made available.
     pub(super) waiting: BTreeMap<u64, ()>,
@@ -118,6 +119,7 @@ impl World {
         Self {
             shape,
             memory,
+            log: None,
             epoch,
             driver,
             data,
@@ -166,7 +168,7 @@ impl World {
             call: None,
             error: None,
             inflight: Some(inflight),
-            log: None,
+            log: self.log.clone(),
             enabled: true,
         };
         let limits = Limits { indirect: 8 };
@@ -233,6 +235,12 @@ impl Device {
             works: Vec::new(),
             last: None,
         }
+    }
+
+    /// Asks for notifications, and not for them again.
+    pub(super) fn sleep(&mut self) {
+        self.ring.enable_notifications();
+        self.ring.disable_notifications();
     }
 
     pub(super) fn busy(&self) -> usize {

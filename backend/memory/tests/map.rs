@@ -1,0 +1,321 @@
+//! Memory tables that lie, and the map against one that was written down naively.
+#![allow(unsafe_code)]
+
+mod memfd;
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use bluff_memory::{GuestMemory, Hint, IoVec, Mapping, MemoryError, Region, RegionSpec, Space};
+use memfd::{memfd, region, spec, times};
+use proptest::prelude::*;
+
+const PAGE: u64 = 4096;
+
+fn refused(spec: RegionSpec) -> MemoryError {
+    Region::new(spec, &GuestMemory::empty()).expect_err("a lie was believed")
+}
+
+#[test]
+fn b08_empty_and_wrapping_regions() {
+    let file = memfd(PAGE);
+    let bad = |e| assert!(matches!(e, MemoryError::BadRegion { .. }), "{e}");
+    bad(refused(spec(&file, 0, 0, 0)));
+    bad(refused(RegionSpec {
+        guest: u64::MAX - PAGE + 1,
+        ..spec(&file, 0, PAGE, 0)
+    }));
+    bad(refused(RegionSpec {
+        user: u64::MAX - 10,
+        ..spec(&file, 0, PAGE, 0)
+    }));
+    bad(refused(spec(&file, 0, PAGE, u64::MAX - 1)));
+    bad(refused(spec(&file, 0, u64::MAX, PAGE)));
+}
+
+#[test]
+fn b08_file_too_short() {
+    let file = memfd(PAGE);
+    for (len, offset) in [
+        (PAGE + 1, 0),
+        (PAGE, 1),
+        (1, PAGE),
+        (1 << 62, 0),
+        (1, 1 << 62),
+    ] {
+        let e = refused(spec(&file, 0, len, offset));
+        assert!(matches!(e, MemoryError::ShortFile { .. }), "{e}");
+    }
+}
+
+/// A device says nothing of its length: no arithmetic may trust what the front end says of it.
+#[test]
+fn b08_a_device_in_the_place_of_a_file() {
+    for path in ["/dev/zero", "/dev/null", "/", "/proc/self/maps"] {
+        for (len, offset) in [
+            (PAGE, 0),
+            (PAGE, 1),
+            (1 << 62, 0),
+            ((1 << 63) - 1, 1),
+            (u64::MAX - 5 - PAGE, 5),
+            (u64::MAX - 5, 5),
+            (1, u64::MAX - 5),
+            (PAGE, 1 << 63),
+        ] {
+            let file = File::open(path).unwrap();
+            let made = Region::new(
+                RegionSpec {
+                    user: 0,
+                    ..spec(&file, 0, len, offset)
+                },
+                &GuestMemory::empty(),
+            );
+            assert!(made.is_err(), "opened for reading only: {path} {len:#x}");
+        }
+    }
+    // What can be mapped is memory like any other.
+    let zero = File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/zero")
+        .unwrap();
+    let memory = GuestMemory::new(vec![region(&zero, 0, PAGE, 0)]).unwrap();
+    memory.write(10, &[1]).unwrap();
+    let mut got = [0];
+    memory.read(10, &mut got).unwrap();
+    assert_eq!(got, [1]);
+    let odd = Region::new(
+        RegionSpec {
+            user: 0,
+            ..spec(&zero, 0, u64::MAX - PAGE, 1)
+        },
+        &GuestMemory::empty(),
+    );
+    assert!(odd.is_err());
+}
+
+#[test]
+fn b08_read_only_and_sealed_files() {
+    let file = memfd(PAGE);
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let read_only = File::open(path).unwrap();
+    let e = refused(spec(&read_only, 0, PAGE, 0));
+    assert!(matches!(e, MemoryError::Map(_)), "{e}");
+    // SAFETY: no memory is involved.
+    let rc = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, libc::F_SEAL_WRITE) };
+    assert_eq!(rc, 0);
+    let e = refused(spec(&file, 0, PAGE, 0));
+    assert!(matches!(e, MemoryError::Map(_)), "{e}");
+    // Sealed against shrinking is as it should be.
+    let file = memfd(PAGE);
+    // SAFETY: as above.
+    let rc = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, libc::F_SEAL_SHRINK) };
+    assert_eq!(rc, 0);
+    region(&file, 0, PAGE, 0);
+}
+
+#[test]
+fn b08_overlaps() {
+    let file = memfd(16 * PAGE);
+    let at = |guest, user| {
+        let spec = RegionSpec {
+            user,
+            ..spec(&file, guest, 2 * PAGE, guest)
+        };
+        Region::new(spec, &GuestMemory::empty()).unwrap()
+    };
+    for (one, two) in [
+        ((0, 0), (0, 8 * PAGE)),
+        ((0, 0), (PAGE, 8 * PAGE)),
+        ((0, 0), (2 * PAGE - 1, 8 * PAGE)),
+        ((0, 0), (4 * PAGE, 0)),
+        ((0, PAGE), (4 * PAGE, 0)),
+    ] {
+        for swap in [false, true] {
+            let (a, b) = (at(one.0, one.1), at(two.0, two.1));
+            let regions = if swap { vec![b, a] } else { vec![a, b] };
+            assert!(matches!(
+                GuestMemory::new(regions),
+                Err(MemoryError::Overlap { .. })
+            ));
+        }
+    }
+    // They may touch.
+    GuestMemory::new(vec![at(2 * PAGE, 2 * PAGE), at(0, 0)]).unwrap();
+}
+
+#[test]
+fn offsets_inside_of_a_page() {
+    let file = memfd(4 * PAGE);
+    let whole = GuestMemory::new(vec![region(&file, 0, 4 * PAGE, 0)]).unwrap();
+    for offset in [1, 8, 100, PAGE - 1, PAGE + 3, 3 * PAGE - 1] {
+        let len = PAGE + 1;
+        let part = GuestMemory::new(vec![region(&file, 0x1000_0000, len, offset)]).unwrap();
+        let data: Vec<u8> = (0..len)
+            .map(|i| (i as u8).wrapping_mul(31) ^ offset as u8)
+            .collect();
+        part.write(0x1000_0000, &data).unwrap();
+        let mut got = vec![0; len as usize];
+        whole.read(offset, &mut got).unwrap();
+        assert_eq!(got, data);
+        // The pages around it are mapped, and not handed out.
+        assert!(part.read(0x1000_0000 + len, &mut [0]).is_err());
+        assert!(part.read(0x1000_0000 - 1, &mut [0]).is_err());
+        // Aligned for the guest, not for us.
+        let odd = part.contiguous(Space::Guest, 0x1000_0000, 16, 16);
+        assert_eq!(odd.is_ok(), offset % 16 == 0);
+    }
+}
+
+/// What stays keeps its mapping; what is another file, offset or length does not.
+#[test]
+fn an_epoch_shares_what_stayed() {
+    let (file, other) = (memfd(4 * PAGE), memfd(4 * PAGE));
+    let old = GuestMemory::new(vec![region(&file, 0, 2 * PAGE, 0)]).unwrap();
+    let piece = |memory: &GuestMemory, addr, len| {
+        let mut pieces = Vec::new();
+        memory.segments(addr, len, &mut pieces).unwrap();
+        pieces[0]
+    };
+    let was = piece(&old, 0, 2 * PAGE as u32);
+    // The same bytes at another guest address, through another descriptor.
+    let same = Region::new(spec(&file, 8 * PAGE, 2 * PAGE, 0), &old).unwrap();
+    let next = GuestMemory::new(vec![same]).unwrap();
+    assert_eq!(piece(&next, 8 * PAGE, 1).ptr(), was.ptr());
+    assert!(next.maps(was) && next.maps(IoVec::new(was.ptr(), 1)));
+    for (f, len, offset) in [
+        (&file, 2 * PAGE, PAGE),
+        (&file, PAGE, 0),
+        (&other, 2 * PAGE, 0),
+    ] {
+        let next = Region::new(spec(f, 0, len, offset), &old).unwrap();
+        let next = GuestMemory::new(vec![next]).unwrap();
+        assert!(!next.maps(was));
+        assert_ne!(piece(&next, 0, 1).ptr(), was.ptr());
+    }
+    assert!(!GuestMemory::empty().maps(was));
+    // The whole of it, and not a byte more.
+    let end = was.ptr().wrapping_add(2 * PAGE as usize);
+    assert!(old.maps(IoVec::new(end.wrapping_sub(1), 1)));
+    assert!(!old.maps(IoVec::new(end, 1)));
+    assert!(!old.maps(IoVec::new(end.wrapping_sub(1), 2)));
+    assert!(!old.maps(IoVec::new(was.ptr(), 2 * PAGE as usize + 1)));
+    assert!(!old.maps(IoVec::new(was.ptr().wrapping_sub(1), 2)));
+}
+
+#[test]
+fn files_and_mappings_are_given_back() {
+    let count = |file: &File| {
+        use std::os::unix::fs::MetadataExt;
+        let inode = format!(" {} ", file.metadata().unwrap().ino());
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+        maps.lines()
+            .filter(|l| format!("{l} ").contains(&inode))
+            .count()
+    };
+    let file = memfd(4 * PAGE);
+    for _ in 0..times(20, 1000) {
+        let old = GuestMemory::new(vec![region(&file, 0, 2 * PAGE, 0)]).unwrap();
+        let kept = Region::new(spec(&file, 0, 2 * PAGE, 0), &old).unwrap();
+        let new = GuestMemory::new(vec![kept]).unwrap();
+        drop(old);
+        assert_eq!(count(&file), 1, "kept by the new epoch");
+        drop(new);
+        assert_eq!(count(&file), 0);
+        // A mapping that is refused leaves nothing.
+        assert!(Mapping::new(OwnedFd::from(file.try_clone().unwrap()), 0, 5 * PAGE).is_err());
+        assert_eq!(count(&file), 0);
+    }
+}
+
+/// Guest memory written down byte by byte: which byte of which region an address is.
+fn naive(table: &[(u64, u64)]) -> BTreeMap<u64, (usize, u64)> {
+    let mut bytes = BTreeMap::new();
+    for (i, (start, len)) in table.iter().enumerate() {
+        bytes.extend((0..*len).map(|o| (start + o, (i, o))));
+    }
+    bytes
+}
+
+fn cases() -> ProptestConfig {
+    ProptestConfig {
+        cases: times(64, 2000) as u32,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    }
+}
+
+proptest! {
+    #![proptest_config(cases())]
+
+    /// Regions of 1 to 64 bytes with gaps of 0 to 3 between them, near 0 or near the end of addresses: every
+    /// look-up agrees with the naive map, byte by byte.
+    #[test]
+    fn look_ups_agree_with_a_naive_map(
+        shape in prop::collection::vec((0u64..4, 1u64..64), 1..6),
+        high in any::<bool>(),
+        asks in prop::collection::vec((0u64..300, 0u32..200), 1..40),
+    ) {
+        let total: u64 = shape.iter().map(|(gap, len)| gap + len).sum();
+        let base = if high { u64::MAX - total } else { 0 };
+        let (mut at, mut table) = (base, Vec::new());
+        for (gap, len) in &shape {
+            table.push((at + gap, *len));
+            at += gap + len;
+        }
+        let files: Vec<_> = table.iter().map(|_| memfd(PAGE)).collect();
+        let regions = table.iter().zip(&files).rev().map(|((start, len), file)| {
+            let spec = RegionSpec { user: *start, ..spec(file, 0, *len, 64) };
+            let spec = RegionSpec { guest: *start, ..spec };
+            Region::new(spec, &GuestMemory::empty()).unwrap()
+        });
+        let memory = GuestMemory::new(regions.collect()).unwrap();
+        prop_assert_eq!(memory.end(), at);
+        let bytes = naive(&table);
+        let hosts: Vec<_> = memory.regions().iter().map(|r| {
+            memory.contiguous(Space::Guest, r.guest(), r.size(), 1).unwrap()
+        }).collect();
+        let mut hint = Hint::default();
+        for (addr, len) in asks {
+            let addr = base.wrapping_add(addr).wrapping_sub(10);
+            // What each byte should be, where all of them are there.
+            let want: Option<Vec<*mut u8>> = (0..u64::from(len)).map(|i| {
+                let (region, offset) = bytes.get(&addr.checked_add(i)?)?;
+                Some(hosts[*region].wrapping_add(*offset as usize))
+            }).collect();
+            let mut pieces = vec![IoVec::default()];
+            let got = memory.segments(addr, len, &mut pieces);
+            prop_assert_eq!(pieces[0].len(), 0);
+            match (&want, got) {
+                (Some(want), Ok(())) => {
+                    let got: Vec<_> = pieces[1..].iter().flat_map(|p| {
+                        (0..p.len()).map(|i| p.ptr().wrapping_add(i))
+                    }).collect();
+                    prop_assert_eq!(&got, want);
+                    prop_assert!(pieces[1..].iter().all(|p| !p.is_empty()));
+                }
+                (None, Err(_)) => prop_assert_eq!(pieces.len(), 1),
+                (want, got) => prop_assert!(false, "{addr:#x}+{len}: {want:?} {got:?}"),
+            }
+            if len == 0 {
+                continue;
+            }
+            let in_one = want.as_ref().filter(|w| {
+                let of = |i: usize| bytes[&(addr + i as u64)].0;
+                of(0) == of(w.len() - 1)
+            });
+            prop_assert_eq!(memory.one(&mut hint, addr, len), in_one.map(|w| w[0]));
+            let user = memory.contiguous(Space::User, addr, u64::from(len), 1);
+            prop_assert_eq!(user.ok(), in_one.map(|w| w[0]));
+            prop_assert_eq!(memory.guest_of_user(addr), bytes.contains_key(&addr).then_some(addr));
+            // Written and read back, in whole or not at all.
+            let data: Vec<u8> = (0..len).map(|i| i as u8 ^ addr as u8).collect();
+            prop_assert_eq!(memory.write(addr, &data).is_ok(), want.is_some());
+            let mut back = vec![0xee; len as usize];
+            let read = memory.read(addr, &mut back).is_ok();
+            prop_assert_eq!(read, want.is_some());
+            prop_assert_eq!(back, if read { data } else { vec![0xee; len as usize] });
+        }
+    }
+}

@@ -1,0 +1,17 @@
+//! `bluffd` as its hosts see it, from end to end: the real daemon, vhost-user sockets, rings in shared memory.
+//!
+//! ```text
+//!   checker: what may be read       guest: rings, requests, events --> front end --> bluffd --> file or RAM
+//!        ^                             |
+//!        '------ every completion -----'
+//! ```
+//!
+//! `BLUFF_TEST_LONG=1` runs more rounds of each.
+
+mod kill;
+mod memory;
+mod neighbours;
+mod sessions;
+mod silence;
+mod storage;
+mod support;

@@ -1,0 +1,420 @@
+//! A hostile driver in bytes, for cargo-fuzz and for a smoke test that runs everywhere.
+//!
+//! ```text
+//!   bytes --> ring kind, features, size --> [ chain | poke | offer | turns | stop and start | memory ] ...
+//! ```
+//! The same bytes do the same each time: the reactor is stepped, and the volume is in memory.
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::channel;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bluff_block::{Uri, Volume};
+use bluff_memory::{GuestMemory, Region, RegionSpec, Space};
+use bluff_reactor::{Options, Poll, Reactor, UringUse};
+use bluff_virtio::{
+    Position, QueueChange, QueueSetup, RingAddresses, Stop, VirtioDevice, features,
+};
+
+use crate::{Blk, BlkOptions};
+
+/// Guest address of the first of two regions that adjoin for the guest only.
+const BASE: u64 = 0x1_0000;
+/// Bytes of a region.
+const REGION: u64 = 0x1_0000;
+/// Parts of the ring.
+const DESC: u64 = BASE;
+const DRIVER: u64 = BASE + 0x4000;
+const DEVICE: u64 = BASE + 0x6000;
+/// Turns within which a queue on a volume in memory has stopped.
+const TURNS: usize = 64;
+
+/// What is left of the input; zeroes follow it.
+struct Input<'a>(&'a [u8]);
+
+impl Input<'_> {
+    fn u8(&mut self) -> u8 {
+        let (first, rest) = self.0.split_first().unwrap_or((&0, &[]));
+        self.0 = rest;
+        *first
+    }
+
+    fn u16(&mut self) -> u16 {
+        u16::from_le_bytes([self.u8(), self.u8()])
+    }
+
+    /// An address: mostly in memory, now and then beyond it.
+    fn addr(&mut self) -> u64 {
+        match self.u16() {
+            0xffff => u64::MAX - u64::from(self.u16()),
+            n => BASE + u64::from(n) * 2 + u64::from(n & 1),
+        }
+    }
+
+    fn len(&mut self) -> u32 {
+        match self.u8() {
+            0xff => u32::MAX - u32::from(self.u8()),
+            n if n >= 0x80 => u32::from(n - 0x80) * 512,
+            n => u32::from(n),
+        }
+    }
+}
+
+/// A device, its ring's geometry, and where its driver stands.
+struct World {
+    reactor: Reactor,
+    device: Blk,
+    memory: Arc<GuestMemory>,
+    features: u64,
+    size: u16,
+    packed: bool,
+    /// The driver's next place, its wrap counter, and the next free descriptor.
+    avail: u16,
+    wrap: bool,
+    next: u16,
+}
+
+fn memory(old: &GuestMemory, regions: u64) -> Arc<GuestMemory> {
+    let region = |i: u64| {
+        let start = BASE + i * REGION;
+        let kept = old.regions().iter().find(|r| r.guest() == start);
+        kept.cloned().unwrap_or_else(|| {
+            let file = File::options().read(true).write(true).open("/dev/zero");
+            let spec = RegionSpec {
+                guest: start,
+                len: REGION,
+                user: start,
+                offset: 0,
+                file: OwnedFd::from(file.expect("/dev/zero can be opened")),
+            };
+            Region::new(spec, &GuestMemory::empty()).expect("anonymous memory")
+        })
+    };
+    GuestMemory::new((0..regions).map(region).collect()).expect("they adjoin")
+}
+
+fn volume() -> Arc<dyn Volume> {
+    let uri = Uri::parse("ram:?size=256KiB").expect("a good URI");
+    bluff_block::ram::open(uri).expect("a small volume")
+}
+
+impl World {
+    fn new(input: &mut Input<'_>) -> Self {
+        let kind = input.u8();
+        let when = |bit: u8, feature: u64| if kind >> bit & 1 != 0 { feature } else { 0 };
+        let packed = kind & 1 != 0;
+        let size = match packed {
+            true => 1 + u16::from(input.u8()),
+            false => 1 << (input.u8() % 9),
+        };
+        let options = Options {
+            uring: UringUse::Off,
+            ..Options::default()
+        };
+        let reactor = Reactor::new(&options).expect("a reactor");
+        let options = BlkOptions {
+            queues: 1,
+            serial: "fuzz".into(),
+            poll: Poll::Always,
+            reactors: vec![reactor.handle()],
+        };
+        let mut device = Blk::new(volume(), options);
+        let ring = features::VERSION_1
+            | when(0, features::RING_PACKED)
+            | when(1, features::EVENT_IDX)
+            | when(2, features::INDIRECT_DESC)
+            | when(3, features::IN_ORDER);
+        let features = device.features() & !features::RING | ring;
+        device.set_features(features);
+        let memory = memory(&GuestMemory::empty(), 2);
+        Self {
+            reactor,
+            device,
+            memory,
+            features,
+            size,
+            packed,
+            avail: 0,
+            wrap: true,
+            next: 0,
+        }
+    }
+
+    fn start(&mut self, position: Position) {
+        let setup = QueueSetup {
+            index: 0,
+            size: self.size,
+            features: self.features,
+            addresses: RingAddresses {
+                space: Space::Guest,
+                desc: DESC,
+                driver: DRIVER,
+                device: DEVICE,
+            },
+            position,
+            memory: self.memory.clone(),
+            kick: None,
+            call: None,
+            error: None,
+            inflight: None,
+            log: None,
+            enabled: true,
+        };
+        self.device.start_queue(setup).expect("it does not run");
+    }
+
+    fn turns(&mut self, n: usize) {
+        for _ in 0..n {
+            self.reactor.step(Some(Duration::ZERO));
+        }
+    }
+
+    /// Stops the queue, which must end; says where.
+    fn stop(&mut self, answer: bool) -> Option<Position> {
+        let stopped = Arc::new(Mutex::new(None));
+        let to = stopped.clone();
+        let stop = Stop {
+            bound: Duration::ZERO,
+            leave: false,
+            answer,
+        };
+        let done = Box::new(move |s| *to.lock().expect("one thread") = Some(s));
+        self.device.stop_queue(0, stop, done);
+        for _ in 0..TURNS {
+            self.turns(1);
+            if let Some(stopped) = stopped.lock().expect("one thread").take() {
+                return stopped.map(|s| s.position);
+            }
+        }
+        panic!("a queue on a volume in memory does not stop");
+    }
+
+    fn change_memory(&mut self, regions: u64) {
+        let old = self.memory.clone();
+        self.memory = memory(&old, regions);
+        let (tx, rx) = channel();
+        let change = QueueChange::Memory {
+            memory: self.memory.clone(),
+            bound: Duration::ZERO,
+            done: Box::new(move || tx.send(()).expect("the test waits")),
+        };
+        self.device.change_queue(0, change);
+        for _ in 0..TURNS {
+            self.turns(1);
+            if rx.try_recv().is_ok() {
+                return;
+            }
+        }
+        panic!("memory is not let go");
+    }
+
+    fn poke(&self, addr: u64, bytes: &[u8]) {
+        // What lies outside of memory goes nowhere.
+        let _ = self.memory.write(addr, bytes);
+    }
+
+    /// A chain of a few descriptors that need not make sense.
+    fn chain(&mut self, input: &mut Input<'_>) {
+        let shape = input.u8();
+        let count = usize::from(shape & 7) + 1;
+        let one = |i| {
+            let (addr, len, flags) = (input.addr(), input.len(), u16::from(input.u8() & 7));
+            // Mostly as it should be.
+            let flags = match shape & 0x80 {
+                0 => flags & !1 | u16::from(i + 1 < count),
+                _ => flags,
+            };
+            (addr, len, flags)
+        };
+        let chain: Vec<_> = (0..count).map(one).collect();
+        self.emit(&chain);
+    }
+
+    /// A request as a good driver makes it; then, perhaps, one of its descriptors is another.
+    fn request(&mut self, input: &mut Input<'_>) {
+        let at = BASE + 0x8000 + 32 * u64::from(input.u8());
+        let kind = [0, 1, 4, 8, 11, 13][usize::from(input.u8() % 6)];
+        let mut header = [0; 16];
+        header[0] = kind;
+        header[8] = input.u8();
+        self.poke(at, &header);
+        let writable = if kind == 0 || kind == 8 { 2 } else { 0 };
+        let len = match kind {
+            11 | 13 => 16,
+            8 => 20,
+            _ => 512 * (1 + u32::from(input.u8() % 16)),
+        };
+        let mut chain = vec![
+            (at, 16, 1),
+            (input.addr(), len, 1 | writable),
+            (at + 16, 1, 2),
+        ];
+        if kind == 4 {
+            chain.remove(1);
+        }
+        let tweak = input.u8();
+        if tweak & 0x80 != 0 {
+            let which = usize::from(tweak) % chain.len();
+            chain[which].1 = input.len();
+            chain[which].2 ^= u16::from(input.u8() & 7);
+        }
+        self.emit(&chain);
+    }
+
+    /// Makes a chain available by the rules.
+    fn emit(&mut self, chain: &[(u64, u32, u16)]) {
+        let head = self.next;
+        let mut first = None;
+        for &(addr, len, flags) in chain {
+            let mut b = [0; 16];
+            b[..8].copy_from_slice(&addr.to_le_bytes());
+            b[8..12].copy_from_slice(&len.to_le_bytes());
+            if self.packed {
+                let bits = if self.wrap { 1 << 7 } else { 1 << 15 };
+                b[12..14].copy_from_slice(&head.to_le_bytes());
+                b[14..].copy_from_slice(&(flags | bits).to_le_bytes());
+                let at = DESC + 16 * u64::from(self.avail);
+                match first {
+                    None => first = Some((at, b)),
+                    Some(_) => self.poke(at, &b),
+                }
+                self.avail += 1;
+                if self.avail == self.size {
+                    (self.avail, self.wrap) = (0, !self.wrap);
+                }
+            } else {
+                let index = self.next % self.size;
+                let next = (self.next + 1) % self.size;
+                b[12..14].copy_from_slice(&flags.to_le_bytes());
+                b[14..].copy_from_slice(&next.to_le_bytes());
+                self.poke(DESC + 16 * u64::from(index), &b);
+            }
+            self.next = self.next.wrapping_add(1);
+        }
+        match first {
+            Some((at, b)) => self.poke(at, &b),
+            None => self.offer(head % self.size),
+        }
+    }
+
+    /// Split: the next available entry.
+    fn offer(&mut self, head: u16) {
+        let slot = u64::from(self.avail % self.size);
+        self.poke(DRIVER + 4 + 2 * slot, &head.to_le_bytes());
+        self.avail = self.avail.wrapping_add(1);
+        self.poke(DRIVER + 2, &self.avail.to_le_bytes());
+    }
+
+    /// One step of the script.
+    fn step(&mut self, input: &mut Input<'_>) {
+        match input.u8() % 16 {
+            0..=2 => self.request(input),
+            3 | 4 => self.chain(input),
+            5 | 6 => self.header(input),
+            // A descriptor of a table.
+            7 | 8 => {
+                let (at, mut b) = (input.addr(), [0; 16]);
+                b[..8].copy_from_slice(&input.addr().to_le_bytes());
+                b[8..12].copy_from_slice(&input.len().to_le_bytes());
+                b[12..14].copy_from_slice(&u16::from(input.u8()).to_le_bytes());
+                b[14..].copy_from_slice(&u16::from(input.u8()).to_le_bytes());
+                self.poke(at, &b);
+            }
+            9 => {
+                let (at, byte) = (input.addr(), input.u8());
+                self.poke(at, &[byte]);
+            }
+            10 if !self.packed => {
+                let head = input.u16();
+                self.offer(head);
+            }
+            11 => {
+                let answer = input.u8() & 1 != 0;
+                let position = self.stop(answer);
+                self.start(position.unwrap_or(Position::START));
+            }
+            12 => {
+                let regions = u64::from(input.u8() % 3);
+                self.change_memory(regions);
+            }
+            n => self.turns(usize::from(n) - 9),
+        }
+    }
+
+    /// A request's header.
+    fn header(&mut self, input: &mut Input<'_>) {
+        let at = input.addr();
+        let mut b = [0; 16];
+        b[0] = input.u8() % 15;
+        b[8..10].copy_from_slice(&input.u16().to_le_bytes());
+        b[15] = input.u8() & 0x80;
+        self.poke(at, &b);
+    }
+}
+
+/// Runs a device under a driver that does what `data` says. It must not panic, and its queue must stop.
+/// Gives how many requests were done, and how many failed.
+pub fn fuzz_ring(data: &[u8]) -> (u64, u64) {
+    let mut input = Input(data);
+    let mut world = World::new(&mut input);
+    world.start(Position::START);
+    while !input.0.is_empty() {
+        world.step(&mut input);
+    }
+    world.turns(4);
+    world.stop(true);
+    let c = &world.device.counters()[0];
+    let done = [&c.reads, &c.writes, &c.flushes, &c.discards];
+    let done = done.map(|n| n.load(Ordering::Relaxed)).iter().sum();
+    (done, c.errors.load(Ordering::Relaxed))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::fuzz_ring;
+    use proptest::prelude::*;
+
+    /// Scripts get as far as storage, and into the error paths.
+    #[test]
+    fn scripts_reach_the_volume() {
+        let (mut done, mut failed) = (0, 0);
+        let mut seed = 1u64;
+        for _ in 0..3000 {
+            let byte = || {
+                seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                (seed >> 33) as u8 % 160
+            };
+            let data: Vec<u8> = std::iter::repeat_with(byte).take(400).collect();
+            let (d, f) = fuzz_ring(&data);
+            (done, failed) = (done + d, failed + f);
+        }
+        assert!(done > 20 && failed > 1000, "{done} done, {failed} failed");
+    }
+
+    fn cases() -> ProptestConfig {
+        let long = std::env::var("BLUFF_TEST_LONG").as_deref() == Ok("1");
+        ProptestConfig {
+            cases: if long { 100_000 } else { 2000 },
+            failure_persistence: None,
+            ..ProptestConfig::default()
+        }
+    }
+
+    proptest! {
+        #![proptest_config(cases())]
+
+        #[test]
+        fn any_driver_is_survived(data in prop::collection::vec(any::<u8>(), 0..600)) {
+            fuzz_ring(&data);
+        }
+
+        /// Small numbers, which are what means something in a ring.
+        #[test]
+        fn any_plausible_driver_is_survived(data in prop::collection::vec(0u8..40, 0..600)) {
+            fuzz_ring(&data);
+        }
+    }
+}

@@ -1,0 +1,210 @@
+//! All I/O that a guest does, and what interrupts it in a machine's daily life.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use bluff_qemu::guest::Guest;
+use bluff_qemu::image::Image;
+use bluff_qemu::uml::Uml;
+
+use super::{MIB, wait_in_flight, wait_until};
+use crate::backend::Volume;
+use crate::runner::{Context, is_long};
+
+pub(super) fn split(context: &Context<'_>) -> Result<()> {
+    io_and_resets(context, false)
+}
+
+pub(super) fn packed(context: &Context<'_>) -> Result<()> {
+    io_and_resets(context, true)
+}
+
+/// All I/O; then the driver is unbound and bound, and the guest reset and rebooted, each under I/O, and the data is there.
+fn io_and_resets(context: &Context<'_>, packed: bool) -> Result<()> {
+    let volume = context.volume("volume.raw", 256 * MIB, 2)?;
+    let mut backend = context.start("backend", std::slice::from_ref(&volume))?;
+    let function = context.function("blk0", &*backend, &volume).packed(packed);
+    let guest = context.guest()?.vhost_user_blk(function).start()?;
+    let sum = io(&guest, &volume, packed)?;
+    bind_again(&guest)?;
+    read_file_system(&guest, &sum)?;
+    // One of them each time, as each is a boot.
+    if is_long() || !packed {
+        reads(&guest)?;
+        guest.system_reset()?;
+        guest.wait_for_boot()?;
+        read_file_system(&guest, &sum)?;
+    }
+    if is_long() || packed {
+        reads(&guest)?;
+        guest.reboot()?;
+        read_file_system(&guest, &sum)?;
+    }
+    backend.check()
+}
+
+/// Starts reads that do not end: what interrupts them must not find them written into memory later on.
+fn reads(guest: &Guest) -> Result<()> {
+    guest.detach(
+        "reads",
+        "fio --name=read --filename=/dev/vda --ioengine=libaio --direct=1 --rw=randread --bs=64k --iodepth=32 --numjobs=2 \
+         --time_based --runtime=600",
+    )?;
+    wait_in_flight(guest, 1)
+}
+
+/// Takes the driver from the function under I/O, and gives it back.
+fn bind_again(guest: &Guest) -> Result<()> {
+    reads(guest)?;
+    let device = guest.sh("basename $(readlink -f /sys/block/vda/device)")?;
+    guest.sh(&format!(
+        "echo {device} >/sys/bus/virtio/drivers/virtio_blk/unbind"
+    ))?;
+    wait_until(guest, "[ ! -e /sys/block/vda ]")?;
+    // fio ends by itself, for its reads fail.
+    wait_until(guest, "[ -e /run/detached-reads/status ]")?;
+    guest.sh(&format!(
+        "echo {device} >/sys/bus/virtio/drivers/virtio_blk/bind"
+    ))?;
+    wait_until(guest, "[ -b /dev/vda ]")
+}
+
+/// All I/O under QEMU 7.2. Its emulation breaks a kernel now and then (see `Guest::was_broken_by_emulator`); where the kernel's own
+/// console shows that, and there only, the case starts over.
+pub(super) fn old_qemu(context: &Context<'_>) -> Result<()> {
+    const ATTEMPTS: u32 = 4;
+    for attempt in 1.. {
+        let volume = context.volume(&format!("volume{attempt}.raw"), 256 * MIB, 2)?;
+        let mut backend =
+            context.start(&format!("backend{attempt}"), std::slice::from_ref(&volume))?;
+        let function = context.function("blk0", &*backend, &volume);
+        let guest = context.old_guest()?.vhost_user_blk(function).start()?;
+        match io(&guest, &volume, false) {
+            Ok(_) => return backend.check(),
+            Err(error) if attempt < ATTEMPTS && guest.was_broken_by_emulator() => {
+                eprintln!(
+                    "QEMU 7.2 broke the guest's kernel, attempt {attempt} of {ATTEMPTS} at most: {error}"
+                );
+                backend.check()?;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    unreachable!("the last attempt returns")
+}
+
+/// A file system, checksums, verified random I/O on all queues, flush, discard, zeroes. Answers the checksum of a file that is on the disk.
+fn io(guest: &Guest, volume: &Volume, packed: bool) -> Result<String> {
+    ensure!(
+        guest.sh("blockdev --getsize64 /dev/vda")? == (256 * MIB).to_string(),
+        "the size is wrong"
+    );
+    ensure!(
+        guest.sh("ls /sys/block/vda/mq | wc -l")? == "2",
+        "not two queues"
+    );
+    let features = guest.sh("cat /sys/block/vda/device/features")?;
+    // VIRTIO_F_RING_PACKED is bit 34 (virtio 1.3 §6); the string's first character is bit 0.
+    ensure!(
+        (features.as_bytes().get(34) == Some(&b'1')) == packed,
+        "packed is {packed}, features are {features}"
+    );
+    let cache = guest.sh("cat /sys/block/vda/queue/write_cache")?;
+    ensure!(
+        cache == "write back",
+        "the cache is {cache}: nothing would be flushed"
+    );
+    let sum = write_file_system(guest)?;
+    // Linux counts flushes in the 16th field of a disk's statistics.
+    let flushes: u64 = guest
+        .sh("set -- $(cat /sys/block/vda/stat); shift 15; echo $1")?
+        .parse()?;
+    ensure!(flushes > 0, "nothing was flushed");
+    for engine in ["libaio", "io_uring"] {
+        verified_io(guest, engine)?;
+    }
+    discard_and_zeroes(guest, volume)?;
+    Ok(sum)
+}
+
+/// Makes a file system on the first half of /dev/vda, and answers the checksum of a file in it.
+fn write_file_system(guest: &Guest) -> Result<String> {
+    guest.sh("mkfs.ext4 -q /dev/vda 128M && mount /dev/vda /mnt && head -c 8M /dev/urandom >/mnt/data && sync && umount /mnt")?;
+    // From the disk, not from the cache: the mount is new.
+    guest.sh("mount /dev/vda /mnt && sha256sum /mnt/data && umount /mnt")
+}
+
+fn read_file_system(guest: &Guest, sum: &str) -> Result<()> {
+    guest.sh("e2fsck -fn /dev/vda")?;
+    let found = guest.sh("mount /dev/vda /mnt && sha256sum /mnt/data && umount /mnt")?;
+    ensure!(found == sum, "the file is {found}, was {sum}");
+    Ok(())
+}
+
+/// Random writes in the second half, verified, one job for each queue.
+fn verified_io(guest: &Guest, engine: &str) -> Result<()> {
+    let report = guest.sh(&format!(
+        "fio --name=verify --filename=/dev/vda --ioengine={engine} --direct=1 --rw=randwrite --bs=4k --iodepth=32 --offset=128M \
+         --size=16M --numjobs=2 --offset_increment=32M --cpus_allowed=0-1 --cpus_allowed_policy=split --verify=crc32c \
+         --verify_fatal=1 --do_verify=1 --group_reporting --minimal >/tmp/fio && tail -n 1 /tmp/fio | cut -d';' -f5,6,47"
+    ))?;
+    // Terse format 3: field 5 is the error count, 6 the KiB that were read (the verification), 47 those that were written.
+    let expected = format!("0;{0};{0}", 32 * 1024);
+    ensure!(
+        report == expected,
+        "fio with {engine}: {report}, expected {expected}"
+    );
+    Ok(())
+}
+
+fn discard_and_zeroes(guest: &Guest, volume: &Volume) -> Result<()> {
+    guest.sh("dd if=/dev/urandom of=/dev/vda bs=1M seek=200 count=8 oflag=direct status=none")?;
+    let before = blocks(volume)?;
+    guest.sh("blkdiscard --offset 200M --length 4M /dev/vda")?;
+    let after = blocks(volume)?;
+    ensure!(
+        after + 4 * MIB / 512 <= before,
+        "the discard freed nothing: {before} blocks before, {after} after"
+    );
+    // Or else the kernel would write zeroes as data.
+    let limit = guest.sh("cat /sys/block/vda/queue/write_zeroes_max_bytes")?;
+    ensure!(limit != "0", "no VIRTIO_BLK_F_WRITE_ZEROES");
+    guest.sh("blkdiscard --zeroout --offset 204M --length 2M /dev/vda")?;
+    // With VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP (virtio 1.3 §5.2.6).
+    guest.sh("fallocate --punch-hole --offset 206M --length 2M /dev/vda")?;
+    let sum = guest.sh(
+        "dd if=/dev/vda bs=1M skip=204 count=4 iflag=direct status=none | tr -d '\\0' | wc -c",
+    )?;
+    ensure!(sum == "0", "{sum} bytes are not zero");
+    Ok(())
+}
+
+fn blocks(volume: &Volume) -> Result<u64> {
+    Ok(std::os::unix::fs::MetadataExt::blocks(&std::fs::metadata(
+        &volume.path,
+    )?))
+}
+
+pub(super) fn user_mode_linux(context: &Context<'_>) -> Result<()> {
+    let volume = context.volume("volume.raw", 64 * MIB, 1)?;
+    let mut backend = context.start("backend", std::slice::from_ref(&volume))?;
+    let uml = Uml::builder(&Image::user_mode_linux()?)
+        .vhost_user_blk(&backend.socket(0))
+        .start()?;
+    ensure!(
+        uml.sh("blockdev --getsize64 /dev/vda")? == (64 * MIB).to_string(),
+        "the size is wrong"
+    );
+    uml.sh("mkfs.ext4 -q /dev/vda && mount /dev/vda /mnt && head -c 8M /dev/urandom >/mnt/data && sync")?;
+    let sum = uml.sh("sha256sum /mnt/data && umount /mnt")?;
+    let again = uml.sh(
+        "mount /dev/vda /mnt && sha256sum /mnt/data && umount /mnt && e2fsck -fn /dev/vda >&2",
+    )?;
+    ensure!(again == sum, "read {again}, wrote {sum}");
+    uml.sh(
+        "fio --name=verify --filename=/dev/vda --ioengine=libaio --direct=1 --rw=randwrite --bs=4k --iodepth=16 --size=8M --offset=32M \
+         --verify=crc32c --verify_fatal=1 --do_verify=1",
+    )?;
+    uml.power_off(Duration::from_secs(20))?;
+    backend.check()
+}

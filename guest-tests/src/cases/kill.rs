@@ -1,0 +1,64 @@
+//! A back end that dies and comes back, while its guest works on.
+
+use anyhow::{Result, ensure};
+
+use super::{Load, MIB, in_flight, wait_in_flight, wait_progress};
+use crate::runner::{Context, is_long};
+
+/// Slow enough that the guest always waits for something, and not for all in the order in which it asked.
+const SLOW: &str = r#"{ kind = "delay", read = "5ms", write = "5ms", jitter = "10ms" }"#;
+
+/// The back end is killed while no request is in flight, and comes back: the guest notices nothing but a pause.
+pub(super) fn idle(context: &Context<'_>) -> Result<()> {
+    let volume = context.volume("volume.raw", 64 * MIB, 1)?;
+    let mut backend = context.start("backend", std::slice::from_ref(&volume))?;
+    let function = context
+        .function("blk0", &*backend, &volume)
+        .reconnect_ms(100);
+    let guest = context.guest()?.vhost_user_blk(function).start()?;
+    let sum = guest.sh("dd if=/dev/urandom of=/dev/vda bs=1M count=16 oflag=direct status=none && sha256sum /dev/vda")?;
+    for _ in 0..3 {
+        backend.kill()?;
+        backend.restart()?;
+        let found = guest.sh("echo 3 >/proc/sys/vm/drop_caches; sha256sum /dev/vda")?;
+        ensure!(found == sum, "read {found} after the restart, {sum} before");
+    }
+    backend.check()
+}
+
+pub(super) fn split(context: &Context<'_>) -> Result<()> {
+    under_io(context, false)
+}
+
+pub(super) fn packed(context: &Context<'_>) -> Result<()> {
+    under_io(context, true)
+}
+
+/// The back end is killed with requests in flight, again and again: none is lost, and what was acknowledged stays.
+fn under_io(context: &Context<'_>, packed: bool) -> Result<()> {
+    let kills = if is_long() { 50 } else { 3 };
+    let volume = context.volume("volume.raw", 64 * MIB, 2)?.layers(SLOW);
+    let mut backend = context.start("backend", std::slice::from_ref(&volume))?;
+    let function = context
+        .function("blk0", &*backend, &volume)
+        .packed(packed)
+        .reconnect_ms(100);
+    let guest = context.guest()?.vhost_user_blk(function).start()?;
+    let load = Load::start(&guest, 2)?;
+    let mut gaps = Vec::new();
+    for kill in 0..kills {
+        wait_in_flight(&guest, 8)?;
+        backend.kill()?;
+        let left = in_flight(&guest)?;
+        ensure!(left > 0, "nothing was in flight when the back end died");
+        backend.restart()?;
+        // Every third comes while the one before is being recovered from.
+        if kill % 3 != 1 {
+            gaps.push(wait_progress(&guest)?);
+        }
+        backend.check()?;
+    }
+    load.finish(&guest)?;
+    log::info!("from ready to the next completion: {gaps:?}");
+    backend.check()
+}

@@ -404,3 +404,6 @@ impl AsRawFd for Fronts {
         self.epoll.as_raw_fd()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,204 @@
+use std::io::{Read, Write};
+
+use super::*;
+
+fn id() -> Id {
+    "blk0".parse().unwrap()
+}
+
+struct Rig {
+    dir: tempfile::TempDir,
+    fronts: Fronts,
+}
+
+impl Rig {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let mut fronts = Fronts::new().unwrap();
+        let listener = BoundSocket::bind(&dir.path().join("s"), 0o600).unwrap();
+        fronts.open(id(), Some(listener)).unwrap();
+        Self { dir, fronts }
+    }
+
+    fn connect(&self) -> UnixStream {
+        let front = UnixStream::connect(self.dir.path().join("s")).unwrap();
+        front.set_nonblocking(true).unwrap();
+        front
+    }
+
+    fn turn(&mut self) -> Vec<Happening> {
+        self.fronts.turn(Instant::now())
+    }
+
+    /// A front end that the data half has.
+    fn handed(&mut self) -> (UnixStream, HandOver) {
+        let front = self.connect();
+        assert_eq!(self.turn(), [Happening::Came(id())]);
+        let handed = self.fronts.hand_over(&id()).unwrap().unwrap();
+        (front, handed)
+    }
+
+    fn commit(&mut self, commit: Commit) -> io::Result<Option<u64>> {
+        let (bytes, files) = commit.encode();
+        let mut descriptors = vec![record::write(&bytes).unwrap()];
+        let files = files.into_iter().map(|f| f.try_clone_to_owned().unwrap());
+        descriptors.extend(files);
+        self.fronts.commit(&id(), descriptors)
+    }
+}
+
+fn commit(seq: u64, consume: usize, reply: &[u8]) -> Commit {
+    Commit {
+        seq,
+        state: vec![seq as u8],
+        files: vec![(seq, record::write(b"").unwrap())],
+        consume,
+        reply: reply.to_vec(),
+        ..Commit::default()
+    }
+}
+
+type Lie = dyn Fn(&mut Rig) -> io::Result<Option<u64>>;
+
+fn has_ended(front: &mut UnixStream) -> bool {
+    matches!(front.read(&mut [0; 64]), Ok(0))
+}
+
+#[test]
+fn a_second_front_end_is_turned_away_and_one_that_comes_back_waits() {
+    let mut rig = Rig::new();
+    let (first, _) = rig.handed();
+    let mut second = rig.connect();
+    assert_eq!(rig.turn(), []);
+    assert!(has_ended(&mut second));
+    drop(first);
+    let mut third = rig.connect();
+    assert_eq!(rig.turn(), []);
+    assert!(rig.fronts.hand_over(&id()).unwrap().is_none());
+    rig.fronts.gone(&id());
+    assert!(rig.fronts.hand_over(&id()).unwrap().is_some());
+    assert!(!has_ended(&mut third));
+    // What is said of one that is not there concerns nobody.
+    rig.fronts.data_half_lost();
+    rig.fronts.gone(&id());
+    assert!(rig.fronts.hand_over(&id()).unwrap().is_some());
+    rig.fronts.close(&id());
+    assert!(has_ended(&mut third));
+    assert!(!rig.dir.path().join("s").exists());
+}
+
+#[test]
+fn what_is_recorded_goes_to_the_next_data_half() {
+    let mut rig = Rig::new();
+    let (mut front, first) = rig.handed();
+    assert!(first.recorded.is_none());
+    front.write_all(b"onetwo").unwrap();
+    assert_eq!(rig.commit(commit(1, 3, b"ONE")).unwrap(), Some(1));
+    assert_eq!(
+        rig.commit(commit(1, 3, b"ONE")).unwrap(),
+        Some(1),
+        "sent twice"
+    );
+    rig.fronts.data_half_lost();
+    assert!(rig.commit(commit(2, 3, b"TWO")).is_err(), "whose?");
+    let next = rig.fronts.hand_over(&id()).unwrap().unwrap();
+    let (state, files) = next.recorded.unwrap();
+    assert_eq!(record::read(state.as_fd()).unwrap(), [1]);
+    assert_eq!(files.iter().map(|(key, _)| *key).collect::<Vec<_>>(), [1]);
+    let mut waiting = [0; 8];
+    let there = UnixStream::from(next.connection)
+        .read(&mut waiting)
+        .unwrap();
+    assert_eq!(&waiting[..there], b"two");
+    let mut said = [0; 64];
+    let n = front.read(&mut said).unwrap();
+    assert_eq!(&said[..n], b"ONE");
+}
+
+#[test]
+fn a_front_end_that_does_not_read_holds_up_itself() {
+    let mut rig = Rig::new();
+    let (mut front, handed) = rig.handed();
+    let mut back = UnixStream::from(handed.connection);
+    back.set_nonblocking(true).unwrap();
+    while back.write(&[0; 4096]).is_ok() {}
+    front.write_all(b"onetwo").unwrap();
+    assert_eq!(rig.commit(commit(1, 3, b"ONE")).unwrap(), None);
+    assert_eq!(rig.turn(), []);
+    rig.fronts.data_half_lost();
+    assert!(
+        rig.fronts.hand_over(&id()).unwrap().is_none(),
+        "a step is under way"
+    );
+    let mut sink = vec![0; 1 << 20];
+    while front.read(&mut sink).is_ok() {}
+    assert_eq!(rig.turn(), [Happening::Came(id())]);
+    assert!(rig.fronts.hand_over(&id()).unwrap().is_some());
+
+    // The same, and the data half lives.
+    while back.write(&[0; 4096]).is_ok() {}
+    assert_eq!(rig.commit(commit(2, 3, b"TWO")).unwrap(), None);
+    while front.read(&mut sink).is_ok() {}
+    assert_eq!(rig.turn(), [Happening::Done(id(), 2)]);
+    assert_eq!(rig.turn(), []);
+}
+
+#[test]
+fn a_front_end_that_leaves_without_reading_is_let_go() {
+    let mut rig = Rig::new();
+    let (front, handed) = rig.handed();
+    let mut back = UnixStream::from(handed.connection);
+    back.set_nonblocking(true).unwrap();
+    while back.write(&[0; 4096]).is_ok() {}
+    (&front).write_all(b"one").unwrap();
+    assert_eq!(rig.commit(commit(1, 3, b"ONE")).unwrap(), None);
+    rig.fronts.data_half_lost();
+    drop(front);
+    // The next data half is to see its end.
+    assert_eq!(rig.turn(), [Happening::Came(id())]);
+    assert!(rig.fronts.hand_over(&id()).unwrap().is_some());
+    rig.fronts.gone(&id());
+    assert!(!rig.fronts.is_taken(&id()));
+}
+
+#[test]
+fn a_data_half_that_lies_costs_its_own_front_end() {
+    let lies: [&Lie; 6] = [
+        &|rig| {
+            rig.fronts
+                .commit(&id(), vec![tempfile::tempfile().unwrap().into()])
+        },
+        &|rig| {
+            rig.fronts
+                .commit(&id(), vec![record::write(&[7; 100]).unwrap()])
+        },
+        // Takes what the front end has not sent.
+        &|rig| rig.commit(commit(1, 100, b"")),
+        &|rig| rig.commit(commit(1, usize::MAX, b"")),
+        &|rig| rig.commit(commit(1, 0, &vec![0; 1 << 16])),
+        &|rig| {
+            // More descriptors than any session stands on.
+            for seq in 1.. {
+                let mut step = commit(seq, 0, b"");
+                let first = seq * 100;
+                let file = |n| (first + n, record::write(b"").unwrap());
+                step.files = (0..50).map(file).collect();
+                rig.commit(step)?;
+                assert!(seq * 50 <= KEPT_MAX as u64);
+            }
+            unreachable!()
+        },
+    ];
+    for (n, lie) in lies.iter().enumerate() {
+        let mut rig = Rig::new();
+        let (mut front, _) = rig.handed();
+        front.write_all(b"x").unwrap();
+        assert!(lie(&mut rig).is_err(), "{n}");
+        assert!(has_ended(&mut front), "{n}");
+    }
+    let mut rig = Rig::new();
+    assert!(rig.commit(commit(1, 0, b"")).is_err(), "nobody is there");
+    let (mut front, _) = rig.handed();
+    assert!(rig.fronts.commit(&id(), Vec::new()).is_err());
+    assert!(!has_ended(&mut front));
+}

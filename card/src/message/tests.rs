@@ -188,6 +188,26 @@ fn the_end_of_the_other_half_is_told() {
     ));
 }
 
+#[test]
+fn what_the_other_half_said_before_it_died_is_read_first() {
+    let (mut control, data) = halves();
+    let unread = ToData::Statistics { function: None };
+    let unread = Numbered {
+        number: 1,
+        message: unread,
+    };
+    assert!(control.send(&unread, &[]).unwrap());
+    let said = Numbered {
+        number: 0,
+        message: FromData::Drained,
+    };
+    assert!(data.send(&said, &[]).unwrap());
+    // With something unread its end is a reset.
+    drop(data);
+    assert_eq!(control.receive().unwrap().unwrap().0, said);
+    assert!(matches!(control.receive(), Err(LinkError::Closed)));
+}
+
 fn send_raw(data: &Data, bytes: &[u8]) {
     rustix::net::send(data.as_fd(), bytes, rustix::net::SendFlags::empty()).unwrap();
 }

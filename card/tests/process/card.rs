@@ -32,15 +32,15 @@ pub struct Card {
 }
 
 impl Card {
-    /// One function `blk0` on a file of `blocks` blocks of 4 KiB. Dots of `extra` go into its table.
-    pub fn start(blocks: u64, extra: &str) -> Self {
+    /// One function `blk0` with two queues, on a file of `blocks` blocks of 4 KiB.
+    pub fn start(blocks: u64) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let file = std::fs::File::create(dir.path().join("disk")).unwrap();
         file.set_len(blocks * 4096).unwrap();
         let config = format!(
             "[card]\ndata = \"process\"\n[volume.disk0]\nuri = \"file:{}\"\n\
              [function.blk0]\nkind = \"virtio-blk\"\nattach = \"vhost-user\"\nvolume = \"disk0\"\n\
-             queues = 2\n{extra}\n",
+             queues = 2\n",
             dir.path().join("disk").display()
         );
         std::fs::write(dir.path().join("card.toml"), config).unwrap();

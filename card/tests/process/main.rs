@@ -24,7 +24,7 @@ fn times(long: usize) -> usize {
 }
 
 fn killed_under_load(kind: Kind) {
-    let mut card = Card::start(BLOCKS, "");
+    let mut card = Card::start(BLOCKS);
     let mut guest = Guest::connect(&card.socket(), kind, BLOCKS, 7);
     let shared = guest.shared.clone();
     let completed = || shared.completed.load(Ordering::Relaxed);
@@ -92,7 +92,7 @@ fn a_data_half_killed_under_load_packed_with_inflight() {
 /// While one thread kills whatever data half there is as soon as it serves, front ends come, set up, do I/O and go.
 #[test]
 fn a_data_half_killed_while_front_ends_set_up() {
-    let mut card = Card::start(BLOCKS, "");
+    let mut card = Card::start(BLOCKS);
     let socket = card.socket();
     let over = AtomicBool::new(false);
     let wanted = times(100) as u32;
@@ -165,7 +165,7 @@ fn what_the_kernel_still_writes_for_a_dead_data_half_is_waited_for() {
 
 #[test]
 fn a_data_half_that_never_gets_to_work_ends_the_daemon() {
-    let mut card = Card::start(BLOCKS, "");
+    let mut card = Card::start(BLOCKS);
     let pid = card.pid();
     let daemon = std::thread::spawn(move || {
         let status = card.wait();
@@ -187,7 +187,7 @@ fn a_change_of_size_is_told_after_a_kill() {
     use vhost::vhost_user::VhostUserFrontend;
     use vhost::vhost_user::message::VhostUserProtocolFeatures as P;
 
-    let mut card = Card::start(BLOCKS, "");
+    let mut card = Card::start(BLOCKS);
     let mut guest = Guest::connect(&card.socket(), KINDS[0], BLOCKS, 1);
     let (mut ours, theirs) = UnixStream::pair().unwrap();
     let all = P::MQ | P::REPLY_ACK | P::CONFIG | P::BACKEND_REQ;

@@ -96,8 +96,9 @@ fn receive(
     msg.msg_iovlen = 1;
     if files {
         msg.msg_control = control.0.as_mut_ptr().cast();
+        // Room for one too many: not every system says that it has dropped some.
         // SAFETY: arithmetic only.
-        msg.msg_controllen = unsafe { libc::CMSG_SPACE((4 * MAX_FILES) as u32) } as _;
+        msg.msg_controllen = unsafe { libc::CMSG_SPACE((4 * (MAX_FILES + 1)) as u32) } as _;
     }
     let len = loop {
         // SAFETY: every pointer in `msg` is to a live buffer of the stated length.
@@ -132,6 +133,8 @@ fn receive(
                 cmsg = libc::CMSG_NXTHDR(&raw const msg, cmsg);
             }
         }
+        got.truncated |= got.files.len() > MAX_FILES;
+        got.files.truncate(MAX_FILES);
     }
     Ok(got)
 }

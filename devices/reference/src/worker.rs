@@ -282,16 +282,22 @@ impl Served {
         let queue = state.get_queue_mut();
         let mut taken = Taken::Chains(0);
         if !closing.load(Ordering::SeqCst) {
-            let mem = mem.memory();
+            let before = mem.memory();
             if self.gauge.fresh.load(Ordering::Relaxed)
                 && self.gauge.fresh.swap(false, Ordering::Acquire)
             {
-                self.broken = !queue.is_valid(&*mem);
+                self.broken = !queue.is_valid(&*before);
             }
             if !self.broken && self.lane.has_room() {
                 // Fails where the ring's memory is gone, and then so does what follows.
-                let _ = queue.disable_notification(&*mem);
-                taken = self.lane.take(queue, &mem, BATCH, ops);
+                let _ = queue.disable_notification(&*before);
+                // Memory may have been shared since it was looked at above, and be in a chain already. So the
+                // index comes first, and the chains that it covers are read in memory that is looked at after it.
+                let ready = match queue.avail_idx(&*before, Ordering::Acquire) {
+                    Ok(index) => usize::from(index.0.wrapping_sub(queue.next_avail())),
+                    Err(_) => BATCH,
+                };
+                taken = self.lane.take(queue, &mem.memory(), BATCH.min(ready), ops);
             }
         }
         if taken == Taken::Broken {

@@ -80,6 +80,11 @@ fn b01_vring_index_out_of_range_in_every_message() {
     still_serves(&function);
 }
 
+/// Whether `cargo xtask test` runs this for another machine than it is on.
+fn emulated() -> bool {
+    std::env::var_os("BLUFF_EMULATED").is_some()
+}
+
 #[test]
 fn b02_extra_descriptors_on_any_message() {
     let _alone = alone();
@@ -101,8 +106,10 @@ fn b02_extra_descriptors_on_any_message() {
             front.ack = false;
         }
         let sent = if i.is_multiple_of(11) {
-            // More than a message may have at all.
-            let many = vec![spare.as_raw_fd(); 9 + i as usize % 90];
+            // More than a message may have at all. An emulator of another machine keeps those open that do
+            // not fit, so there it is only one more.
+            let more = if emulated() { 0 } else { i as usize % 90 };
+            let many = vec![spare.as_raw_fd(); 9 + more];
             let bytes = framing::request(code, front.ack, payload);
             front.socket.send_with_fds(&[&bytes[..]], &many).is_ok()
         } else {

@@ -63,6 +63,8 @@ fn aarch64(workspace: &Workspace, options: &Options) -> Result<Tally> {
     ensure_target(AARCH64)?;
     let mut command = cargo_test(workspace, options);
     command.args(["--target", AARCH64]);
+    // Tests read this where an emulator does not do as a kernel would.
+    command.env("BLUFF_EMULATED", "1");
     for name in data_path_crates(workspace) {
         command.args(["--package", &name]);
     }

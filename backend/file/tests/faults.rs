@@ -38,7 +38,11 @@ fn fills_up(folder: &Path, options: &str, uring: UringUse) {
     const STEP: usize = 64 << 10;
     let path = folder.join("disk.raw");
     let ballast = folder.join("ballast");
-    std::fs::write(&ballast, vec![1; 1 << 20]).unwrap();
+    // The file system may give the space of the round before back a little later.
+    let until = Instant::now() + Duration::from_secs(10);
+    while let Err(e) = std::fs::write(&ballast, vec![1; 1 << 20]) {
+        assert!(Instant::now() < until, "no room for the ballast: {e}");
+    }
     std::fs::File::open(&ballast).unwrap().sync_all().unwrap();
     let volume = open(&path, &format!("size=64MiB{options}"));
     let mut rig = Rig::new(uring);

@@ -173,6 +173,11 @@ fn show(card: &Card, qemu: &Qemu, image: &Image) -> Result<Vec<String>> {
     let fio = "fio --name=load --directory=/mnt --size=64M --rw=randrw --bs=4k --iodepth=16 --numjobs=2 \
                --ioengine=libaio --direct=1 --verify=crc32c --time_based --runtime=8 --group_reporting \
                --output-format=terse >/tmp/fio; echo fio ended with $?";
+    // The files first, so that what is shown is the load and not their making.
+    guest.sh(&format!(
+        "{} --create_only=1",
+        fio.split(" >").next().unwrap_or(fio)
+    ))?;
     println!("    guest# {fio} &");
     let job = guest.spawn(fio)?;
     // Of a moment when the load is under way: its first requests are counted.

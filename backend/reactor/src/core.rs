@@ -30,6 +30,53 @@ const BELL: u16 = 0;
 const TIMER: u16 = 1;
 const URING: u16 = 2;
 
+/// How long an actor that is not polled is looked at all the same after it had work.
+///
+/// Going to sleep and being woken costs more of the CPU than looking on for a moment, and the peer pays for a
+/// notification as well. So there is a moment, of the length of two wake-ups (ours and that of a peer that
+/// sleeps too); and where nothing comes in it, it is left out ever more often, so that an actor with rare
+/// work costs no more than its sleeps.
+#[derive(Default)]
+struct Linger {
+    /// It has had work since it was last armed.
+    earned: bool,
+    /// Moments in a row in which nothing came.
+    missed: u8,
+    /// Sleeps that will be begun at once.
+    skip: u8,
+}
+
+impl Linger {
+    const SPAN: Duration = Duration::from_micros(50);
+    /// At most 63 sleeps in a row are begun at once.
+    const MOST: u8 = 6;
+
+    /// There was work; `again`: after a turn without.
+    fn worked(&mut self, again: bool) {
+        self.earned = true;
+        if again {
+            self.missed = 0;
+        }
+    }
+
+    /// Whether an actor is to sleep that has had nothing to do for `idle`; `first`: since this turn.
+    fn over(&mut self, first: bool, idle: Duration) -> bool {
+        if !self.earned {
+            return true;
+        }
+        if first && self.skip > 0 {
+            self.skip -= 1;
+        } else if idle < Self::SPAN {
+            return false;
+        } else {
+            self.missed = (self.missed + 1).min(Self::MOST);
+            self.skip = (1 << self.missed) - 1;
+        }
+        self.earned = false;
+        true
+    }
+}
+
 enum State {
     /// In the active list. `None`: it had work in its last turn.
     Active(Option<Instant>),
@@ -40,6 +87,7 @@ struct Slot {
     generation: u32,
     actor: Option<Box<dyn Actor>>,
     poll: Poll,
+    linger: Linger,
     state: State,
     /// What it has registered with epoll.
     fds: Vec<RawFd>,
@@ -236,18 +284,21 @@ impl Reactor {
             match turn {
                 Turn::Worked => {
                     worked = true;
+                    slot.linger
+                        .worked(matches!(slot.state, State::Active(Some(_))));
                     slot.state = State::Active(None);
                 }
                 Turn::Idle => {
-                    let since = match slot.state {
-                        State::Active(Some(since)) => since,
-                        _ => now,
+                    let (since, first) = match slot.state {
+                        State::Active(Some(since)) => (since, false),
+                        _ => (now, true),
                     };
                     slot.state = State::Active(Some(since));
+                    let idle = now.saturating_duration_since(since);
                     let over = match slot.poll {
                         Poll::Always => false,
-                        Poll::Never => true,
-                        Poll::Adaptive(span) => now.saturating_duration_since(since) >= span,
+                        Poll::Never => slot.linger.over(first, idle),
+                        Poll::Adaptive(span) => idle >= span,
                     };
                     if over {
                         let mut cx = Context {
@@ -407,6 +458,7 @@ impl Inner {
                     generation: 0,
                     actor: None,
                     poll,
+                    linger: Linger::default(),
                     state: State::Armed,
                     fds: Vec::new(),
                     live: false,
@@ -416,6 +468,7 @@ impl Inner {
         };
         let slot = &mut self.slots[index as usize];
         slot.poll = poll;
+        slot.linger = Linger::default();
         slot.live = true;
         ActorId {
             index,

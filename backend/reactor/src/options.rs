@@ -9,7 +9,8 @@ pub enum Poll {
     Always,
     /// For this long.
     Adaptive(Duration),
-    /// Not at all.
+    /// Not while it has nothing to do: it is armed at once, or up to 50 µs after work as long as looking on finds more
+    /// work, which then costs less than the sleep.
     Never,
 }
 

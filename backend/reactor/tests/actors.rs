@@ -93,11 +93,33 @@ fn until(reactor: &mut Reactor, what: impl Fn() -> bool) {
 fn a_new_actor_has_turns_and_is_then_left_alone() {
     let mut r = reactor();
     let (_, seen) = add(&mut r, Poll::Never);
-    seen.borrow_mut().work = 3;
     step(&mut r, 10);
-    let s = seen.borrow();
-    assert_eq!((s.turns, s.arms), (4, 1), "three with work, one without");
-    assert!(s.events.is_empty());
+    {
+        let s = seen.borrow();
+        assert_eq!((s.turns, s.arms), (1, 1), "one without work");
+        assert!(s.events.is_empty());
+    }
+}
+
+/// What has had work is looked at for a moment; where that never finds any, most sleeps are begun at once.
+#[test]
+fn a_moment_after_work_that_does_not_pay_is_left_out() {
+    const TIMES: u32 = 256;
+    let mut r = reactor();
+    let (id, seen) = add(&mut r, Poll::Never);
+    let mut at_once = 0;
+    for i in 0..TIMES {
+        let before = {
+            let mut s = seen.borrow_mut();
+            s.work = 1;
+            s.turns
+        };
+        r.context().wake(id);
+        until(&mut r, || seen.borrow().arms == i + 1);
+        at_once += u32::from(seen.borrow().turns == before + 2);
+    }
+    // The moments: after 0, 1, 3, 7, 15, 31, then 63 sleeps at once.
+    assert!((TIMES - 10..TIMES).contains(&at_once), "{at_once}");
 }
 
 #[test]

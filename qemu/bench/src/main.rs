@@ -1,17 +1,4 @@
-//! The data path, measured: `cargo xtask bench` runs this.
-//!
-//! ```text
-//!   core 0: our polling driver            core 1: one back end at a time
-//!     Load --- rings in shared memory ---   ideal ring | bluffd | bluff-reference | qemu-storage-daemon
-//! ```
-//!
-//! The work of a row is done by each back end in turn, in several rounds, since these machines' speed
-//! drifts: what counts is the ratio of the medians. The driver rewrites the header of every request and checks every status.
-
-mod backend;
-mod load;
-mod report;
-mod rows;
+//! `bluff-bench`: see the library.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -19,8 +6,9 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
 
-use crate::backend::Programs;
-use crate::report::{Measured, Table};
+use bluff_bench::backend::{self, Programs};
+use bluff_bench::report::{Measured, Table};
+use bluff_bench::{load, rows};
 
 /// What is measured, and how long.
 #[derive(Parser)]

@@ -1,6 +1,7 @@
 //! `bluff-bench`: see the library.
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -33,7 +34,12 @@ struct Arguments {
     write: Option<PathBuf>,
 }
 
-fn main() -> Result<()> {
+/// Functions that have nothing to do: the row's name, how many, and the share of a core that they may take.
+const IDLE: (&str, u16, f64) = ("100 idle functions", 100, 0.01);
+/// How long they are looked at.
+const IDLE_SPAN: Duration = Duration::from_secs(5);
+
+fn main() -> Result<ExitCode> {
     let arguments = Arguments::parse();
     let cores = std::thread::available_parallelism()?.get();
     ensure!(cores >= 2, "the driver and the back end need a core each");
@@ -41,12 +47,14 @@ fn main() -> Result<()> {
     let programs = Programs::new(&arguments.programs, &arguments.disk)?;
     let span = Duration::from_millis(arguments.millis);
     let mut table = Table::default();
-    for row in rows::all() {
-        if arguments
+    let wanted = |name: &str| {
+        arguments
             .only
             .as_ref()
-            .is_some_and(|only| !row.name.contains(only))
-        {
+            .is_none_or(|only| name.contains(only))
+    };
+    for row in rows::all() {
+        if !wanted(&row.name) {
             continue;
         }
         let mut measured: Vec<Measured> = row.peers.iter().map(|_| Measured::default()).collect();
@@ -67,9 +75,17 @@ fn main() -> Result<()> {
         eprint!("\r{:60}\r", "");
         table.add(&row, &measured);
     }
+    if wanted(IDLE.0) {
+        let (name, functions, most) = IDLE;
+        table.add_idle(name, backend::idle(&programs, functions, IDLE_SPAN)?, most);
+    }
     print!("{}", table.text());
     if let Some(path) = arguments.write {
         table.write(&path, arguments.rounds, arguments.millis)?;
     }
-    Ok(())
+    Ok(if table.reached() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }

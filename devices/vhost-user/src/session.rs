@@ -16,7 +16,9 @@ use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bluff_virtio::{DeviceError, DeviceEvent, Stop, StoppedQueue, VirtioDevice, features};
+use bluff_virtio::{
+    DeviceError, DeviceEvent, Distrust, Stop, StoppedQueue, VirtioDevice, features,
+};
 
 use crate::attachment::Negotiated;
 use crate::channel::Channel;
@@ -117,6 +119,8 @@ pub struct Session {
     state: SessionState,
     mapped: Mapped,
     files: Descriptors,
+    /// Of all its front ends: who comes next may be the one before.
+    distrust: Distrust,
     /// What the keeper holds.
     kept: BTreeSet<Key>,
     framer: Framer,
@@ -151,6 +155,7 @@ impl Session {
             state: SessionState::new(queues),
             mapped: Mapped::default(),
             files: Descriptors::new(),
+            distrust: Distrust::default(),
             kept: BTreeSet::new(),
             framer: Framer::default(),
             channel: None,
@@ -284,7 +289,13 @@ impl Session {
             self.device.set_features(self.state.driver_features());
         }
         for index in self.state.started().collect::<Vec<_>>() {
-            let setup = queue_setup(&self.state, &self.mapped, &self.files, index)?;
+            let setup = queue_setup(
+                &self.state,
+                &self.mapped,
+                &self.files,
+                &self.distrust,
+                index,
+            )?;
             if let Err(e) = self.device.start_queue(setup) {
                 // It was broken before, in a way that the device sees only now: its memory has gone.
                 self.state.status |= spec::STATUS_NEEDS_RESET;
@@ -460,6 +471,8 @@ impl Session {
                 self.config_changed();
                 false
             }
+            // It is the front end's own affair; the slot says so.
+            DeviceEvent::NotifierHung(_) => false,
             DeviceEvent::QueueBroken(_) => {
                 if matches!(
                     self.phase,

@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
+use bluff_virtio::DeviceEvent;
 use event_manager::EventSet;
 
 use crate::attachment::{AttachmentEvent, Listener, Mode, Negotiated, Options, Resume};
@@ -469,8 +470,21 @@ impl Slot {
         }
     }
 
-    /// The device says that a ring is broken.
-    pub fn needs_reset(&mut self, now: Instant) {
+    /// The device says something.
+    pub fn device_event(&mut self, event: DeviceEvent, now: Instant) {
+        if let DeviceEvent::NotifierHung(index) = event {
+            let line = format!(
+                "queue {index}: its call or error descriptor blocks and is given up: \
+                 the driver is not notified until the front end sends another"
+            );
+            self.log(now, &line);
+        }
+        if self.session.device_event(event) {
+            self.needs_reset(now);
+        }
+    }
+
+    fn needs_reset(&mut self, now: Instant) {
         self.log(now, "a ring is broken: the device needs a reset");
         (self.events)(&self.name, AttachmentEvent::NeedsReset);
         self.tell_negotiated();

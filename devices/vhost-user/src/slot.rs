@@ -405,6 +405,8 @@ impl Slot {
     fn ended(&mut self, now: Instant) {
         self.keeper.ended();
         let why = self.why.take();
+        // There is one still where it was to see the answers first.
+        self.close(None);
         (self.events)(&self.name, AttachmentEvent::Disconnected(why));
         if matches!(self.mode, Mode::Client(_)) && self.next.is_none() {
             // Not at once: a front end that closes every connection would keep us busy.
@@ -419,7 +421,11 @@ impl Slot {
         self.removal = Some(removal);
         self.retry = None;
         self.next = None;
-        self.hang_up(Some("the function is removed".into()), now);
+        if self.socket.is_some() {
+            self.why = Some("the function is removed".into());
+            let step = self.session.leave();
+            self.drive(step, now);
+        }
     }
 
     /// Whether a slot that is to be removed can go.

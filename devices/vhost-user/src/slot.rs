@@ -17,7 +17,7 @@ use crate::keeper::{Keeper, Progress};
 use crate::limit::Limit;
 use crate::mailbox::Removed;
 use crate::session::{Session, Step};
-use crate::{Error, reader, unix};
+use crate::{Error, channel, reader, unix};
 
 /// Reads from one front end in a turn of the loop, so that a flood of messages does not hold up others.
 const BUDGET: usize = 64;
@@ -226,10 +226,14 @@ impl Slot {
             Role::Listener => self.accept(now),
             Role::Connection => self.connection_ready(set, now),
             Role::Channel => {
-                let result = self.session.channel().map_or(Ok(()), |c| c.ready());
-                if let Err(e) = result {
-                    self.log(now, &format!("back-end channel is closed: {}", chain(&e)));
-                    self.session.drop_channel();
+                let state = self.session.channel().map(|c| c.ready());
+                match state {
+                    None | Some(Ok(channel::State::Open)) => {}
+                    Some(Ok(channel::State::Closed)) => self.session.drop_channel(),
+                    Some(Err(e)) => {
+                        self.log(now, &format!("back-end channel is closed: {}", chain(&e)));
+                        self.session.drop_channel();
+                    }
                 }
             }
         }

@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bluff_memory::GuestMemory;
-use bluff_virtio::{Stop, StoppedQueue, VirtioDevice};
+use bluff_virtio::{Notifier, Stop, StoppedQueue, VirtioDevice};
 use rig::raw::{Attack, D, KINDS, Raw, SEAM, TURNS, WRITE, d};
 use rig::stall::{self, FILL};
 use rig::{RESET, inflight};
@@ -73,7 +73,7 @@ fn left_in_flight_and_done_again_at_the_next_start() {
             let mut setup = a.setup();
             setup.inflight = Some(record);
             setup.position = stopped.position;
-            setup.call = Some(call.try_clone().unwrap());
+            setup.call = Some(Notifier::new(call.try_clone().unwrap()).unwrap());
             a.start(setup);
             let mut back: Vec<u16> = (0..N).map(|_| a.back().expect("done again").0).collect();
             back.sort_unstable();

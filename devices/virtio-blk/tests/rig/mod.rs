@@ -12,8 +12,8 @@ use bluff_memory::{GuestMemory, Region, RegionSpec, Space};
 use bluff_reactor::{Handle, Options, Poll};
 use bluff_virtio::inflight::InflightQueue;
 use bluff_virtio::{
-    DeviceEvent, Position, QueueChange, QueueLog, QueueSetup, RingAddresses, Stop, StoppedQueue,
-    VirtioDevice, features,
+    DeviceEvent, Notifier, Position, QueueChange, QueueLog, QueueSetup, RingAddresses, Stop,
+    StoppedQueue, VirtioDevice, features,
 };
 use bluff_virtio_blk::{Blk, BlkOptions};
 use bluff_virtio_driver as driver;
@@ -184,7 +184,7 @@ impl Rig {
             position: Position::START,
             memory: memory.clone(),
             kick: Some(self.kick.try_clone().unwrap()),
-            call: Some(self.call.try_clone().unwrap()),
+            call: Some(Notifier::new(self.call.try_clone().unwrap()).unwrap()),
             error: None,
             inflight: None,
             log: None,

@@ -270,7 +270,10 @@ impl Worker {
             let _ = error.write(1);
         }
         self.io.mute = true;
-        self.state = State::Broken;
+        // A stop under way goes on: somebody waits for it.
+        if !matches!(self.state, State::Stopping(_)) {
+            self.state = State::Broken;
+        }
         (self.tell)(DeviceEvent::QueueBroken(self.index));
     }
 }

@@ -493,6 +493,22 @@ mod tests {
         }
     }
 
+    /// Found by the fuzzer: the last request in memory that has gone ends in the turn that finds the ring
+    /// broken.
+    #[test]
+    fn memory_is_let_go_by_a_ring_that_breaks() {
+        let mut world = World::new(&mut Input(&[0, 3]));
+        world.start(Position::START);
+        world.hold.store(true, Ordering::Relaxed);
+        // A read into the second region.
+        world.request(&mut Input(&[0, 0, 0, 0, 0x00, 0x90]));
+        world.turns(4);
+        world.offer(0x7fff);
+        world.hold.store(false, Ordering::Relaxed);
+        world.change_memory(1);
+        world.stop(true, false);
+    }
+
     /// Scripts get as far as storage, and into the error paths.
     #[test]
     fn scripts_reach_the_volume() {

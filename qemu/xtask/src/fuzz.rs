@@ -196,7 +196,7 @@ fn fuzz(target: &Target, seconds: u64) -> Result<Outcome> {
     // Inputs are scripts: what is deep needs long ones, and soon.
     command.args(["-len_control=10", "-max_len=4096"]);
     // A script of that length takes milliseconds.
-    command.arg("-timeout=20");
+    command.args(["-timeout=20", "-print_funcs=0"]);
     let mut child = command
         .stderr(Stdio::piped())
         .spawn()

@@ -183,13 +183,11 @@ impl Worker {
         let id = &self.shared.id;
         let io = &mut self.io;
         // One match for the batch; below it the ring's kind is known.
-        let (worked, notify) = match with_ring!(&mut self.queue, ring => io.batch(&mut **ring, take, id, now))
-        {
-            Ok(done) => done,
-            Err(e) => {
-                self.io.count(&self.counters);
-                return Err(e);
-            }
+        let batch = with_ring!(&mut self.queue, ring => io.batch(&mut **ring, take, id, now));
+        // Completions may have come also where the ring then turned out to be broken.
+        let (worked, notify) = match &batch {
+            Ok(done) => *done,
+            Err(_) => (true, false),
         };
         if worked {
             self.io.count(&self.counters);
@@ -200,7 +198,7 @@ impl Worker {
                 self.check_revocations();
             }
         }
-        Ok(worked)
+        batch.map(|_| worked)
     }
 
     /// Notifies the driver.

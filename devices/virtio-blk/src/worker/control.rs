@@ -268,7 +268,10 @@ impl Worker {
     pub(super) fn broken(&mut self, e: &RingError) {
         log::warn!("queue {} is broken: {e}", self.index);
         self.io.mute = true;
-        self.state = State::Broken;
+        // A stop under way goes on: somebody waits for it.
+        if !matches!(self.state, State::Stopping(_)) {
+            self.state = State::Broken;
+        }
         if self.error.as_ref().map(Notifier::notify) == Some(Notice::Hung) {
             self.hung();
         }

@@ -4,18 +4,18 @@
 //! The flag that says whether a write blocks is the open file's, which the front end shares; so it can block our
 //! writes at any time, whatever was set when the descriptor came.
 
-mod rig;
+use crate::alone;
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
+use crate::rig::{BASE, FINISH, Kind, Rig, epoch, ram, wait};
 use bluff_memory::GuestMemory;
 use bluff_reactor::Poll;
 use bluff_virtio::{DeviceEvent, Distrust, Notifier, QueueChange, VirtioDevice};
 use bluff_virtio_blk::{Blk, BlkOptions};
 use bluff_virtio_driver::{Blk as Driver, BlkConfig, DriverQueue, Memory, Request, Status};
-use rig::{BASE, FINISH, Kind, Rig, epoch, ram, wait};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 /// How long a neighbour's request may take.
@@ -168,6 +168,7 @@ impl Pair {
 
 #[test]
 fn a_call_descriptor_that_blocks_holds_nobody_up() {
+    let _alone = alone();
     for kind in [Kind::SPLIT, Kind::PACKED] {
         let (front, back) = full();
         let mut pair = Pair::new(kind, Some(back), None);
@@ -192,6 +193,7 @@ fn a_call_descriptor_that_blocks_holds_nobody_up() {
 
 #[test]
 fn descriptors_that_block_one_after_the_other_hold_nobody_up() {
+    let _alone = alone();
     let (_front, back) = full();
     let mut pair = Pair::new(Kind::SPLIT, Some(back), None);
     pair.hostile_request();
@@ -213,6 +215,7 @@ fn descriptors_that_block_one_after_the_other_hold_nobody_up() {
 
 #[test]
 fn an_error_descriptor_that_blocks_holds_nobody_up() {
+    let _alone = alone();
     // Broken while it runs: its memory goes.
     let (_front, back) = full();
     let mut pair = Pair::new(Kind::SPLIT, None, Some(back));
@@ -232,6 +235,7 @@ fn an_error_descriptor_that_blocks_holds_nobody_up() {
 
 #[test]
 fn an_error_descriptor_that_blocks_at_the_start_holds_nobody_up() {
+    let _alone = alone();
     let (_front, back) = full();
     let mut pair = Pair::new(Kind::SPLIT, None, None);
     let (tx, rx) = mpsc::channel();

@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
-use crate::rig::{BASE, FINISH, Kind, Rig, epoch, ram, wait};
+use crate::rig::{BASE, FINISH, Kind, PATIENCE, Rig, epoch, ram, wait};
 use bluff_memory::GuestMemory;
 use bluff_reactor::Poll;
 use bluff_virtio::{DeviceEvent, Distrust, Notifier, QueueChange, VirtioDevice};
@@ -126,7 +126,7 @@ impl Pair {
                 assert_eq!(done.status, Status::Ok);
                 return;
             }
-            assert!(start.elapsed() < rig::PATIENCE, "the ring does not go on");
+            assert!(start.elapsed() < PATIENCE, "the ring does not go on");
         }
     }
 
@@ -134,7 +134,7 @@ impl Pair {
     fn until_hung(&mut self) {
         let start = Instant::now();
         while !self.has(DeviceEvent::NotifierHung(0)) {
-            assert!(start.elapsed() < rig::PATIENCE, "nobody says so");
+            assert!(start.elapsed() < PATIENCE, "nobody says so");
             self.neighbour();
         }
         assert!(self.slowest < BOUND, "{:?}", self.slowest);
@@ -152,14 +152,14 @@ impl Pair {
         let done = Box::new(move || tx.send(()).unwrap());
         self.hostile
             .change_queue(0, QueueChange::Log { log: None, done });
-        rx.recv_timeout(rig::PATIENCE).unwrap();
+        rx.recv_timeout(PATIENCE).unwrap();
     }
 
     fn end(mut self) {
         let (tx, rx) = mpsc::channel();
         let done = Box::new(move |s| tx.send(s).unwrap());
         self.hostile.stop_queue(0, FINISH, done);
-        rx.recv_timeout(rig::PATIENCE).unwrap();
+        rx.recv_timeout(PATIENCE).unwrap();
         self.neighbour();
         self.good.stop(0, FINISH).unwrap();
         assert!(self.slowest < BOUND, "{:?}", self.slowest);
@@ -241,7 +241,7 @@ fn an_error_descriptor_that_blocks_at_the_start_holds_nobody_up() {
     let (tx, rx) = mpsc::channel();
     let done = Box::new(move |s| tx.send(s).unwrap());
     pair.hostile.stop_queue(0, FINISH, done);
-    rx.recv_timeout(rig::PATIENCE).unwrap();
+    rx.recv_timeout(PATIENCE).unwrap();
     // A ring that lies nowhere.
     let nowhere = GuestMemory::empty();
     let queue = &**pair.hostile_queue.queue();

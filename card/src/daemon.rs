@@ -23,6 +23,7 @@ use vmm_sys_util::epoll::EventSet;
 use crate::config::Config;
 use crate::control::server::{ClientNumber, Server};
 use crate::data_half::{Body, DataHalf, Options};
+use crate::descriptors;
 use crate::message::{FromData, Numbered, Outbox, ToData};
 use crate::registry::{FunctionState, Registry, VolumeState};
 use crate::runtime_dir::{BoundSocket, CONTROL_SOCKET, RuntimeDir};
@@ -155,6 +156,14 @@ impl Daemon {
         }
         for (id, spec) in config.functions {
             registry.create_function(id, spec)?;
+        }
+        let functions = registry.functions().values();
+        let needed = descriptors::needed_by_all(functions.map(|function| function.spec.queues));
+        if needed > descriptors::limit() {
+            log::warn!(
+                "the functions need up to {needed} open descriptors, and {} are allowed (RLIMIT_NOFILE)",
+                descriptors::limit()
+            );
         }
         let options = Options {
             state_dir,

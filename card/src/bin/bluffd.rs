@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use bluff_card::config::{Config, Surroundings};
 use bluff_card::data_half::{ARGUMENT, Options};
-use bluff_card::{daemon, data, runtime_dir};
+use bluff_card::{daemon, data, descriptors, runtime_dir};
 use clap::Parser;
 
 /// Presents the functions of a card to their hosts.
@@ -78,6 +78,8 @@ fn run(arguments: Arguments) -> Result<()> {
     if arguments.check {
         return Ok(());
     }
+    // Before the data half is there, which inherits it.
+    descriptors::raise();
     daemon::run(daemon::Settings {
         config,
         runtime_dir,

@@ -8,6 +8,7 @@ use anyhow::Result;
 use super::fronts::{HandOver, Happening};
 use super::{Daemon, Pending, Phase};
 use crate::control::{Response, VolumeEntry};
+use crate::descriptors;
 use crate::message::{DESCRIPTORS_MAX, FromData, Numbered, Subject, ToData};
 use crate::registry::{Action, FunctionState};
 use crate::runtime_dir::{self, BoundSocket};
@@ -84,8 +85,13 @@ impl Daemon {
             };
             self.fronts.open(id.clone(), listener)?;
         }
-        let function = id.clone();
-        self.send(ToData::AttachFunction { function, spec }, Vec::new());
+        let functions = self.registry.functions().len();
+        let message = ToData::AttachFunction {
+            function: id.clone(),
+            descriptors: descriptors::share(descriptors::limit(), functions, spec.queues),
+            spec,
+        };
+        self.send(message, Vec::new());
         Ok(())
     }
 
@@ -101,6 +107,8 @@ impl Daemon {
             Err(error) => {
                 log::error!("function {id}: its front end cannot be served: {error}");
                 self.fronts.let_go(id);
+                self.connect_at
+                    .insert(id.clone(), Instant::now() + RECONNECT);
             }
         }
     }

@@ -21,6 +21,7 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use bluff_vhost_user::keeper::{Commit, Ledger, Progress};
+use bluff_vhost_user::spec::MAX_DESCRIPTORS;
 use bluff_vhost_user::state::Key;
 use bluff_vhost_user::unix;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
@@ -29,8 +30,8 @@ use crate::message::record;
 use crate::runtime_dir::BoundSocket;
 use crate::spec::Id;
 
-/// Most descriptors that are kept for one function: guest memory of 509 regions, four for each of 256 queues, and some.
-const KEPT_MAX: usize = 509 + 4 * 256 + 16;
+/// Most descriptors that are kept for one function: all that a session can name, and those of one more message.
+const KEPT_MAX: usize = MAX_DESCRIPTORS + unix::MAX_FILES;
 /// Connections that are accepted at one door in a turn.
 const ACCEPTS: usize = 32;
 /// Pause after `accept` has failed for want of descriptors or memory.
@@ -222,13 +223,16 @@ impl Fronts {
         let Some((door, front)) = door.and_then(|d| Some((d.token, d.current.as_mut()?))) else {
             return Err(io::ErrorKind::NotConnected.into());
         };
-        if !front.handed || descriptors.is_empty() {
+        if !front.handed {
             return Err(io::ErrorKind::InvalidData.into());
         }
-        let bytes = descriptors.remove(0);
-        let done = record::read(bytes.as_fd())
-            .and_then(|bytes| Commit::decode(&bytes, descriptors))
-            .and_then(|commit| apply(front, commit));
+        let done = match descriptors.is_empty() {
+            // This process has too many open to take them.
+            true => Err(io::Error::other("the descriptors of its step were lost")),
+            false => record::read(descriptors.remove(0).as_fd())
+                .and_then(|bytes| Commit::decode(&bytes, descriptors))
+                .and_then(|commit| apply(front, commit)),
+        };
         match done {
             Ok((seq, Progress::Done)) => Ok(Some(seq)),
             Ok((seq, _)) => {
@@ -384,6 +388,7 @@ impl Door {
 }
 
 fn apply(front: &mut Front, commit: Commit) -> io::Result<(u64, Progress)> {
+    // Those that a step replaces go after those that it brings.
     if front.ledger.descriptors() + commit.files.len() > KEPT_MAX {
         return Err(io::ErrorKind::InvalidData.into());
     }

@@ -24,7 +24,12 @@ use crate::spec::Id;
 
 impl Data {
     /// Gives a device to the loop of sessions.
-    pub(super) fn present(&self, id: &Id, device: Box<dyn VirtioDevice>) -> Result<()> {
+    pub(super) fn present(
+        &self,
+        id: &Id,
+        device: Box<dyn VirtioDevice>,
+        descriptors: u32,
+    ) -> Result<()> {
         let (teller, function) = (self.teller.clone(), id.clone());
         let listener = Arc::new(move |_: &str, event| {
             let function = function.clone();
@@ -47,6 +52,7 @@ impl Data {
             }
         });
         let mut options = Options::new(Mode::Given);
+        options.descriptors = descriptors as usize;
         options.keeper = match self.keeps {
             true => Box::new(Recorder {
                 teller: self.teller.clone(),

@@ -10,6 +10,7 @@ use bluff_virtio::VirtioDevice;
 
 use crate::keeper::{Direct, Keeper};
 use crate::session::NetControl;
+use crate::spec::MAX_DESCRIPTORS;
 use crate::state::{Descriptors, SessionState};
 
 /// How long stopping a ring or giving memory back may take: far below the time that front ends wait.
@@ -44,6 +45,8 @@ pub struct Options {
     pub mode: Mode,
     /// How long stopping rings or giving memory back may take, plus what cancelling takes.
     pub bound: Duration,
+    /// How many descriptors a front end may hold: no more than it can name where nothing else is said.
+    pub descriptors: usize,
     /// For network devices.
     pub net: Option<Box<dyn NetControl>>,
     /// Who records the session.
@@ -58,6 +61,7 @@ impl Options {
         Self {
             mode,
             bound: DEFAULT_BOUND,
+            descriptors: MAX_DESCRIPTORS,
             net: None,
             keeper: Box::new(Direct::default()),
             resume: None,

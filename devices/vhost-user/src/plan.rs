@@ -31,6 +31,8 @@ pub struct Offer {
     pub queues: u16,
     /// Bytes of configuration space.
     pub config_len: u32,
+    /// Descriptors that the front end may hold.
+    pub descriptors: usize,
     /// Whether every queue needs an in-flight region, also where the front end gives none, because the
     /// session is to survive this process.
     pub keep: bool,
@@ -130,6 +132,10 @@ pub fn plan(
         },
     };
     planner.request(request, config)?;
+    let next = &planner.plan.next;
+    if next.next_key != state.next_key && next.keys().len() > offer.descriptors {
+        return Err(Error::State("more descriptors than a front end may hold"));
+    }
     Ok(planner.plan)
 }
 

@@ -114,6 +114,7 @@ pub struct Session {
     device: Box<dyn VirtioDevice>,
     net: Option<Box<dyn NetControl>>,
     bound: Duration,
+    descriptors: usize,
     keep: bool,
     completions: Completions,
     state: SessionState,
@@ -152,6 +153,7 @@ impl Session {
             device,
             net,
             bound,
+            descriptors: spec::MAX_DESCRIPTORS,
             keep,
             completions,
             state: SessionState::new(queues),
@@ -168,6 +170,11 @@ impl Session {
             spent: Duration::ZERO,
             refused: None,
         }
+    }
+
+    /// Lets front ends hold no more than so many descriptors.
+    pub fn limit_descriptors(&mut self, most: usize) {
+        self.descriptors = most;
     }
 
     /// What was negotiated.
@@ -318,6 +325,7 @@ impl Session {
             protocol: protocol::ANY | if is_net { protocol::NET } else { 0 },
             queues: self.state.vrings.len() as u16,
             config_len: self.device.config_len(),
+            descriptors: self.descriptors,
             keep: self.keep,
         }
     }

@@ -252,13 +252,14 @@ impl Driver {
             mailbox.post(Letter::Event(id, event));
         }));
         let mailbox = self.mailbox.clone();
-        let session = Session::new(
+        let mut session = Session::new(
             device,
             options.net.take(),
             options.bound,
             options.keeper.keeps(),
             Arc::new(move |done| mailbox.post(Letter::Done(id, done))),
         );
+        session.limit_descriptors(options.descriptors);
         let (mut slot, resume) = match Slot::new(name.clone(), session, options, events) {
             Ok(made) => made,
             Err(e) => return (id, Err(e)),

@@ -422,6 +422,31 @@ fn b08_memory_slots_up_to_their_number() {
 }
 
 #[test]
+fn b08_a_front_end_holds_no_more_descriptors_than_its_share() {
+    let _alone = alone();
+    let function = Function::with(device(2), Duration::from_millis(300), |o| {
+        o.descriptors = 20;
+    });
+    let before = open_files();
+    let front = function.connect();
+    front.negotiate();
+    let spare = file(MEMORY);
+    let region = |i: u64| single((i * MEMORY, MEMORY, USER + i * MEMORY, 0));
+    let added = |i| front.ok(ADD_MEM_REG, &region(i), &[spare.as_fd()]);
+    assert_eq!((0..40).filter(|&i| added(i)).count(), 20);
+    // What is replaced makes room, and what it has goes on.
+    assert!(!front.ok(SET_VRING_CALL, &[0; 8], &[eventfd().0.as_fd()]));
+    assert!(front.ok(REM_MEM_REG, &region(7), &[]));
+    for _ in 0..3 {
+        assert!(front.ok(SET_VRING_CALL, &[0; 8], &[eventfd().0.as_fd()]));
+    }
+    drop((front, spare));
+    function.wait_gone(1);
+    settled(&function, before);
+    still_serves(&function);
+}
+
+#[test]
 fn b09_memory_changes_during_io_are_acknowledged_when_nothing_uses_it() {
     let _alone = alone();
     let function = Function::new(2);

@@ -392,7 +392,24 @@ impl Planner<'_> {
         self.set_memory(regions)
     }
 
+    /// Whether so many bytes more can be mapped. Files are sparse: what is asked for costs a front end nothing.
+    fn room_for(&self, bytes: u64) -> Result<(), Error> {
+        let next = &self.plan.next;
+        let regions = next.regions.iter().map(|r| r.size);
+        let log = next.log.iter().map(|l| l.size);
+        let inflight = next.inflight.iter().map(|i| i.size);
+        let mapped = regions
+            .chain(log)
+            .chain(inflight)
+            .fold(bytes, u64::saturating_add);
+        if mapped > spec::MAX_MAPPED {
+            return Err(Error::State("more memory than a front end may have mapped"));
+        }
+        Ok(())
+    }
+
     fn map_region(&mut self, info: &RegionInfo, file: OwnedFd) -> Result<Region, Error> {
+        self.room_for(info.size)?;
         let state = RegionState::new(info, self.keep(&file)?);
         let region = self.plan.mapped.region(&state, file)?;
         self.plan.next.regions.push(state);
@@ -427,6 +444,8 @@ impl Planner<'_> {
 
     fn set_log(&mut self, size: u64, offset: u64, file: OwnedFd) -> Result<(), Error> {
         self.needs(protocol::LOG_SHMFD)?;
+        self.plan.next.log = None;
+        self.room_for(size)?;
         let key = self.keep(&file)?;
         let log = DirtyLog::new(file, offset, size)?;
         log.covers(&self.plan.mapped.memory)?;
@@ -488,6 +507,8 @@ impl Planner<'_> {
         if !info.offset.is_multiple_of(64) {
             return Err(value("in-flight region offset", info.offset));
         }
+        self.plan.next.inflight = None;
+        self.room_for(info.size)?;
         let key = self.keep(&file)?;
         let region = Mapping::new(file, info.offset, info.size)?;
         self.plan.mapped.inflight = Some(Arc::new(region));

@@ -421,6 +421,37 @@ fn b08_memory_slots_up_to_their_number() {
     still_serves(&function);
 }
 
+/// Sparse files cost a front end nothing, and each process has 47 bits of addresses.
+#[test]
+fn b08_a_front_end_maps_no_more_than_its_share_of_the_address_space() {
+    let _alone = alone();
+    let function = Function::new(1);
+    let front = function.connect();
+    front.negotiate();
+    let half = 8u64 << 40;
+    let huge = file(2 * half);
+    let region = |i: u64, size| single((i * half, size, USER + i * half, 0));
+    assert!(front.ok(ADD_MEM_REG, &region(0, half), &[huge.as_fd()]));
+    let least = single((half, 4096, USER + half, 0));
+    let least_log = longs(&[4096, 0]);
+    assert!(front.ok(ADD_MEM_REG, &region(1, half), &[huge.as_fd()]));
+    assert!(!front.ok(ADD_MEM_REG, &region(2, 4096), &[huge.as_fd()]));
+    assert!(!front.ok(SET_LOG_BASE, &least_log, &[huge.as_fd()]));
+    let queues = inflight(4160, 0, 1, 128);
+    assert!(!front.ok(SET_INFLIGHT_FD, &queues, &[huge.as_fd()]));
+    // A table is counted as a whole; what it replaces is not.
+    let two = table(&[(0, half, USER, 0), (half, half, USER + half, 0)]);
+    let over = table(&[(0, half, USER, 0), (half, half + 4096, USER + half, 0)]);
+    let files = [huge.as_fd(), huge.as_fd()];
+    assert!(front.ok(SET_MEM_TABLE, &two, &files));
+    assert!(!front.ok(SET_MEM_TABLE, &over, &files));
+    assert!(front.ok(REM_MEM_REG, &region(1, half), &[]));
+    assert!(front.ok(ADD_MEM_REG, &least, &[huge.as_fd()]));
+    drop(front);
+    function.wait_gone(1);
+    still_serves(&function);
+}
+
 #[test]
 fn b08_a_front_end_holds_no_more_descriptors_than_its_share() {
     let _alone = alone();

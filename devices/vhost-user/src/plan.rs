@@ -177,11 +177,11 @@ impl Planner<'_> {
             R::SetVringKick { index, file } => self.set_kick(index, file)?,
             R::SetVringCall { index, file } => {
                 self.plan.next.ring(index).call = self.notifier("call", file)?;
-                self.if_started(index, Effect::Call(index));
+                self.change(index, Effect::Call(index));
             }
             R::SetVringErr { index, file } => {
                 self.plan.next.ring(index).err = self.notifier("error", file)?;
-                self.if_started(index, Effect::Err(index));
+                self.change(index, Effect::Err(index));
             }
             R::SetVringEnable { index, on } => self.set_enable(index, on)?,
             R::SendRarp(mac) => {
@@ -276,9 +276,12 @@ impl Planner<'_> {
         self.old.vrings[usize::from(index)].kick.is_some()
     }
 
-    fn if_started(&mut self, index: u16, effect: Effect) {
+    /// Changes a running ring, and waits until its reactor has taken the change: what a front end can have under way, each
+    /// with a descriptor, is one.
+    fn change(&mut self, index: u16, effect: Effect) {
         if self.is_started(index) {
-            self.plan.effects.push(effect);
+            let seen = [effect, Effect::Log(index), Effect::Wait];
+            self.plan.effects.extend(seen);
         }
     }
 

@@ -84,7 +84,8 @@ struct Work {
     effects: VecDeque<Effect>,
     /// Completions to come.
     waiting: usize,
-    since: Instant,
+    /// When rings began to be stopped, if any are.
+    stops: Option<Instant>,
     answer: Answer,
 }
 
@@ -132,8 +133,8 @@ pub struct Session {
     /// The front end is still there and lets go last: what it waits for is answered.
     orderly: bool,
     op: u64,
-    /// How long stopping rings has taken since one was last started.
-    spent: Duration,
+    /// When a ring was last stopped, and how long that and what was stopped in a row with it took.
+    stopped: Option<(Instant, Duration)>,
     /// What was last refused, for the log.
     refused: Option<Error>,
 }
@@ -167,7 +168,7 @@ impl Session {
             phase: Phase::Idle,
             orderly: false,
             op: 0,
-            spent: Duration::ZERO,
+            stopped: None,
             refused: None,
         }
     }
@@ -402,7 +403,7 @@ impl Session {
             effects: std::mem::take(&mut plan.effects).into(),
             plan,
             waiting: 0,
-            since: now,
+            stops: None,
             answer,
         });
         if starts && self.keep {
@@ -585,7 +586,7 @@ impl Session {
         self.kept.clear();
         self.framer = Framer::default();
         self.retire_channel();
-        self.spent = Duration::ZERO;
+        self.stopped = None;
         self.phase = Phase::Idle;
         Step::Ended
     }

@@ -880,6 +880,73 @@ fn b15_every_way_to_stop_ends_within_the_bound() {
     }
 }
 
+/// The next pause would answer requests with errors that there was time for.
+#[test]
+fn b15_what_is_no_stop_uses_up_nothing_of_the_bound() {
+    let _alone = alone();
+    let function = Function::new(3);
+    let bound = Duration::from_millis(300);
+    let front = function.connect();
+    front.negotiate();
+    let memory = front.memory();
+    (0..3).for_each(|i| front.start(i));
+    function.control.lock().pace = Pace::AtBound;
+    let given = |ring: u16| {
+        front.base(ring.into());
+        let calls = function.control.take_calls();
+        let mut stops = calls.iter().filter_map(|call| match call {
+            Call::Stop(index, stop) if *index == ring => Some(stop.bound),
+            _ => None,
+        });
+        stops.next().expect("a stop")
+    };
+    // Each takes the bound, as requests are still under way.
+    let region = |i: u64| single((i * MEMORY, MEMORY, USER + i * MEMORY, 0));
+    for i in 1..3 {
+        assert!(front.ok(ADD_MEM_REG, &region(i), &[memory.as_fd()]));
+    }
+    assert_eq!(given(0), bound);
+    // In a row with the one before, and then not.
+    assert!(given(1) < bound / 2);
+    assert!(front.ok(REM_MEM_REG, &region(1), &[]));
+    assert_eq!(given(2), bound);
+}
+
+/// Each of these brings a descriptor, and a reactor may be slow.
+#[test]
+fn b16_changes_of_a_running_ring_do_not_pile_up() {
+    let _alone = alone();
+    for code in [SET_VRING_CALL, SET_VRING_KICK, SET_VRING_ERR] {
+        let function = Function::new(1);
+        let mut front = function.connect();
+        front.negotiate();
+        let _memory = front.memory();
+        front.start(0);
+        front.ack = false;
+        function.control.lock().pace = Pace::Held;
+        function.control.take_calls();
+        let before = open_files();
+        let (event, _event) = eventfd();
+        for _ in 0..100 {
+            front.send(code, &[0; 8], &[event.as_fd()]);
+        }
+        drop(event);
+        let changes = |calls: &[Call]| calls.iter().filter(|c| !matches!(c, Call::Log(..))).count();
+        function.control.wait("the first", |i| !i.held.is_empty());
+        // Those that follow stay in the socket until this one is done.
+        for seen in 1..=100 {
+            assert_eq!(changes(&function.control.lock().calls), seen, "{code}");
+            assert!(open_files() < before + 12, "{} files", open_files());
+            function.control.release();
+            if seen < 100 {
+                function.control.wait("the next", |i| !i.held.is_empty());
+            }
+        }
+        function.control.lock().pace = Pace::Now;
+        assert_ne!(front.number(GET_FEATURES), 0);
+    }
+}
+
 #[test]
 fn b16_flood_one_byte_at_a_time() {
     let _alone = alone();

@@ -56,18 +56,18 @@ impl Session {
             Effect::Start(index) => {
                 let setup = queue_setup(next, mapped, &self.files, &self.distrust, index)?;
                 self.device.start_queue(setup)?;
-                self.spent = Duration::ZERO;
+                self.stopped = None;
             }
             Effect::Stop(index, kind) => {
                 let stop = Stop {
                     // Front ends stop one ring after another, each time waiting for the reply: the
                     // bound is for all of them.
-                    bound: self.bound.saturating_sub(self.spent),
+                    bound: self.bound.saturating_sub(self.spent(now)),
                     leave: kind == StopKind::Leave,
                     answer: kind != StopKind::Drop,
                 };
                 work.waiting += 1;
-                work.since = now;
+                work.stops = Some(now);
                 self.stop_queue(index, stop, op);
             }
             Effect::Memory(index) => {
@@ -111,6 +111,14 @@ impl Session {
         Ok(())
     }
 
+    /// How much of the bound is used up by stops that ended shortly before. A front end that waits for the answer to one sends
+    /// the next at once, so what comes later is not in a row with them.
+    fn spent(&self, now: Instant) -> Duration {
+        let in_a_row = |ended| now.saturating_duration_since(ended) < self.bound;
+        let last = self.stopped.filter(|(ended, _)| in_a_row(*ended));
+        last.map_or(Duration::ZERO, |(_, spent)| spent)
+    }
+
     fn net(&mut self) -> Result<&mut Box<dyn NetControl>, Error> {
         self.net
             .as_mut()
@@ -132,8 +140,10 @@ impl Session {
 
     /// Everything that a message asked for has happened.
     pub(super) fn finish(&mut self, mut work: Work, now: Instant) -> Step {
-        // Only stops and changes take time.
-        self.spent += now.saturating_duration_since(work.since);
+        if let Some(since) = work.stops {
+            let took = now.saturating_duration_since(since);
+            self.stopped = Some((now, self.spent(since) + took));
+        }
         let answer = work.answer;
         // The old epoch goes here, when nothing uses it any more.
         self.mapped = std::mem::take(&mut work.plan.mapped);

@@ -1,6 +1,7 @@
 //! The real `bluffd` and `bluffctl`, from outside.
 
 use std::io::{BufRead, BufReader, Read, Write};
+use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
@@ -264,7 +265,7 @@ fn a_data_half_that_dies_is_started_again() {
     let first = i32::try_from(status()["data_pid"].as_i64().unwrap()).unwrap();
     let first = rustix::process::Pid::from_raw(first).unwrap();
     rustix::process::kill_process(first, rustix::process::Signal::KILL).unwrap();
-    let start = std::time::Instant::now();
+    let start = Instant::now();
     while status()["restarts"] != 1 {
         assert!(start.elapsed() < LIMIT, "no other was started");
     }
@@ -421,4 +422,55 @@ fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
         assert!(Instant::now() < deadline, "waited in vain for {what}");
         std::thread::yield_now();
     }
+}
+
+#[test]
+fn a_daemon_that_goes_is_an_error_of_the_client() {
+    let place = Place::new(EMPTY);
+    std::fs::create_dir(place.path("run")).unwrap();
+    let listener = UnixListener::bind(place.path("run").join("control.sock")).unwrap();
+    let daemon = std::thread::spawn(move || {
+        let mut client = BufReader::new(listener.accept().unwrap().0);
+        let mut question = String::new();
+        client.read_line(&mut question).unwrap();
+        let question: serde_json::Value = serde_json::from_str(&question).unwrap();
+        // The second question finds nobody who reads it: as a broken pipe.
+        client.get_ref().shutdown(Shutdown::Read).unwrap();
+        let answer = serde_json::json!({
+            "version": question["version"],
+            "id": question["id"],
+            "result": { "statistics": { "at_ns": 0, "functions": [], "reactors": [] } },
+        });
+        writeln!(client.get_mut(), "{answer}").unwrap();
+        client
+    });
+    let output = place.ctl(&["top", "--once"]);
+    drop(daemon.join().unwrap());
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output.stderr));
+    assert!(text(&output.stderr).contains("asking bluffd"));
+}
+
+#[test]
+fn clients_for_whom_there_is_no_descriptor_keep_nothing_busy() {
+    let place = Place::new(EMPTY);
+    let mut daemon = with_descriptors(&place, 40, 40);
+    let socket = place.path("run").join("control.sock");
+    let connect = |_| UnixStream::connect(&socket).unwrap();
+    let clients: Vec<_> = (0..60).map(connect).collect();
+    let ticks = || -> u64 {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", daemon.0.id())).unwrap();
+        let rest = stat.rsplit(')').next().unwrap();
+        let numbers = rest.split_whitespace().skip(11).take(2);
+        numbers.map(|n| n.parse::<u64>().unwrap()).sum()
+    };
+    let before = ticks();
+    std::thread::sleep(Duration::from_secs(1));
+    // Of about 100 in a second.
+    assert!(ticks() - before < 30, "{} ticks", ticks() - before);
+    drop(clients);
+    let output = place.ctl(&["status"]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let said = daemon.kill();
+    let lines = said.lines().filter(|l| l.contains("the control socket"));
+    assert!((1..10).contains(&lines.count()), "{said}");
 }

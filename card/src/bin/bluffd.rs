@@ -34,6 +34,13 @@ struct Arguments {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info")).init();
+    // A thread that panics would leave the others to serve half of a card. The process dies, and another goes on: of the
+    // daemon's own making, or of whoever watches the daemon.
+    let print = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        print(panic);
+        std::process::abort();
+    }));
     match run(arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -48,12 +55,6 @@ fn run(arguments: Arguments) -> Result<()> {
         .state_dir
         .map_or_else(daemon::default_state_dir, Ok);
     let Some(file) = arguments.config else {
-        // A thread that panics would leave the others to serve half of a card. The process dies, and another goes on.
-        let print = std::panic::take_hook();
-        std::panic::set_hook(Box::new(move |panic| {
-            print(panic);
-            std::process::abort();
-        }));
         let socket = std::io::stdin()
             .as_fd()
             .try_clone_to_owned()

@@ -73,6 +73,8 @@ struct Door {
     listener: Option<BoundSocket>,
     /// Until when nothing is accepted.
     paused: Option<Instant>,
+    /// Whether nobody can be served: who comes is told so by the end of the connection.
+    barred: bool,
     current: Option<Front>,
     next: Option<UnixStream>,
     /// When it was last logged that one was turned away.
@@ -147,6 +149,7 @@ impl Fronts {
             token,
             listener,
             paused: None,
+            barred: false,
             current: None,
             next: None,
             logged: None,
@@ -173,6 +176,16 @@ impl Fronts {
             forget(&self.epoll, &front);
             // A data half may hold it too.
             let _ = front.socket.shutdown(std::net::Shutdown::Both);
+        }
+    }
+
+    /// Sets whether who comes to a function is turned away at once, as it would not be served.
+    pub fn bar(&mut self, id: &Id, barred: bool) {
+        if let Some(door) = self.doors.get_mut(id) {
+            door.barred = barred;
+        }
+        if barred {
+            self.let_go(id);
         }
     }
 
@@ -367,6 +380,7 @@ impl Door {
     /// Whether there is a connection to hand over.
     fn accepted(&mut self, id: &Id, connection: UnixStream, now: Instant) -> bool {
         match &mut self.current {
+            _ if self.barred => false,
             None => {
                 self.current = Some(Front::new(connection));
                 true

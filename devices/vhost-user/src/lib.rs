@@ -49,7 +49,7 @@ pub mod framing;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod keeper;
-mod limit;
+pub mod limit;
 mod mailbox;
 pub mod message;
 pub mod plan;

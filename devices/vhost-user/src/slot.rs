@@ -503,11 +503,7 @@ impl Slot {
     }
 
     fn log(&mut self, now: Instant, line: &str) {
-        match self.limit.allows(now) {
-            None => {}
-            Some(0) => log::warn!("{}: {line}", self.name),
-            Some(n) => log::warn!("{}: {line} ({n} lines were left out)", self.name),
-        }
+        self.limit.warn(now, &self.name, line);
     }
 }
 

@@ -88,6 +88,19 @@ fn a_second_front_end_is_turned_away_and_one_that_comes_back_waits() {
 }
 
 #[test]
+fn who_cannot_be_served_is_turned_away_at_once() {
+    let mut rig = Rig::new();
+    let (mut first, _) = rig.handed();
+    rig.fronts.bar(&id(), true);
+    let mut second = rig.connect();
+    assert_eq!(rig.turn(), []);
+    assert!(has_ended(&mut first) && has_ended(&mut second));
+    rig.fronts.bar(&id(), false);
+    let (mut third, _) = rig.handed();
+    assert!(!has_ended(&mut third));
+}
+
+#[test]
 fn what_is_recorded_goes_to_the_next_data_half() {
     let mut rig = Rig::new();
     let (mut front, first) = rig.handed();

@@ -106,14 +106,20 @@ impl Daemon {
         }
         match self.fronts.hand_over(id) {
             Ok(Some(front)) => self.send_front(id, front),
-            Ok(None) => {}
+            Ok(None) if self.fronts.is_taken(id) => {}
+            Ok(None) => self.reconnect(id),
             Err(error) => {
                 self.warn(id, format_args!("its front end cannot be served: {error}"));
                 self.fronts.let_go(id);
-                self.connect_at
-                    .insert(id.clone(), Instant::now() + RECONNECT);
+                self.reconnect(id);
             }
         }
+    }
+
+    /// In client mode. Not at once: a front end that closes every connection would keep us busy.
+    fn reconnect(&mut self, id: &Id) {
+        self.connect_at
+            .insert(id.clone(), Instant::now() + RECONNECT);
     }
 
     fn send_front(&mut self, id: &Id, front: HandOver) {
@@ -266,9 +272,7 @@ impl Daemon {
                     self.warn(function, format_args!("its front end is gone: {reason}"));
                 }
                 self.fronts.gone(function);
-                // Not at once: a front end that closes every connection would keep us busy.
-                self.connect_at
-                    .insert(function.clone(), Instant::now() + RECONNECT);
+                self.reconnect(function);
             }
             FromData::FunctionAttached { function } => {
                 self.connect_at.insert(function.clone(), Instant::now());

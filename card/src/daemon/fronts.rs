@@ -209,8 +209,17 @@ impl Fronts {
     /// # Errors
     /// Where descriptors or memory are used up.
     pub fn hand_over(&mut self, id: &Id) -> io::Result<Option<HandOver>> {
-        let current = self.doors.get_mut(id).and_then(|d| d.current.as_mut());
-        let Some(front) = current.filter(|front| !front.handed && front.blocked.is_none()) else {
+        let Some(door) = self.doors.get_mut(id) else {
+            return Ok(None);
+        };
+        // One that has gone while nobody served it: its session is over, and its requests are not to be done again.
+        let has_gone = |f: &mut Front| !f.handed && unix::is_hung_up(f.socket.as_fd());
+        while let Some(gone) = door.current.take_if(has_gone) {
+            forget(&self.epoll, &gone);
+            door.current = door.next.take().map(Front::new);
+        }
+        let waits = |front: &&mut Front| !front.handed && front.blocked.is_none();
+        let Some(front) = door.current.as_mut().filter(waits) else {
             return Ok(None);
         };
         let recorded = match front.ledger.snapshot()? {

@@ -3,6 +3,7 @@
 //! Nothing here changes anything. A request that is refused leaves no trace; one that is accepted
 //! becomes a [`Plan`], which the [`session`](crate::session) carries out.
 
+use std::collections::BTreeSet;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
@@ -14,7 +15,7 @@ use crate::Error;
 use crate::message::{InflightInfo, RegionInfo, Request};
 use crate::spec::{self, RawConfig, RawLog, RawVringState, protocol};
 use crate::state::{
-    Addresses, Descriptors, InflightState, Key, LogState, Mapped, RegionState, SessionState,
+    Addresses, Descriptors, Forget, InflightState, Key, LogState, Mapped, RegionState, SessionState,
 };
 use crate::unix;
 
@@ -293,6 +294,17 @@ impl Planner<'_> {
     /// Stops a ring as a part of the plan.
     fn stop(&mut self, index: u16, kind: StopKind) {
         self.plan.effects.push(Effect::Stop(index, kind));
+        if let (StopKind::Drop, Some(region)) = (kind, self.old.inflight)
+            && index < region.queues
+        {
+            let none = Forget {
+                region,
+                rings: BTreeSet::new(),
+            };
+            let forget = self.plan.next.forget.get_or_insert(none);
+            forget.rings.insert(index);
+            self.plan.mapped.forget = self.plan.mapped.inflight.clone();
+        }
         let ring = self.plan.next.ring(index);
         ring.kick = None;
         ring.own_inflight = None;

@@ -282,6 +282,7 @@ impl Session {
         self.mapped = Mapped::of(&state, &mut files)?;
         self.files = files;
         self.state = state;
+        self.mapped.forget(&mut self.state);
         let partial = std::mem::take(&mut self.state.partial);
         let mut taken = Vec::new();
         for key in &partial.files {
@@ -462,7 +463,10 @@ impl Session {
             return Step::Wait;
         }
         match std::mem::replace(&mut self.phase, Phase::Ready) {
-            Phase::Committing => Step::Ready,
+            Phase::Committing => {
+                self.mapped.forget(&mut self.state);
+                Step::Ready
+            }
             Phase::Preparing(work) => {
                 self.op += 1;
                 self.phase = Phase::Working(work);
@@ -536,6 +540,9 @@ impl Session {
                 // What is under way ends first, within its own bound; then nothing is asked twice.
                 let rings = self.state.started().chain(work.plan.next.started());
                 self.phase = Phase::Draining(work.waiting, rings.collect());
+                // What it drops is dropped.
+                self.state.forget = work.plan.next.forget;
+                self.mapped.forget = work.plan.mapped.forget;
                 Step::Wait
             }
             phase @ (Phase::Draining(..) | Phase::Stopping(_)) => {
@@ -562,7 +569,7 @@ impl Session {
         let recorded = self.state.inflight.is_some();
         let stop = Stop {
             bound: self.bound,
-            leave: recorded,
+            leave: self.is_recorded(),
             answer: recorded || self.orderly,
         };
         self.op += 1;
@@ -574,6 +581,8 @@ impl Session {
     }
 
     fn forget(&mut self) -> Step {
+        // Nobody takes this connection up any more, so that nothing has to be recorded before.
+        self.mapped.forget(&mut self.state);
         self.device.reset();
         self.op += 1;
         // Records are numbered through, so that a late word of the keeper is not taken for another.

@@ -101,6 +101,27 @@ fn who_cannot_be_served_is_turned_away_at_once() {
 }
 
 #[test]
+fn who_has_gone_while_there_was_no_data_half_is_not_handed_over() {
+    let mut rig = Rig::new();
+    let (mut front, _) = rig.handed();
+    front.write_all(b"one").unwrap();
+    rig.commit(commit(1, 3, b"")).unwrap();
+    rig.fronts.data_half_lost();
+    drop(front);
+    assert!(rig.fronts.hand_over(&id()).unwrap().is_none());
+    assert!(!rig.fronts.is_taken(&id()));
+    // The one that came in its place is.
+    let (front, _) = rig.handed();
+    rig.commit(commit(1, 0, b"")).unwrap();
+    rig.fronts.data_half_lost();
+    drop(front);
+    let _next = rig.connect();
+    assert_eq!(rig.turn(), []);
+    let next = rig.fronts.hand_over(&id()).unwrap().unwrap();
+    assert!(next.recorded.is_none(), "a session of its own");
+}
+
+#[test]
 fn what_is_recorded_goes_to_the_next_data_half() {
     let mut rig = Rig::new();
     let (mut front, first) = rig.handed();

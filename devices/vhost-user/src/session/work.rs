@@ -63,7 +63,11 @@ impl Session {
                     // Front ends stop one ring after another, each time waiting for the reply: the
                     // bound is for all of them.
                     bound: self.bound.saturating_sub(self.spent(now)),
-                    leave: kind == StopKind::Leave,
+                    leave: match kind {
+                        StopKind::Drain => false,
+                        StopKind::Leave => true,
+                        StopKind::Drop => self.is_recorded(),
+                    },
                     answer: kind != StopKind::Drop,
                 };
                 work.waiting += 1;
@@ -109,6 +113,12 @@ impl Session {
             }
         }
         Ok(())
+    }
+
+    /// Whether rings have records of what is in flight. These are never the device's to forget: while the last state that
+    /// was recorded has a ring running, the next process may go on with it.
+    pub(super) fn is_recorded(&self) -> bool {
+        self.keep || self.state.inflight.is_some()
     }
 
     /// How much of the bound is used up by stops that ended shortly before. A front end that waits for the answer to one sends

@@ -273,6 +273,12 @@ impl Planner<'_> {
         Ok(Some(self.add(file)?))
     }
 
+    fn kick(&mut self, file: Option<OwnedFd>) -> Result<Option<Key>, Error> {
+        let Some(file) = file else { return Ok(None) };
+        unix::set_kick(file.as_fd()).map_err(|e| bad_file("kick", e))?;
+        Ok(Some(self.add(file)?))
+    }
+
     fn is_started(&self, index: u16) -> bool {
         self.old.vrings[usize::from(index)].kick.is_some()
     }
@@ -346,6 +352,12 @@ impl Planner<'_> {
             self.quiesce_all()?;
         }
         self.plan.next.features = Some(bits);
+        // The end of a migration: the log is not written to any more. One that was set ahead of the feature stays, and so does one
+        // that a reset finds, as QEMU sets features before it sends the log again.
+        if self.old.has(features::LOG_ALL) && bits & features::LOG_ALL == 0 {
+            self.plan.next.log = None;
+            self.plan.mapped.log = None;
+        }
         if !same_driver {
             let driver = self.plan.next.driver_features();
             self.plan.effects.push(Effect::SetFeatures(driver));
@@ -393,7 +405,12 @@ impl Planner<'_> {
     }
 
     fn set_memory(&mut self, regions: Vec<Region>) -> Result<(), Error> {
-        self.plan.mapped.memory = GuestMemory::new(regions)?;
+        let memory = GuestMemory::new(regions)?;
+        if let Some(log) = &self.plan.mapped.log {
+            // Marks past its end would be dropped without a word: a front end makes the log larger first, as QEMU does.
+            log.covers(&memory)?;
+        }
+        self.plan.mapped.memory = memory;
         self.for_started(Effect::Memory);
         Ok(())
     }

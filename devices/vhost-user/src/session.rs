@@ -127,6 +127,8 @@ pub struct Session {
     kept: BTreeSet<Key>,
     framer: Framer,
     channel: Option<(Key, Channel)>,
+    /// Configuration space has changed, as far as the front end knows, since the first ring was last started.
+    changed: bool,
     /// Channels that were given up, until the loop has forgotten them.
     retired: Vec<Channel>,
     phase: Phase,
@@ -164,6 +166,7 @@ impl Session {
             kept: BTreeSet::new(),
             framer: Framer::default(),
             channel: None,
+            changed: true,
             retired: Vec::new(),
             phase: Phase::Idle,
             orderly: false,
@@ -507,6 +510,13 @@ impl Session {
     }
 
     fn config_changed(&mut self) {
+        // QEMU 6.1 and later drops what it is told while no ring is started, and reads the space again neither when its
+        // guest is reset nor when it connects again: so the first start tells it once more.
+        self.changed = true;
+        self.tell_changed();
+    }
+
+    fn tell_changed(&mut self) {
         if let Some((_, channel)) = &mut self.channel
             && let Err(e) = channel.config_changed()
         {
@@ -596,6 +606,8 @@ impl Session {
         self.framer = Framer::default();
         self.retire_channel();
         self.stopped = None;
+        // What the next front end has read, it may have read long ago.
+        self.changed = true;
         self.phase = Phase::Idle;
         Step::Ended
     }

@@ -6,9 +6,11 @@ mod support;
 use std::io::Write;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bluff_vhost_user::framing;
+use bluff_vhost_user::keeper::Ledger;
 use bluff_vhost_user::{AttachmentEvent, unix};
 use bluff_virtio::{Stop, features};
 use support::*;
@@ -346,6 +348,50 @@ fn b06_log_base_overflow_and_offset() {
     still_serves(&function);
 }
 
+/// Marks past the end of a log would be lost without a word.
+#[test]
+fn b06_memory_does_not_outgrow_the_log() {
+    let _alone = alone();
+    let function = Function::new(1);
+    let front = function.connect();
+    front.negotiate();
+    let memory = front.memory();
+    front.start(0);
+    let bits = front.number(GET_FEATURES) & !features::RING_PACKED;
+    let log = |bytes: u64| {
+        let file = unix::sealed_memory(c"a-dirty-log", bytes).unwrap();
+        let answer = front.ask(SET_LOG_BASE, &longs(&[bytes, 0]), &[file.as_fd()]);
+        answer.unwrap().0.len() == 16
+    };
+    let is_mapped = || {
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+        maps.contains("a-dirty-log")
+    };
+    // A byte of the log is for eight pages.
+    let far = 1 << 30;
+    let region = single((far, MEMORY, USER + far, 0));
+    let near = table(&[(0, MEMORY, USER, 0)]);
+    let both = table(&[(0, MEMORY, USER, 0), (far, MEMORY, USER + far, 0)]);
+    let two = [memory.as_fd(), memory.as_fd()];
+    assert!(log(4096));
+    assert!(front.set(SET_FEATURES, bits));
+    assert!(!front.ok(ADD_MEM_REG, &region, &[memory.as_fd()]));
+    assert!(!front.ok(SET_MEM_TABLE, &both, &two));
+    // The log first, then the memory, as QEMU does.
+    assert!(log(1 << 16));
+    assert!(front.ok(ADD_MEM_REG, &region, &[memory.as_fd()]));
+    assert!(!log(4096));
+    assert!(front.ok(SET_MEM_TABLE, &near, &two[..1]));
+    assert!(is_mapped());
+    // It goes with the migration, and bars nothing then.
+    assert!(front.set(SET_FEATURES, bits & !features::LOG_ALL));
+    assert!(!is_mapped());
+    assert!(front.ok(ADD_MEM_REG, &region, &[memory.as_fd()]));
+    drop((front, memory));
+    function.wait_gone(1);
+    still_serves(&function);
+}
+
 #[test]
 fn b08_memory_regions_that_are_not_valid() {
     let _alone = alone();
@@ -503,7 +549,7 @@ fn b09_memory_changes_during_io_are_acknowledged_when_nothing_uses_it() {
         (SET_MEM_TABLE, table(&[low]), &[guest.as_fd()], 1),
     ] {
         function.control.lock().pace = Pace::Held;
-        let old = std::sync::Arc::downgrade(&function.control.lock().memory[&0]);
+        let old = Arc::downgrade(&function.control.lock().memory[&0]);
         assert!(front.send(code, &payload, files));
         function
             .control
@@ -684,12 +730,10 @@ fn b12_features_not_offered_and_negotiation_in_mid_io() {
     assert!(front.set(SET_FEATURES, bits), "the same again");
     assert!(function.control.take_calls().is_empty());
     let log = file(4096);
-    assert!(
-        front
-            .ask(SET_LOG_BASE, &longs(&[4096, 0]), &[log.as_fd()])
-            .is_some()
-    );
     for _ in 0..times(1000) {
+        // Each migration brings its log.
+        let answer = front.ask(SET_LOG_BASE, &longs(&[4096, 0]), &[log.as_fd()]);
+        assert!(answer.is_some());
         assert!(front.set(SET_FEATURES, bits | features::LOG_ALL));
         assert!(front.set(SET_FEATURES, bits));
         assert_eq!(
@@ -945,6 +989,90 @@ fn b16_changes_of_a_running_ring_do_not_pile_up() {
         function.control.lock().pace = Pace::Now;
         assert_ne!(front.number(GET_FEATURES), 0);
     }
+}
+
+/// Processor time of the loops of sessions, in about 10 ms.
+fn ticks() -> u64 {
+    let mut sum = 0;
+    for task in std::fs::read_dir("/proc/self/task").unwrap() {
+        // It may end at any time.
+        let stat = std::fs::read_to_string(task.unwrap().path().join("stat"));
+        let stat = stat.unwrap_or_default();
+        if let Some((_, rest)) = stat.split_once("(vhost-user) ") {
+            let times = rest.split_whitespace().skip(11).take(2);
+            sum += times.map(|n| n.parse::<u64>().unwrap()).sum::<u64>();
+        }
+    }
+    sum
+}
+
+/// Out-of-band data is not in the stream, and its socket is readable for ever.
+#[test]
+fn b16_data_that_cannot_be_read_keeps_nothing_busy() {
+    let _alone = alone();
+    let out_of_band = |socket: &UnixStream| {
+        let flags = libc::MSG_OOB | libc::MSG_NOSIGNAL;
+        // SAFETY: one byte that is ours.
+        #[allow(unsafe_code)]
+        let sent = unsafe { libc::send(socket.as_raw_fd(), [7u8].as_ptr().cast(), 1, flags) };
+        sent == 1
+    };
+    let kept = Arc::new(Mutex::new(Ledger::new()));
+    let function = Function::with(device(2), Duration::from_millis(300), |o| {
+        o.keeper = Box::new(kept);
+    });
+    let front = function.connect();
+    front.negotiate();
+    if !out_of_band(&front.socket) {
+        println!("this kernel has no such thing");
+        return;
+    }
+    assert!(front.is_closed());
+    function.wait_gone(1);
+    // The back end's own channel.
+    let front = function.connect();
+    front.negotiate();
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    assert!(front.ok(SET_BACKEND_REQ_FD, &[], &[theirs.as_fd()]));
+    drop(theirs);
+    assert!(out_of_band(&ours));
+    assert_ne!(front.number(GET_FEATURES), 0);
+    // Where a read takes it away, the channel goes on.
+    let before = ticks();
+    std::thread::sleep(Duration::from_millis(500));
+    assert!(ticks() - before < 25, "busy half of the time");
+    drop((front, ours));
+    function.wait_gone(2);
+    still_serves(&function);
+}
+
+/// Of what may come as a descriptor, some is ready for ever, and some is full one day.
+#[test]
+fn b02_descriptors_of_another_kind() {
+    let _alone = alone();
+    let function = Function::new(1);
+    let front = function.connect();
+    front.negotiate();
+    let memory = front.memory();
+    let (stream, _stream) = UnixStream::pair().unwrap();
+    let (datagram, _datagram) = std::os::unix::net::UnixDatagram::pair().unwrap();
+    let udp = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let tcp = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let (event, _event) = eventfd();
+    let odd = [datagram.as_fd(), udp.as_fd(), tcp.as_fd()];
+    for file in odd.into_iter().chain([event.as_fd(), memory.as_fd()]) {
+        assert!(!front.ok(SET_BACKEND_REQ_FD, &[], &[file]));
+    }
+    assert!(front.ok(SET_BACKEND_REQ_FD, &[], &[stream.as_fd()]));
+    front.start(0);
+    for file in odd.into_iter().chain([stream.as_fd(), memory.as_fd()]) {
+        assert!(!front.ok(SET_VRING_KICK, &[0; 8], &[file]));
+    }
+    assert!(front.ok(SET_VRING_KICK, &[0; 8], &[event.as_fd()]));
+    assert_eq!(front.base(0), 7);
+    drop(front);
+    function.wait_gone(1);
+    still_serves(&function);
 }
 
 #[test]

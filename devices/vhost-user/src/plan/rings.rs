@@ -97,7 +97,7 @@ impl Planner<'_> {
         if !started {
             self.check_start(index)?;
         }
-        let kick = self.notifier("kick", file)?;
+        let kick = self.kick(file)?;
         self.plan.next.ring(index).kick = Some(kick.map_or(Kick::Polled, Kick::File));
         if started {
             self.change(index, Effect::Kick(index));

@@ -174,9 +174,13 @@ impl Session {
         let reply = payload.map_or_else(Vec::new, |p| framing::reply(answer.request, &p));
         let kept = work.plan.kept;
         plan::retain(&mut self.files, &next);
+        let begins = self.state.started().next().is_none() && next.started().next().is_some();
         let step = self.commit(next, kept, answer.consume, reply, reply_files);
         if let Err(e) = self.open_channel() {
             return Step::Close(e);
+        }
+        if begins && self.channel.is_some() && std::mem::take(&mut self.changed) {
+            self.tell_changed();
         }
         step
     }

@@ -275,6 +275,7 @@ impl Reader<'_> {
             .unwrap_or(SocketMode::Server);
         let queues = section.integer("queues", 1..=QUEUES_MAX, sink).unwrap_or(1);
         let poll = section.word("poll", Poll::WORDS, sink);
+        let config_wce = section.boolean("config_wce", sink).unwrap_or(false);
         let volume = section.required_text("volume", "the ID of a volume", sink);
         let volume =
             volume.and_then(|volume| self.volume_reference(section, &volume, declared, users));
@@ -287,6 +288,7 @@ impl Reader<'_> {
             volume: volume?,
             queues,
             poll,
+            config_wce,
         })
     }
 

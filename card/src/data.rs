@@ -320,6 +320,7 @@ impl Data {
         let options = BlkOptions {
             queues: spec.queues,
             serial: id.to_string(),
+            config_wce: spec.config_wce,
             poll: self.poll(spec.poll),
             reactors: order
                 .iter()

@@ -150,6 +150,11 @@ fn each_mistake_has_its_place_and_says_what_is_allowed() {
         ),
         (
             "queues = 2",
+            "config_wce = 1",
+            "16:14: function.blk0.config_wce: `true` or `false` is wanted, not integer",
+        ),
+        (
+            "queues = 2",
             "queues = 0",
             "16:10: function.blk0.queues: a whole number from 1 to 256 is wanted",
         ),

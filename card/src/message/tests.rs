@@ -41,6 +41,7 @@ fn function_spec() -> FunctionSpec {
         volume: id("disk0"),
         queues: 2,
         poll: None,
+        config_wce: false,
     }
 }
 

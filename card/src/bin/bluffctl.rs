@@ -70,7 +70,7 @@ enum VolumeVerb {
         /// Its ID
         id: Id,
         /// The size, such as 10GiB
-        #[arg(value_parser = units::parse_size)]
+        #[arg(value_parser = bluff_block::parse_size)]
         size: u64,
     },
 }

@@ -52,6 +52,8 @@ pub const VOLUMES: &[VolumeKind] = &[
 
 /// Parameters as layers read them.
 type Options = BTreeMap<String, String>;
+/// Puts a layer around a volume.
+type Wrap = fn(Arc<dyn Volume>, &Options) -> Result<Arc<dyn Volume>, OptionError>;
 
 /// What a kind of layer is.
 #[derive(Debug)]
@@ -59,7 +61,7 @@ pub struct LayerKind {
     /// Its word.
     pub kind: &'static str,
     parse: fn(&Options) -> Result<(), OptionError>,
-    wrap: fn(Arc<dyn Volume>, &Options) -> Result<Arc<dyn Volume>, OptionError>,
+    wrap: Wrap,
 }
 
 /// Every kind of layer.

@@ -11,7 +11,7 @@ use bluff_card::control::{Request, Response};
 use bluff_card::ctl::top::Round;
 use bluff_card::spec::Id;
 use bluff_card::stats::Statistics;
-use bluff_card::{ctl, runtime_dir, units};
+use bluff_card::{ctl, runtime_dir};
 use clap::{Parser, Subcommand};
 use serde::Serialize;
 

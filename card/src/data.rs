@@ -436,6 +436,7 @@ fn queue(index: u16, reactor: u16, counters: &QueueCounters) -> QueueStatistics 
         in_flight: u32::try_from(get(&counters.in_flight)).unwrap_or(u32::MAX),
         kicks: get(&counters.kicks),
         interrupts: get(&counters.interrupts),
+        hung: get(&counters.hung),
     }
 }
 

@@ -11,6 +11,7 @@
 mod kill;
 mod memory;
 mod neighbours;
+mod orderly_end;
 mod sessions;
 mod silence;
 mod storage;

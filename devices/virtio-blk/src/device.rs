@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
 
 use bluff_block::{Subscription, Volume, VolumeEvent};
 use bluff_reactor::{Actor, Context, Event, Handle, Poll, Turn, Waker};
@@ -174,6 +175,21 @@ impl Blk {
         // A volume that bears fewer channels than there are reactors is used on its first ones.
         let n = all.len().min(self.shared.volume.max_channels()).max(1);
         &all[usize::from(index) % n]
+    }
+}
+
+impl Drop for Blk {
+    /// Queues that still run are told to end, and not waited for. They write nothing to their rings any more; what is
+    /// recorded as in flight stays so.
+    fn drop(&mut self) {
+        let stop = Stop {
+            bound: Duration::ZERO,
+            leave: true,
+            answer: false,
+        };
+        for queue in self.queues.iter_mut().filter_map(Option::take) {
+            queue.send(Message::Stop(stop, Box::new(drop)));
+        }
     }
 }
 

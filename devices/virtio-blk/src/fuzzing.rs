@@ -1,22 +1,29 @@
 //! A hostile driver in bytes, for cargo-fuzz and for a smoke test that runs everywhere.
 //!
 //! ```text
-//!   bytes --> ring kind, features, size --> [ chain | poke | offer | turns | stop and start | memory ] ...
+//!   bytes --> ring kind, features, size --> [ chain | poke | offer | turns | stop and start | memory
+//!                                             | volume holds | record | log | death ] ...
 //! ```
 //! The same bytes do the same each time: the reactor is stepped, and the volume is in memory.
+//!
+//! Unsafe, because the record of what is in flight is written as its owner would, behind the device's back.
+#![allow(unsafe_code)]
+
+mod slow;
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use bluff_block::{Uri, Volume};
-use bluff_memory::{GuestMemory, Region, RegionSpec, Space};
+use bluff_block::Uri;
+use bluff_memory::{DirtyLog, GuestMemory, Mapping, Region, RegionSpec, Space};
 use bluff_reactor::{Options, Poll, Reactor, UringUse};
+use bluff_virtio::inflight::{InflightQueue, queue_len};
 use bluff_virtio::{
-    Position, QueueChange, QueueSetup, RingAddresses, Stop, VirtioDevice, features,
+    Position, QueueChange, QueueLog, QueueSetup, RingAddresses, Stop, VirtioDevice, features,
 };
 
 use crate::{Blk, BlkOptions};
@@ -29,8 +36,9 @@ const REGION: u64 = 0x1_0000;
 const DESC: u64 = BASE;
 const DRIVER: u64 = BASE + 0x4000;
 const DEVICE: u64 = BASE + 0x6000;
-/// Turns within which a queue on a volume in memory has stopped.
-const TURNS: usize = 64;
+/// Turns within which a queue has stopped whose volume cancels at once. A reactor that is busy looks
+/// at its clock once in a while only.
+const TURNS: usize = 1024;
 
 /// What is left of the input; zeroes follow it.
 struct Input<'a>(&'a [u8]);
@@ -71,10 +79,40 @@ struct World {
     features: u64,
     size: u16,
     packed: bool,
+    /// Operations lie with the volume.
+    hold: Arc<AtomicBool>,
+    /// Where requests in flight are recorded, if they are.
+    record: Option<InflightQueue>,
+    log: Option<QueueLog>,
+    /// Requests that devices before this one did, and that failed.
+    before: (u64, u64),
     /// The driver's next place, its wrap counter, and the next free descriptor.
     avail: u16,
     wrap: bool,
     next: u16,
+}
+
+/// What gives shared memory of its own to each that maps it.
+fn zeroes() -> OwnedFd {
+    let file = File::options().read(true).write(true).open("/dev/zero");
+    OwnedFd::from(file.expect("/dev/zero can be opened"))
+}
+
+fn record(size: u16) -> InflightQueue {
+    let len = queue_len(size);
+    InflightQueue {
+        region: Arc::new(Mapping::new(zeroes(), 0, len).expect("anonymous memory")),
+        offset: 0,
+        len,
+    }
+}
+
+fn log() -> QueueLog {
+    let size = (BASE + 2 * REGION) / bluff_memory::LOG_PAGE / 8;
+    QueueLog {
+        log: Arc::new(DirtyLog::new(zeroes(), 0, size).expect("anonymous memory")),
+        used: Some(DEVICE),
+    }
 }
 
 fn memory(old: &GuestMemory, regions: u64) -> Arc<GuestMemory> {
@@ -82,13 +120,12 @@ fn memory(old: &GuestMemory, regions: u64) -> Arc<GuestMemory> {
         let start = BASE + i * REGION;
         let kept = old.regions().iter().find(|r| r.guest() == start);
         kept.cloned().unwrap_or_else(|| {
-            let file = File::options().read(true).write(true).open("/dev/zero");
             let spec = RegionSpec {
                 guest: start,
                 len: REGION,
                 user: start,
                 offset: 0,
-                file: OwnedFd::from(file.expect("/dev/zero can be opened")),
+                file: zeroes(),
             };
             Region::new(spec, &GuestMemory::empty()).expect("anonymous memory")
         })
@@ -96,9 +133,26 @@ fn memory(old: &GuestMemory, regions: u64) -> Arc<GuestMemory> {
     GuestMemory::new((0..regions).map(region).collect()).expect("they adjoin")
 }
 
-fn volume() -> Arc<dyn Volume> {
+/// A device on a reactor of its own.
+fn device(hold: &Arc<AtomicBool>) -> (Reactor, Blk) {
+    let options = Options {
+        uring: UringUse::Off,
+        ..Options::default()
+    };
+    let reactor = Reactor::new(&options).expect("a reactor");
     let uri = Uri::parse("ram:?size=256KiB").expect("a good URI");
-    bluff_block::ram::open(uri).expect("a small volume")
+    let volume = slow::Slow {
+        inner: bluff_block::ram::open(uri).expect("a small volume"),
+        hold: hold.clone(),
+    };
+    let options = BlkOptions {
+        queues: 1,
+        serial: "fuzz".into(),
+        poll: Poll::Always,
+        reactors: vec![reactor.handle()],
+    };
+    let device = Blk::new(Arc::new(volume), options);
+    (reactor, device)
 }
 
 impl World {
@@ -110,18 +164,8 @@ impl World {
             true => 1 + u16::from(input.u8()),
             false => 1 << (input.u8() % 9),
         };
-        let options = Options {
-            uring: UringUse::Off,
-            ..Options::default()
-        };
-        let reactor = Reactor::new(&options).expect("a reactor");
-        let options = BlkOptions {
-            queues: 1,
-            serial: "fuzz".into(),
-            poll: Poll::Always,
-            reactors: vec![reactor.handle()],
-        };
-        let mut device = Blk::new(volume(), options);
+        let hold = Arc::default();
+        let (reactor, mut device) = device(&hold);
         let ring = features::VERSION_1
             | when(0, features::RING_PACKED)
             | when(1, features::EVENT_IDX)
@@ -137,6 +181,10 @@ impl World {
             features,
             size,
             packed,
+            hold,
+            record: (kind >> 4 & 1 != 0).then(|| record(size)),
+            log: (kind >> 5 & 1 != 0).then(log),
+            before: (0, 0),
             avail: 0,
             wrap: true,
             next: 0,
@@ -159,8 +207,8 @@ impl World {
             kick: None,
             call: None,
             error: None,
-            inflight: None,
-            log: None,
+            inflight: self.record.clone(),
+            log: self.log.clone(),
             enabled: true,
         };
         self.device.start_queue(setup).expect("it does not run");
@@ -173,12 +221,12 @@ impl World {
     }
 
     /// Stops the queue, which must end; says where.
-    fn stop(&mut self, answer: bool) -> Option<Position> {
+    fn stop(&mut self, answer: bool, leave: bool) -> Option<Position> {
         let stopped = Arc::new(Mutex::new(None));
         let to = stopped.clone();
         let stop = Stop {
             bound: Duration::ZERO,
-            leave: false,
+            leave: leave && self.record.is_some(),
             answer,
         };
         let done = Box::new(move |s| *to.lock().expect("one thread") = Some(s));
@@ -189,7 +237,7 @@ impl World {
                 return stopped.map(|s| s.position);
             }
         }
-        panic!("a queue on a volume in memory does not stop");
+        panic!("the queue does not stop");
     }
 
     fn change_memory(&mut self, regions: u64) {
@@ -209,6 +257,49 @@ impl World {
             }
         }
         panic!("memory is not let go");
+    }
+
+    /// Where logging begins or ends while requests are in flight.
+    fn change_log(&mut self) {
+        self.log = match self.log {
+            Some(_) => None,
+            None => Some(log()),
+        };
+        let (tx, rx) = channel();
+        let change = QueueChange::Log {
+            log: self.log.clone(),
+            done: Box::new(move || tx.send(()).expect("the test waits")),
+        };
+        self.device.change_queue(0, change);
+        self.turns(2);
+        rx.try_recv().expect("a log is taken up at once");
+    }
+
+    /// The process dies, with all that it has in flight; another one starts where it was.
+    fn die(&mut self) {
+        self.before = self.counts();
+        (self.reactor, self.device) = device(&self.hold);
+        self.device.set_features(self.features);
+        self.start(Position::START);
+    }
+
+    /// How many requests were done, and how many failed.
+    fn counts(&self) -> (u64, u64) {
+        let c = &self.device.counters()[0];
+        let done = [&c.reads, &c.writes, &c.flushes, &c.discards];
+        let done: u64 = done.map(|n| n.load(Ordering::Relaxed)).iter().sum();
+        let failed = c.errors.load(Ordering::Relaxed);
+        (self.before.0 + done, self.before.1 + failed)
+    }
+
+    /// A byte of the record.
+    fn poke_record(&self, at: u16, byte: u8) {
+        if let Some(record) = &self.record {
+            let at = u64::from(at) % record.len;
+            let cell = record.region.ptr().wrapping_add(at as usize);
+            // SAFETY: inside of the mapping, which `record` keeps; other threads there are none.
+            unsafe { AtomicU8::from_ptr(cell) }.store(byte, Ordering::Relaxed);
+        }
     }
 
     fn poke(&self, addr: u64, bytes: &[u8]) {
@@ -310,7 +401,7 @@ impl World {
 
     /// One step of the script.
     fn step(&mut self, input: &mut Input<'_>) {
-        match input.u8() % 16 {
+        match input.u8() % 20 {
             0..=2 => self.request(input),
             3 | 4 => self.chain(input),
             5 | 6 => self.header(input),
@@ -332,15 +423,25 @@ impl World {
                 self.offer(head);
             }
             11 => {
-                let answer = input.u8() & 1 != 0;
-                let position = self.stop(answer);
+                let how = input.u8();
+                let position = self.stop(how & 1 != 0, how & 2 != 0);
                 self.start(position.unwrap_or(Position::START));
             }
             12 => {
                 let regions = u64::from(input.u8() % 3);
                 self.change_memory(regions);
             }
-            n => self.turns(usize::from(n) - 9),
+            13 | 14 => {
+                self.hold.fetch_xor(true, Ordering::Relaxed);
+            }
+            15 => {
+                // Its head, or one of the first entries.
+                let (at, byte) = (input.u8(), input.u8());
+                self.poke_record(u16::from(at), byte);
+            }
+            16 => self.change_log(),
+            17 => self.die(),
+            n => self.turns(1 + 2 * usize::from(n & 1)),
         }
     }
 
@@ -365,17 +466,48 @@ pub fn fuzz_ring(data: &[u8]) -> (u64, u64) {
         world.step(&mut input);
     }
     world.turns(4);
-    world.stop(true);
-    let c = &world.device.counters()[0];
-    let done = [&c.reads, &c.writes, &c.flushes, &c.discards];
-    let done = done.map(|n| n.load(Ordering::Relaxed)).iter().sum();
-    (done, c.errors.load(Ordering::Relaxed))
+    world.stop(true, false);
+    world.counts()
 }
 
 #[cfg(test)]
 mod tests {
-    use super::fuzz_ring;
+    use super::*;
     use proptest::prelude::*;
+
+    /// Found by the fuzzer: a stop that finishes what an earlier life left finds the ring broken.
+    #[test]
+    fn a_ring_that_breaks_while_it_stops_is_stopped() {
+        const RECORDED: u8 = 1 << 4;
+        for turns in 0..4 {
+            // 8 entries.
+            let mut world = World::new(&mut Input(&[RECORDED, 3]));
+            world.start(Position::START);
+            world.hold.store(true, Ordering::Relaxed);
+            world.request(&mut Input(&[]));
+            world.turns(4);
+            world.die();
+            world.offer(0x7fff);
+            world.turns(turns);
+            world.stop(true, false);
+        }
+    }
+
+    /// Found by the fuzzer: the last request in memory that has gone ends in the turn that finds the ring
+    /// broken.
+    #[test]
+    fn memory_is_let_go_by_a_ring_that_breaks() {
+        let mut world = World::new(&mut Input(&[0, 3]));
+        world.start(Position::START);
+        world.hold.store(true, Ordering::Relaxed);
+        // A read into the second region.
+        world.request(&mut Input(&[0, 0, 0, 0, 0x00, 0x90]));
+        world.turns(4);
+        world.offer(0x7fff);
+        world.hold.store(false, Ordering::Relaxed);
+        world.change_memory(1);
+        world.stop(true, false);
+    }
 
     /// Scripts get as far as storage, and into the error paths.
     #[test]

@@ -11,7 +11,7 @@ use crate::rig::raw::{Attack, D, KINDS, Raw, SEAM, TURNS, WRITE, d};
 use crate::rig::stall::{self, FILL};
 use crate::rig::{RESET, inflight, ram, wait};
 use bluff_memory::GuestMemory;
-use bluff_virtio::{QueueChange, Stop, StoppedQueue, VirtioDevice};
+use bluff_virtio::{Notifier, QueueChange, Stop, StoppedQueue, VirtioDevice};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 /// What anything may take.
@@ -74,7 +74,7 @@ fn left_in_flight_and_done_again_at_the_next_start() {
             let mut setup = a.setup();
             setup.inflight = Some(record);
             setup.position = stopped.position;
-            setup.call = Some(call.try_clone().unwrap());
+            setup.call = Some(Notifier::new(call.try_clone().unwrap()).unwrap());
             a.start(setup);
             let mut back: Vec<u16> = (0..N).map(|_| a.back().expect("done again").0).collect();
             back.sort_unstable();

@@ -16,8 +16,8 @@ use bluff_memory::{GuestMemory, Region, RegionSpec, Space};
 use bluff_reactor::{Handle, Options, Poll};
 use bluff_virtio::inflight::InflightQueue;
 use bluff_virtio::{
-    Position, QueueChange, QueueLog, QueueSetup, RingAddresses, Stop, StoppedQueue, VirtioDevice,
-    features,
+    Notifier, Position, QueueChange, QueueLog, QueueSetup, RingAddresses, Stop, StoppedQueue,
+    VirtioDevice, features,
 };
 use bluff_virtio_blk::{Blk, BlkOptions};
 use bluff_virtio_driver as driver;
@@ -208,7 +208,7 @@ impl Rig {
         let at = [layout.descriptors, layout.driver, layout.device];
         QueueSetup {
             kick: Some(self.kick.try_clone().unwrap()),
-            call: Some(self.call.try_clone().unwrap()),
+            call: Some(Notifier::new(self.call.try_clone().unwrap()).unwrap()),
             ..bare(index, queue.size(), features, at, memory)
         }
     }

@@ -1,11 +1,11 @@
 //! What a function does for whichever front end it has, and how it comes and goes.
 
 use std::os::fd::AsFd;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use bluff_vhost_user::{AttachmentEvent, Mode, NetControl, framing, unix};
+use bluff_vhost_user::{AttachmentEvent, NetControl, framing, unix};
 use bluff_virtio::{DeviceError, DeviceEvent, Position, features};
 
 use crate::support::*;
@@ -172,35 +172,6 @@ fn network_messages_reach_network_devices_only() {
 }
 
 #[test]
-fn client_mode_finds_its_front_end_again_and_again() {
-    let _alone = alone();
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("front.sock");
-    let to = path.clone();
-    let function = Function::with(device(1), Duration::from_millis(300), move |options| {
-        options.mode = Mode::Client(to);
-    });
-    for round in 1..=3 {
-        // Nobody listens for a while: the socket is there, or not.
-        let listener = UnixListener::bind(&path).unwrap();
-        let (socket, _) = listener.accept().unwrap();
-        drop(listener);
-        let front = Raw::new(socket);
-        front.negotiate();
-        let _memory = front.memory();
-        front.start(0);
-        if round != 2 {
-            std::fs::remove_file(&path).unwrap();
-        }
-        drop(front);
-        function.wait_gone(round);
-        if round == 2 {
-            std::fs::remove_file(&path).unwrap();
-        }
-    }
-}
-
-#[test]
 fn attachments_come_and_go_at_run_time() {
     let _alone = alone();
     // What the first one opens once and for all is not counted.
@@ -222,9 +193,6 @@ fn come_and_go() {
     handle.remove("f", move |device| tx.send(device.queues()).unwrap());
     assert_eq!(rx.recv_timeout(PATIENCE).unwrap(), 1);
     assert!(front.is_closed());
-    assert!(
-        UnixStream::connect(&function.path).is_err(),
-        "nobody listens"
-    );
+    assert!(function.connect().is_closed(), "nobody takes it");
     assert!(!function.control.is_running(0));
 }

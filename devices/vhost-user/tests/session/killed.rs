@@ -10,7 +10,7 @@ use bluff_vhost_user::keeper::{Commit, Keeper, Ledger, Progress};
 use bluff_vhost_user::session::{Done, Session, Step};
 use bluff_vhost_user::state::{Descriptors, SessionState};
 use bluff_vhost_user::{
-    Attachment, LoopHandle, Mode, Options, Resume, SessionLoop, framing, reader, unix,
+    Attachment, LoopHandle, Options, Resume, SessionLoop, framing, reader, unix,
 };
 use bluff_virtio::features;
 
@@ -446,16 +446,12 @@ fn another_process_records_and_a_third_goes_on() {
             std::thread::spawn(move || control_process(theirs, kept, handle))
         };
         let (fake, device) = device(2);
-        let mut options = Options::new(Mode::Given);
-        let mut keeper = Remote { wire: ours };
+        let keeper = Box::new(Remote { wire: ours });
         let resume = match back.take() {
-            Some(socket) => {
-                keeper.connected(socket.as_fd()).unwrap();
-                Resume {
-                    socket,
-                    recorded: None,
-                }
-            }
+            Some(socket) => Resume {
+                socket,
+                recorded: None,
+            },
             None => {
                 let kept = kept.lock().unwrap();
                 let (state, files) = kept.ledger.snapshot().unwrap().unwrap();
@@ -467,13 +463,16 @@ fn another_process_records_and_a_third_goes_on() {
                 }
             }
         };
-        options.keeper = Box::new(keeper);
-        options.resume = Some(resume);
+        let options = Options {
+            keeper,
+            ..Options::default()
+        };
         let listener = Arc::new(|_: &str, _| {});
         sessions
             .handle()
             .add(Attachment::new("f", fake, options, listener))
             .unwrap();
+        sessions.handle().connection("f", resume);
         if life == 0 {
             front.negotiate();
             guest = Some(front.memory());

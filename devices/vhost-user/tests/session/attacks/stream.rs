@@ -2,7 +2,6 @@
 
 use std::io::Write;
 use std::os::fd::{AsFd, AsRawFd};
-use std::os::unix::net::UnixStream;
 
 use bluff_vhost_user::framing;
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
@@ -168,7 +167,7 @@ fn b16_flood_one_byte_at_a_time() {
         }
     }
     // A flood of whole messages whose answers nobody reads, while a neighbour is served.
-    let flood = UnixStream::connect(&neighbour.path).unwrap();
+    let flood = neighbour.stream();
     flood.set_nonblocking(true).unwrap();
     let request = framing::request(GET_FEATURES, false, &[]).repeat(1000);
     let mut sent = 0;

@@ -25,7 +25,7 @@ fn the_vhost_crate_s_front_end() {
     let _alone = alone();
     let function = Function::new(4);
     for round in 1..=3 {
-        let mut front = Frontend::connect(&function.path, 4).unwrap();
+        let mut front = Frontend::from_stream(function.stream(), 4);
         front.set_owner().unwrap();
         let features = front.get_features().unwrap();
         front.set_features(features & !features::LOG_ALL).unwrap();
@@ -176,7 +176,7 @@ fn config_changes_reach_the_vhost_crate() {
         }
     }
     let function = Function::new(1);
-    let mut front = Frontend::connect(&function.path, 1).unwrap();
+    let mut front = Frontend::from_stream(function.stream(), 1);
     let features = front.get_features().unwrap();
     front.set_features(features).unwrap();
     let protocol = front.get_protocol_features().unwrap();

@@ -4,17 +4,15 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
-use bluff_vhost_user::{Attachment, AttachmentEvent, Mode, Options, SessionLoop, unix};
+use bluff_vhost_user::{Attachment, AttachmentEvent, Options, Resume, SessionLoop};
 
 use super::{Control, Fake, PATIENCE, Raw, device};
 
 /// A function on a loop of its own.
 pub struct Function {
     pub control: Control,
-    pub path: std::path::PathBuf,
     pub events: Arc<(Mutex<Vec<AttachmentEvent>>, Condvar)>,
     pub sessions: Option<SessionLoop>,
-    _dir: tempfile::TempDir,
 }
 
 impl Drop for Function {
@@ -34,11 +32,11 @@ impl Function {
         bound: Duration,
         change: impl FnOnce(&mut Options),
     ) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("f.sock");
         let sessions = SessionLoop::spawn().unwrap();
-        let mut options = Options::new(Mode::Server(unix::listen(&path).unwrap()));
-        options.bound = bound;
+        let mut options = Options {
+            bound,
+            ..Options::default()
+        };
         change(&mut options);
         let events: Arc<(Mutex<Vec<_>>, Condvar)> = Arc::default();
         let told = events.clone();
@@ -53,15 +51,25 @@ impl Function {
             .unwrap();
         Self {
             control,
-            path,
             events,
             sessions: Some(sessions),
-            _dir: dir,
         }
     }
 
     pub fn connect(&self) -> Raw {
-        Raw::new(UnixStream::connect(&self.path).unwrap())
+        Raw::new(self.stream())
+    }
+
+    /// The front end's side of a new connection.
+    pub fn stream(&self) -> UnixStream {
+        let (front, socket) = UnixStream::pair().unwrap();
+        let resume = Resume {
+            socket,
+            recorded: None,
+        };
+        let sessions = self.sessions.as_ref().expect("the loop runs");
+        sessions.handle().connection("f", resume);
+        front
     }
 
     /// Waits until `n` events of a kind have come in all.

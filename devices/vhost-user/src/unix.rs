@@ -6,10 +6,6 @@
 use std::io;
 use std::mem::{size_of, zeroed};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::FileTypeExt;
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
 
 use vmm_sys_util::eventfd::EventFd;
 
@@ -282,61 +278,6 @@ pub fn is_hung_up(socket: BorrowedFd<'_>) -> bool {
     n == 1 && poll.revents & (libc::POLLRDHUP | libc::POLLHUP | libc::POLLERR) != 0
 }
 
-/// Connects to a listening socket without ever waiting for it.
-///
-/// # Errors
-/// `WouldBlock` where its queue is full; `InvalidInput` for a path that is too long; else whatever
-/// `connect` says.
-pub fn connect(path: &Path) -> io::Result<UnixStream> {
-    // SAFETY: plain data.
-    let mut addr: libc::sockaddr_un = unsafe { zeroed() };
-    addr.sun_family = libc::AF_UNIX as libc::sa_family_t;
-    let bytes = path.as_os_str().as_bytes();
-    // One byte less: the path ends with a zero.
-    if bytes.len() >= addr.sun_path.len() {
-        return Err(io::ErrorKind::InvalidInput.into());
-    }
-    for (to, from) in addr.sun_path.iter_mut().zip(bytes) {
-        *to = *from as libc::c_char;
-    }
-    // SAFETY: no memory is involved; the descriptor is owned at once.
-    let socket = unsafe {
-        let kind = libc::SOCK_STREAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
-        let fd = libc::socket(libc::AF_UNIX, kind, 0);
-        if fd < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        OwnedFd::from_raw_fd(fd)
-    };
-    let len = size_of::<libc::sockaddr_un>() as libc::socklen_t;
-    // SAFETY: the address is ours and as long as we say.
-    if unsafe { libc::connect(socket.as_raw_fd(), (&raw const addr).cast(), len) } != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(socket.into())
-}
-
-/// Listens at `path`. A socket that nobody listens on any more, left over by a process that was
-/// killed, is replaced.
-///
-/// # Errors
-/// `AddrInUse` where somebody listens there or the path is no socket; else whatever binding says.
-pub fn listen(path: &Path) -> io::Result<UnixListener> {
-    match UnixListener::bind(path) {
-        Err(e) if e.kind() == io::ErrorKind::AddrInUse => {
-            let is_socket = path.symlink_metadata()?.file_type().is_socket();
-            match connect(path) {
-                Err(gone) if is_socket && gone.kind() == io::ErrorKind::ConnectionRefused => {
-                    std::fs::remove_file(path)?;
-                    UnixListener::bind(path)
-                }
-                _ => Err(e),
-            }
-        }
-        other => other,
-    }
-}
-
 /// The descriptor as the type that devices take.
 pub fn event_fd(file: OwnedFd) -> EventFd {
     // SAFETY: an open descriptor changes its owner. That it may be a pipe or a socket (User-Mode
@@ -374,6 +315,7 @@ mod tests {
     use super::*;
     use std::io::Write;
     use std::os::fd::AsFd;
+    use std::os::unix::net::UnixStream;
 
     #[test]
     fn peeked_bytes_stay_and_discarded_ones_go() {
@@ -412,22 +354,6 @@ mod tests {
                 assert_eq!((got.files.len(), got.truncated), (8, truncated));
             }
         }
-    }
-
-    #[test]
-    fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("s");
-        let first = listen(&path).unwrap();
-        assert_eq!(listen(&path).unwrap_err().kind(), io::ErrorKind::AddrInUse);
-        assert!(connect(&path).is_ok());
-        drop(first);
-        let _second = listen(&path).unwrap();
-        let file = dir.path().join("f");
-        std::fs::write(&file, b"precious").unwrap();
-        assert!(listen(&file).is_err());
-        assert_eq!(std::fs::read(&file).unwrap(), b"precious");
-        assert!(connect(&dir.path().join("x".repeat(200))).is_err());
     }
 
     #[test]

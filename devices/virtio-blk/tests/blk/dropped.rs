@@ -1,17 +1,15 @@
 //! A device that is dropped while its queues run: its workers go too, and let go of everything.
 
-mod rig;
-
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use crate::rig::{BASE, Kind, Rig, epoch, inflight, ram, stall, wait};
 use bluff_block::Volume;
 use bluff_reactor::Poll;
 use bluff_virtio::VirtioDevice;
 use bluff_virtio_blk::{Blk, BlkOptions};
 use bluff_virtio_driver::{Blk as Driver, BlkConfig, Memory, Request, Status};
-use rig::{BASE, Kind, Rig, epoch, inflight, ram, stall, wait};
 
 fn blk(volume: &Arc<dyn Volume>, rig: &Rig) -> Blk {
     Blk::new(
@@ -19,6 +17,7 @@ fn blk(volume: &Arc<dyn Volume>, rig: &Rig) -> Blk {
         BlkOptions {
             queues: 1,
             serial: "dropped".into(),
+            config_wce: true,
             poll: Poll::Never,
             reactors: vec![rig.reactor.clone()],
         },

@@ -159,11 +159,11 @@ impl VirtioDevice for Blk {
 
     fn set_features(&mut self, features: u64) {
         self.features = features;
-        // Without a choice of its own the driver infers the mode from FLUSH (§5.2.6.2).
-        if features & feature::CONFIG_WCE == 0 {
-            self.shared
-                .writeback
-                .store(features & feature::FLUSH != 0, Ordering::Relaxed);
+        // Without a choice of its own the driver infers the mode from FLUSH (§5.2.6.2); and without FLUSH
+        // the mode is write-through to begin with, whatever it may choose later (§5.2.5.2).
+        let flush = features & feature::FLUSH != 0;
+        if features & feature::CONFIG_WCE == 0 || !flush {
+            self.shared.writeback.store(flush, Ordering::Relaxed);
         }
     }
 
@@ -344,5 +344,34 @@ impl Actor for Failed {
 
     fn turn(&mut self, _: &mut Context<'_>) -> Turn {
         if self.stopped { Turn::Done } else { Turn::Idle }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bluff_reactor::{Options, Reactor};
+
+    /// Found by the differential test: a driver that can choose the mode, and cannot flush.
+    #[test]
+    fn who_cannot_flush_begins_with_write_through() {
+        let reactor = Reactor::new(&Options::default()).unwrap();
+        let options = BlkOptions {
+            queues: 1,
+            serial: String::new(),
+            poll: Poll::Never,
+            reactors: vec![reactor.handle()],
+        };
+        let uri = bluff_block::Uri::parse("null:?size=1MiB").unwrap();
+        let mut device = Blk::new(bluff_block::null::open(uri).unwrap(), options);
+        let mut mode = |features| {
+            device.reset();
+            device.set_features(features);
+            device.config().writeback
+        };
+        assert_eq!(mode(0), 0);
+        assert_eq!(mode(feature::FLUSH), 1);
+        assert_eq!(mode(feature::FLUSH | feature::CONFIG_WCE), 1);
+        assert_eq!(mode(feature::CONFIG_WCE), 0);
     }
 }

@@ -18,8 +18,8 @@ use crate::{
 const LOOK_EVERY: Duration = Duration::from_micros(50);
 /// How often entries are offered to a kernel that was too busy for them.
 const RETRY_EVERY: Duration = Duration::from_millis(1);
-/// How many times round the loop without work before the clock is read again.
-const CLOCK_EVERY: u32 = 16;
+/// How many turns of actors without work before the clock is read again.
+const CLOCK_EVERY: usize = 64;
 
 /// Descriptors that are the reactor's own, in the place of an actor.
 const OWN: ActorId = ActorId {
@@ -113,7 +113,7 @@ pub struct Reactor {
     inner: Inner,
     looked: Instant,
     events: Vec<epoll::Event>,
-    spins: u32,
+    spins: usize,
     stopped: bool,
 }
 
@@ -191,10 +191,11 @@ impl Reactor {
         if self.inner.shared.is_pending() {
             self.take_inbox();
         }
+        let turns = self.inner.active.len();
         let worked = self.turns();
         self.settle();
-        // A turn with work takes longer than one without.
-        self.spins += if worked { 4 } else { 1 };
+        // Turns with work take longer than those without, most of all where they call the kernel.
+        self.spins += if worked { CLOCK_EVERY / 4 } else { turns };
         if self.inner.active.is_empty() {
             self.sleep(limit);
         } else if self.spins >= CLOCK_EVERY {

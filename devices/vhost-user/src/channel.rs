@@ -24,6 +24,16 @@ enum Told {
     Blocked,
 }
 
+/// What became of a channel that was ready.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum State {
+    /// It goes on.
+    Open,
+    /// The front end has closed its end, between two messages: it is to be dropped, and nothing is wrong.
+    Closed,
+}
+
 /// The channel.
 #[derive(Debug)]
 pub struct Channel {
@@ -97,7 +107,7 @@ impl Channel {
     ///
     /// # Errors
     /// Where the channel is broken, or what comes on it is no acknowledgement: it is to be dropped.
-    pub fn ready(&mut self) -> Result<(), Error> {
+    pub fn ready(&mut self) -> Result<State, Error> {
         self.flush()?;
         if self.told == Told::Blocked && self.unsent.is_empty() {
             self.tell()?;
@@ -123,9 +133,16 @@ impl Channel {
             want -= self.incoming.len();
             let mut buf = [0; HEADER_LEN + 8];
             match unix::take(self.socket.as_fd(), &mut buf[..want]) {
+                Ok(got) if got.len == 0 && self.incoming.is_empty() => return Ok(State::Closed),
                 Ok(got) if got.len == 0 => return Err(Error::Truncated),
                 Ok(got) => self.incoming.extend_from_slice(&buf[..got.len]),
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(State::Open),
+                // It went without having read what we told it last.
+                Err(e)
+                    if e.kind() == io::ErrorKind::ConnectionReset && self.incoming.is_empty() =>
+                {
+                    return Ok(State::Closed);
+                }
                 Err(e) => return Err(e.into()),
             }
         }
@@ -162,11 +179,11 @@ mod tests {
         let ack = framing::reply(CHANGE, &[0; 8]);
         for byte in &ack {
             unix::send(front.as_fd(), &[*byte], &[]).unwrap();
-            channel.ready().unwrap();
+            assert_eq!(channel.ready().unwrap(), State::Open);
         }
         assert_eq!(count(&front), 1, "what changed in between");
         unix::send(front.as_fd(), &ack, &[]).unwrap();
-        channel.ready().unwrap();
+        assert_eq!(channel.ready().unwrap(), State::Open);
         assert_eq!(count(&front), 0);
         channel.config_changed().unwrap();
         assert_eq!(count(&front), 1);
@@ -191,10 +208,37 @@ mod tests {
         }
         assert!(channel.is_blocked());
         while count(&front) > 0 {}
-        channel.ready().unwrap();
+        assert_eq!(channel.ready().unwrap(), State::Open);
         assert!(!channel.is_blocked());
         // The one that was under way, and one for all that came while it was.
         assert_eq!(count(&front), 2);
+    }
+
+    #[test]
+    fn an_end_between_messages_is_no_error_and_one_inside_is() {
+        for sent in [0, 1, HEADER_LEN, HEADER_LEN + 7, HEADER_LEN + 8] {
+            let (front, back) = UnixStream::pair().unwrap();
+            let mut channel = Channel::new(back.into(), true);
+            channel.config_changed().unwrap();
+            assert_eq!(count(&front), 1);
+            let ack = framing::reply(CHANGE, &[0; 8]);
+            unix::send(front.as_fd(), &ack[..sent], &[]).unwrap();
+            assert_eq!(channel.ready().unwrap(), State::Open);
+            drop(front);
+            match sent % ack.len() {
+                0 => assert_eq!(channel.ready().unwrap(), State::Closed, "{sent}"),
+                _ => assert!(matches!(channel.ready(), Err(Error::Truncated)), "{sent}"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_front_end_that_goes_without_reading_is_no_error() {
+        let (front, back) = UnixStream::pair().unwrap();
+        let mut channel = Channel::new(back.into(), true);
+        channel.config_changed().unwrap();
+        drop(front);
+        assert_eq!(channel.ready().unwrap(), State::Closed);
     }
 
     #[test]

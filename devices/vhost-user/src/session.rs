@@ -16,7 +16,9 @@ use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bluff_virtio::{DeviceError, DeviceEvent, Stop, StoppedQueue, VirtioDevice, features};
+use bluff_virtio::{
+    DeviceError, DeviceEvent, Distrust, Stop, StoppedQueue, VirtioDevice, features,
+};
 
 use crate::attachment::Negotiated;
 use crate::channel::Channel;
@@ -117,6 +119,8 @@ pub struct Session {
     state: SessionState,
     mapped: Mapped,
     files: Descriptors,
+    /// Of all its front ends: who comes next may be the one before.
+    distrust: Distrust,
     /// What the keeper holds.
     kept: BTreeSet<Key>,
     framer: Framer,
@@ -124,6 +128,8 @@ pub struct Session {
     /// Channels that were given up, until the loop has forgotten them.
     retired: Vec<Channel>,
     phase: Phase,
+    /// The front end is still there and lets go last: what it waits for is answered.
+    orderly: bool,
     op: u64,
     /// How long stopping rings has taken since one was last started.
     spent: Duration,
@@ -151,11 +157,13 @@ impl Session {
             state: SessionState::new(queues),
             mapped: Mapped::default(),
             files: Descriptors::new(),
+            distrust: Distrust::default(),
             kept: BTreeSet::new(),
             framer: Framer::default(),
             channel: None,
             retired: Vec::new(),
             phase: Phase::Idle,
+            orderly: false,
             op: 0,
             spent: Duration::ZERO,
             refused: None,
@@ -284,7 +292,13 @@ impl Session {
             self.device.set_features(self.state.driver_features());
         }
         for index in self.state.started().collect::<Vec<_>>() {
-            let setup = queue_setup(&self.state, &self.mapped, &self.files, index)?;
+            let setup = queue_setup(
+                &self.state,
+                &self.mapped,
+                &self.files,
+                &self.distrust,
+                index,
+            )?;
             if let Err(e) = self.device.start_queue(setup) {
                 // It was broken before, in a way that the device sees only now: its memory has gone.
                 self.state.status |= spec::STATUS_NEEDS_RESET;
@@ -460,6 +474,8 @@ impl Session {
                 self.config_changed();
                 false
             }
+            // It is the front end's own affair; the slot says so.
+            DeviceEvent::NotifierHung(_) => false,
             DeviceEvent::QueueBroken(_) => {
                 if matches!(
                     self.phase,
@@ -488,6 +504,19 @@ impl Session {
 
     /// The front end has gone, or has to go: stops what runs, within the bound.
     pub fn end(&mut self) -> Step {
+        self.orderly = false;
+        self.wind_up()
+    }
+
+    /// The function goes, and its front end has done nothing wrong: as [`Session::end`], but what ends within the bound
+    /// is answered. The connection is to stay until [`Step::Ended`], so that the front end finds the answers
+    /// before it finds that it is alone; should it go first, call [`Session::end`].
+    pub fn leave(&mut self) -> Step {
+        self.orderly = true;
+        self.wind_up()
+    }
+
+    fn wind_up(&mut self) -> Step {
         match std::mem::replace(&mut self.phase, Phase::Ready) {
             Phase::Idle => {
                 // Also after a resumption that failed half-way.
@@ -519,12 +548,13 @@ impl Session {
             return self.forget();
         }
         // Where the front end keeps what is in flight, it may come back and have it done again: what ends
-        // within the bound is answered, as it would be if the front end were there.
+        // within the bound is answered, as it would be if the front end were there. What does not end stays recorded;
+        // where nothing is, a front end that is there is told of an error, and one that is not has given it up.
         let recorded = self.state.inflight.is_some();
         let stop = Stop {
             bound: self.bound,
             leave: recorded,
-            answer: recorded,
+            answer: recorded || self.orderly,
         };
         self.op += 1;
         self.phase = Phase::Stopping(rings.len());

@@ -178,10 +178,8 @@ impl Driver {
                 id
             }
             Letter::Event(id, event) => {
-                if let Some(slot) = self.slots.get_mut(&id)
-                    && slot.session().device_event(event)
-                {
-                    slot.needs_reset(now);
+                if let Some(slot) = self.slots.get_mut(&id) {
+                    slot.device_event(event, now);
                 }
                 id
             }

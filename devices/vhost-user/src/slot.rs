@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
+use bluff_virtio::DeviceEvent;
 use event_manager::EventSet;
 
 use crate::attachment::{AttachmentEvent, Listener, Mode, Negotiated, Options, Resume};
@@ -16,7 +17,7 @@ use crate::keeper::{Keeper, Progress};
 use crate::limit::Limit;
 use crate::mailbox::Removed;
 use crate::session::{Session, Step};
-use crate::{Error, reader, unix};
+use crate::{Error, channel, reader, unix};
 
 /// Reads from one front end in a turn of the loop, so that a flood of messages does not hold up others.
 const BUDGET: usize = 64;
@@ -225,10 +226,14 @@ impl Slot {
             Role::Listener => self.accept(now),
             Role::Connection => self.connection_ready(set, now),
             Role::Channel => {
-                let result = self.session.channel().map_or(Ok(()), |c| c.ready());
-                if let Err(e) = result {
-                    self.log(now, &format!("back-end channel is closed: {}", chain(&e)));
-                    self.session.drop_channel();
+                let state = self.session.channel().map(|c| c.ready());
+                match state {
+                    None | Some(Ok(channel::State::Open)) => {}
+                    Some(Ok(channel::State::Closed)) => self.session.drop_channel(),
+                    Some(Err(e)) => {
+                        self.log(now, &format!("back-end channel is closed: {}", chain(&e)));
+                        self.session.drop_channel();
+                    }
                 }
             }
         }
@@ -404,6 +409,8 @@ impl Slot {
     fn ended(&mut self, now: Instant) {
         self.keeper.ended();
         let why = self.why.take();
+        // There is one still where it was to see the answers first.
+        self.close(None);
         (self.events)(&self.name, AttachmentEvent::Disconnected(why));
         if matches!(self.mode, Mode::Client(_)) && self.next.is_none() {
             // Not at once: a front end that closes every connection would keep us busy.
@@ -418,7 +425,11 @@ impl Slot {
         self.removal = Some(removal);
         self.retry = None;
         self.next = None;
-        self.hang_up(Some("the function is removed".into()), now);
+        if self.socket.is_some() {
+            self.why = Some("the function is removed".into());
+            let step = self.session.leave();
+            self.drive(step, now);
+        }
     }
 
     /// Whether a slot that is to be removed can go.
@@ -469,8 +480,21 @@ impl Slot {
         }
     }
 
-    /// The device says that a ring is broken.
-    pub fn needs_reset(&mut self, now: Instant) {
+    /// The device says something.
+    pub fn device_event(&mut self, event: DeviceEvent, now: Instant) {
+        if let DeviceEvent::NotifierHung(index) = event {
+            let line = format!(
+                "queue {index}: its call or error descriptor blocks and is given up: \
+                 the driver is not notified until the front end sends another"
+            );
+            self.log(now, &line);
+        }
+        if self.session.device_event(event) {
+            self.needs_reset(now);
+        }
+    }
+
+    fn needs_reset(&mut self, now: Instant) {
         self.log(now, "a ring is broken: the device needs a reset");
         (self.events)(&self.name, AttachmentEvent::NeedsReset);
         self.tell_negotiated();

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bluff_vhost_user::{AttachmentEvent, Mode, NetControl, framing, unix};
-use bluff_virtio::{DeviceError, DeviceEvent, Position, Stop, features};
+use bluff_virtio::{DeviceError, DeviceEvent, Notice, Position, Stop, features};
 use support::*;
 use vhost::VhostBackend;
 use vhost::vhost_user::message::{
@@ -125,8 +125,8 @@ fn the_vhost_crate_s_front_end() {
             let part = setup.inflight.as_ref().unwrap();
             assert_eq!((part.offset, part.len), (3 * 4160, 4160));
             // The descriptors are the front end's.
-            setup.call.as_ref().unwrap().write(5).unwrap();
-            assert_eq!(call.read().unwrap(), 5);
+            assert_eq!(setup.call.as_ref().unwrap().notify(), Notice::Given);
+            assert_eq!(call.read().unwrap(), 1);
             kick.write(1).unwrap();
             assert_eq!(setup.kick.as_ref().unwrap().read().unwrap(), 1);
         }
@@ -134,13 +134,12 @@ fn the_vhost_crate_s_front_end() {
         let other = event();
         front.set_vring_call(0, &other).unwrap();
         front.set_vring_kick(0, &other).unwrap();
-        function.control.lock().running[&0]
+        let notice = function.control.lock().running[&0]
             .call
             .as_ref()
             .unwrap()
-            .write(9)
-            .unwrap();
-        assert_eq!(other.read().unwrap(), 9);
+            .notify();
+        assert_eq!((notice, other.read().unwrap()), (Notice::Given, 1));
         function.control.take_calls();
         // Packed: both positions come back.
         assert_eq!(front.get_vring_base(2).unwrap(), 0x0009_8009);
@@ -355,7 +354,7 @@ fn user_mode_linux_s_order() {
             let inner = function.control.lock();
             let setup = &inner.running[&0];
             assert_eq!(setup.position.avail, 0, "round {round}");
-            setup.call.as_ref().unwrap().write(1).unwrap();
+            assert_eq!(setup.call.as_ref().unwrap().notify(), Notice::Given);
             let mut bytes = [0; 8];
             std::io::Read::read_exact(&mut &call_end, &mut bytes).unwrap();
             assert_eq!(bytes, 1u64.to_ne_bytes());

@@ -26,6 +26,8 @@ pub struct QueueCounters {
     pub kicks: AtomicU64,
     /// Notifications to the driver.
     pub interrupts: AtomicU64,
+    /// Notifiers given up, because they blocked.
+    pub hung: AtomicU64,
 }
 
 /// Adds to a counter that the calling thread alone writes.

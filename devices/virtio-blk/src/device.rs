@@ -9,12 +9,13 @@ use bluff_block::{Subscription, Volume, VolumeEvent};
 use bluff_reactor::{Actor, Context, Event, Handle, Poll, Turn, Waker};
 use bluff_virtio::inflight::InflightQueue;
 use bluff_virtio::{
-    DeviceError, DeviceEvent, QueueChange, QueueSetup, Stop, StoppedQueue, VirtioDevice,
+    DeviceError, DeviceEvent, Notice, Notifier, QueueChange, QueueSetup, Stop, StoppedQueue,
+    VirtioDevice,
 };
 use zerocopy::IntoBytes;
 
 use crate::config;
-use crate::counters::QueueCounters;
+use crate::counters::{QueueCounters, add};
 use crate::request;
 use crate::spec::{Config, DEVICE_ID, WRITEBACK_OFFSET, feature};
 use crate::worker::{Message, Shared, Worker, drops};
@@ -300,12 +301,21 @@ fn build(
     mailbox: Receiver<Message>,
 ) -> Box<dyn Actor> {
     let (index, error, record) = (setup.index, setup.error.take(), setup.inflight.clone());
-    match Worker::new(cx, setup, shared, counters, said.clone(), mailbox, error) {
+    match Worker::new(
+        cx,
+        setup,
+        shared,
+        counters.clone(),
+        said.clone(),
+        mailbox,
+        error,
+    ) {
         Ok(worker) => Box::new(worker),
         Err((e, mailbox, error)) => {
             log::warn!("queue {index} cannot be started: {e}");
-            if let Some(error) = error {
-                let _ = error.write(1);
+            if error.as_ref().map(Notifier::notify) == Some(Notice::Hung) {
+                add(&counters.hung, 1);
+                said(DeviceEvent::NotifierHung(index));
             }
             said(DeviceEvent::QueueBroken(index));
             Box::new(Failed {

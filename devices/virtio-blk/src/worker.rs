@@ -17,8 +17,8 @@ use bluff_block::{
 use bluff_reactor::{Actor, Context, Event, Turn};
 use bluff_virtio::inflight::InflightQueue;
 use bluff_virtio::{
-    Chain, DeviceEvent, Limits, Notifier, Pop, Position, Queue, QueueSetup, Ring, RingError,
-    with_ring,
+    Chain, DeviceEvent, Limits, Notice, Notifier, Pop, Position, Queue, QueueSetup, Ring,
+    RingError, with_ring,
 };
 use vmm_sys_util::eventfd::EventFd;
 
@@ -63,8 +63,8 @@ pub(crate) struct Worker {
     kick: Option<EventFd>,
     io: Io,
     queue: Queue,
-    call: Notifier,
-    error: Notifier,
+    call: Option<Notifier>,
+    error: Option<Notifier>,
     revocations: Vec<Revocation>,
     /// Where requests in flight are recorded.
     record: Option<InflightQueue>,
@@ -117,8 +117,8 @@ impl Worker {
         counters: Arc<QueueCounters>,
         tell: Tell,
         mailbox: Receiver<Message>,
-        error: Notifier,
-    ) -> Result<Self, (StartError, Receiver<Message>, Notifier)> {
+        error: Option<Notifier>,
+    ) -> Result<Self, (StartError, Receiver<Message>, Option<Notifier>)> {
         let parts = Queue::new(
             &setup,
             Limits {
@@ -203,11 +203,18 @@ impl Worker {
 
     /// Notifies the driver.
     fn notify(&self) {
-        if let Some(call) = &self.call {
-            // Full only when the driver has not looked for 2^64 times, and then it will.
-            let _ = call.write(1);
-            add(&self.counters.interrupts, 1);
+        match self.call.as_ref().map(Notifier::notify) {
+            Some(Notice::Given) => add(&self.counters.interrupts, 1),
+            Some(Notice::Hung) => self.hung(),
+            Some(Notice::Dropped) | None => {}
         }
+    }
+
+    /// A notifier has blocked. Our attachment says so: it knows how often that may be said.
+    #[cold]
+    fn hung(&self) {
+        add(&self.counters.hung, 1);
+        (self.tell)(DeviceEvent::NotifierHung(self.index));
     }
 
     fn set_kick(&mut self, cx: &mut Context<'_>, kick: Option<EventFd>) {

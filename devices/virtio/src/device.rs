@@ -6,7 +6,7 @@ use std::time::Duration;
 use bluff_memory::{DirtyLog, GuestMemory, Space};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::{DeviceError, inflight::InflightQueue};
+use crate::{DeviceError, Notifier, inflight::InflightQueue};
 
 /// Where the three parts of a ring are (virtio 1.3 §2.7, §2.8: descriptor area, driver area, device
 /// area).
@@ -57,9 +57,6 @@ pub struct QueueLog {
     pub used: Option<u64>,
 }
 
-/// How a driver is notified. `None` stands for a driver that polls.
-pub type Notifier = Option<EventFd>;
-
 /// Everything that a queue is built from. It moves to the reactor, and the queue is built there.
 #[derive(Debug)]
 pub struct QueueSetup {
@@ -77,10 +74,10 @@ pub struct QueueSetup {
     pub memory: Arc<GuestMemory>,
     /// Readable when the driver has made buffers available. `None`: the ring has to be polled.
     pub kick: Option<EventFd>,
-    /// Written to notify the driver.
-    pub call: Notifier,
-    /// Written once when the ring is broken.
-    pub error: Notifier,
+    /// How the driver is notified. `None`: it polls.
+    pub call: Option<Notifier>,
+    /// Notified once when the ring is broken.
+    pub error: Option<Notifier>,
     /// Where requests in flight are recorded, and what is to be done again.
     pub inflight: Option<InflightQueue>,
     /// Where writes are logged.
@@ -104,9 +101,9 @@ pub enum QueueChange {
     /// Another kick descriptor. What was signalled on the old one is not lost: the ring is looked at.
     Kick(Option<EventFd>),
     /// Another call descriptor. The driver is notified once on it, as it may have missed one.
-    Call(Notifier),
+    Call(Option<Notifier>),
     /// Another error descriptor.
-    Error(Notifier),
+    Error(Option<Notifier>),
     /// Logging starts or ends. `done` is called when every write from then on obeys it.
     Log {
         /// The log, or none.
@@ -148,6 +145,9 @@ pub enum DeviceEvent {
     ConfigChanged,
     /// A queue is broken: the device needs a reset.
     QueueBroken(u16),
+    /// A notifier of a queue blocked and was given up. The queue goes on; its driver hears nothing until it gets
+    /// another.
+    NotifierHung(u16),
 }
 
 /// A virtio device, as its attachment sees it.

@@ -29,6 +29,7 @@ mod error;
 mod explored;
 pub mod features;
 pub mod inflight;
+mod notifier;
 pub mod packed;
 mod queue;
 mod ring;
@@ -37,12 +38,14 @@ mod sync;
 mod table;
 #[cfg(all(test, not(loom)))]
 mod tests;
+mod watchdog;
 
 pub use chain::Chain;
 pub use device::{
-    DeviceEvent, Notifier, Position, QueueChange, QueueLog, QueueSetup, RingAddresses, Stop,
-    StoppedQueue, VirtioDevice,
+    DeviceEvent, Position, QueueChange, QueueLog, QueueSetup, RingAddresses, Stop, StoppedQueue,
+    VirtioDevice,
 };
 pub use error::{ChainError, DeviceError, RingError};
+pub use notifier::{Distrust, Notice, Notifier};
 pub use queue::Queue;
 pub use ring::{Limits, Pop, Ring};

@@ -281,10 +281,9 @@ impl Ring {
             return Err(ChainError::TooLong(limit));
         }
         for index in 0..table.count() {
-            let b = table.get(index);
-            let addr = u64::from_le_bytes(b[..8].try_into().expect("8 bytes"));
-            let len = u32::from_le_bytes(b[8..12].try_into().expect("4 bytes"));
-            let flags = u16::from_le_bytes(b[14..].try_into().expect("2 bytes"));
+            // Address; length, ID, flags.
+            let (addr, rest) = table.get(index);
+            let (len, flags) = (rest as u32, (rest >> 48) as u16);
             if flags & INDIRECT != 0 {
                 return Err(ChainError::Indirect);
             }

@@ -10,6 +10,7 @@ use bluff_qemu::hostdir::HostDir;
 
 use crate::load::{self, Count};
 use crate::report::One;
+use crate::ring;
 use crate::rows::{Peer, Volume, Work};
 
 /// The core of the back ends.
@@ -46,7 +47,7 @@ impl Programs {
     }
 
     fn socket(&self) -> PathBuf {
-        self.folder.path().join("blk.sock")
+        self.folder.path().join("blk0.sock")
     }
 
     /// The file of a volume that has one, filled, so that nothing is measured on holes.
@@ -77,6 +78,15 @@ pub fn measure(programs: &Programs, peer: &Peer, work: &Work, span: Duration) ->
         Peer::Ideal => return load::ideal(work, span, CORE).map(|c| One::new(c, None)),
         Peer::Memcpy => {
             return load::memcpy(work, span, CORE, BYTES as usize).map(|c| One::new(c, None));
+        }
+        Peer::Ring(device) => {
+            // About the span, as a request costs less than a microsecond.
+            let (spent, requests) = ring::time(*device, work.depth, span.as_micros() as u64)?;
+            let count = Count {
+                requests,
+                span: spent,
+            };
+            return Ok(One::new(count, Some(spent)));
         }
         Peer::Bluffd { packed, .. } => *packed,
         Peer::Reference | Peer::StorageDaemon => false,
@@ -155,19 +165,57 @@ impl Drop for Running {
     }
 }
 
+/// The share of a core that bluffd takes with `functions` functions that are attached and have nothing to do.
+pub fn idle(programs: &Programs, functions: u16, span: Duration) -> Result<f64> {
+    let folder = programs.folder.path();
+    let command = card(programs, "adaptive", "null:?size=1TiB", functions, 1)?;
+    let socket = |i| folder.join(format!("blk{i}.sock"));
+    let mut running = Running::start(command, &socket(functions - 1))?;
+    let pid = running.child.id();
+    let share = load::idle((0..functions).map(socket), || {
+        let (from, start) = (cpu_time(pid)?, Instant::now());
+        std::thread::sleep(span);
+        let spent = cpu_time(pid)? - from;
+        Ok(spent.as_secs_f64() / start.elapsed().as_secs_f64())
+    })
+    .with_context(|| running.said())?;
+    let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
+    for line in rollup.lines().filter(|line| line.contains("Hugetlb")) {
+        let kib = line.split_whitespace().nth(1);
+        ensure!(kib == Some("0"), "hugepages are in use: {line}");
+    }
+    running.end()?;
+    Ok(share)
+}
+
 fn bluffd(programs: &Programs, poll: &str, work: &Work, file: Option<&Path>) -> Result<Command> {
     let uri = match (work.volume, file) {
         (Volume::Null, _) => "null:?size=1TiB".to_owned(),
         (_, Some(path)) => format!("file:{}", path.display()),
         (_, None) => format!("ram:?size={BYTES}"),
     };
+    card(programs, poll, &uri, 1, work.queues)
+}
+
+/// bluffd with functions blk0, blk1, … on one volume.
+fn card(
+    programs: &Programs,
+    poll: &str,
+    uri: &str,
+    functions: u16,
+    queues: u16,
+) -> Result<Command> {
     let folder = programs.folder.path();
     let config = folder.join("card.toml");
-    let text = format!(
-        "[card]\nreactors = [{CORE}]\npoll = \"{poll}\"\n\n[volume.disk]\nuri = \"{uri}\"\n\n\
-         [function.blk]\nkind = \"virtio-blk\"\nattach = \"vhost-user\"\nvolume = \"disk\"\nqueues = {}\n",
-        work.queues
+    let mut text = format!(
+        "[card]\nreactors = [{CORE}]\npoll = \"{poll}\"\n\n[volume.disk]\nuri = \"{uri}\"\n"
     );
+    for i in 0..functions {
+        text += &format!(
+            "\n[function.blk{i}]\nkind = \"virtio-blk\"\nattach = \"vhost-user\"\n\
+             volume = \"disk\"\nqueues = {queues}\n"
+        );
+    }
     fs::write(&config, text)?;
     let mut command = pinned(&programs.ours.join("bluffd"));
     command

@@ -1,6 +1,6 @@
 //! The driver's side of a measurement.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -9,17 +9,27 @@ use anyhow::{Context, Result, ensure};
 use bluff_front_end::{FrontEnd, Options, ring_features};
 use bluff_virtio_driver::{
     Blk, BlkConfig, Config, DriverQueue, Features, IdealConfig, IdealDevice, Memory, PackedDriver,
-    Pattern, SplitDriver,
+    Pattern, Request, SplitDriver,
 };
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::thread::{CpuSet, sched_setaffinity};
 
-use crate::rows::Work;
+use crate::rows::{Volume, Work};
 
 /// Where the guest's memory begins.
 const BASE: u64 = 1 << 30;
 /// Descriptors of a queue: room for 128 chains of three.
 const SIZE: u16 = 512;
+/// What functions do before they have nothing to do.
+const IDLE: Work = Work {
+    volume: Volume::Null,
+    depth: 1,
+    queues: 1,
+    len: 4096,
+    write: false,
+    random: true,
+    sleeps: false,
+};
 /// What is done before the measurement begins.
 const WARM: Duration = Duration::from_millis(50);
 /// A back end that has not completed anything for so long is broken.
@@ -35,7 +45,9 @@ pub fn pin(cpu: usize) -> Result<()> {
 /// Requests in a span.
 #[derive(Clone, Copy, Debug)]
 pub struct Count {
+    /// How many.
     pub requests: u64,
+    /// The span.
     pub span: Duration,
 }
 
@@ -164,6 +176,44 @@ pub fn vhost_user(
         let mut blks = start(&mut front, &memory, work, bytes, new, base)?;
         run(&front, &mut blks, work, span, &mut around)
     }
+}
+
+/// Attaches a front end to each socket, has each function do one read, and calls `measure` while all of them
+/// have nothing to do.
+pub fn idle(
+    sockets: impl ExactSizeIterator<Item = PathBuf>,
+    measure: impl FnOnce() -> Result<f64>,
+) -> Result<f64> {
+    let features = Features {
+        event_idx: true,
+        ..Features::default()
+    };
+    let work = Work {
+        queues: sockets.len() as u16,
+        ..IDLE
+    };
+    let (memory, _) = memory(&work)?;
+    let options = Options {
+        queue_size: SIZE,
+        ..Options::new(ring_features(features, false))
+    };
+    let mut attached = Vec::new();
+    for socket in sockets {
+        let mut front = FrontEnd::connect(&socket, &memory, options)?;
+        let mut queue = SplitDriver::new(&memory, &Config::new(SIZE, features))?;
+        queue.enable_interrupts();
+        front.start(0, &queue, 0)?;
+        let mut one = blk(&memory, queue, &work, 1 << 40, 1)?;
+        one.submit(Request::In { sector: 0 })?;
+        one.publish();
+        let start = Instant::now();
+        front.kick(0);
+        while one.poll()?.is_none() {
+            ensure!(start.elapsed() < STUCK, "the first read is not finished");
+        }
+        attached.push((front, one));
+    }
+    measure()
 }
 
 /// Starts the work's queues and puts a load on each.

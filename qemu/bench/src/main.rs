@@ -1,26 +1,15 @@
-//! The data path, measured: `cargo xtask bench` runs this.
-//!
-//! ```text
-//!   core 0: our polling driver            core 1: one back end at a time
-//!     Load --- rings in shared memory ---   ideal ring | bluffd | bluff-reference | qemu-storage-daemon
-//! ```
-//!
-//! The work of a row is done by each back end in turn, in several rounds, since these machines' speed
-//! drifts: what counts is the ratio of the medians. The driver rewrites the header of every request and checks every status.
-
-mod backend;
-mod load;
-mod report;
-mod rows;
+//! `bluff-bench`: see the library.
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
 
-use crate::backend::Programs;
-use crate::report::{Measured, Table};
+use bluff_bench::backend::{self, Programs};
+use bluff_bench::report::{Measured, Table};
+use bluff_bench::{load, rows};
 
 /// What is measured, and how long.
 #[derive(Parser)]
@@ -45,7 +34,12 @@ struct Arguments {
     write: Option<PathBuf>,
 }
 
-fn main() -> Result<()> {
+/// Functions that have nothing to do: the row's name, how many, and the share of a core that they may take.
+const IDLE: (&str, u16, f64) = ("100 idle functions", 100, 0.01);
+/// How long they are looked at.
+const IDLE_SPAN: Duration = Duration::from_secs(5);
+
+fn main() -> Result<ExitCode> {
     let arguments = Arguments::parse();
     let cores = std::thread::available_parallelism()?.get();
     ensure!(cores >= 2, "the driver and the back end need a core each");
@@ -53,12 +47,14 @@ fn main() -> Result<()> {
     let programs = Programs::new(&arguments.programs, &arguments.disk)?;
     let span = Duration::from_millis(arguments.millis);
     let mut table = Table::default();
-    for row in rows::all() {
-        if arguments
+    let wanted = |name: &str| {
+        arguments
             .only
             .as_ref()
-            .is_some_and(|only| !row.name.contains(only))
-        {
+            .is_none_or(|only| name.contains(only))
+    };
+    for row in rows::all() {
+        if !wanted(&row.name) {
             continue;
         }
         let mut measured: Vec<Measured> = row.peers.iter().map(|_| Measured::default()).collect();
@@ -79,9 +75,17 @@ fn main() -> Result<()> {
         eprint!("\r{:60}\r", "");
         table.add(&row, &measured);
     }
+    if wanted(IDLE.0) {
+        let (name, functions, most) = IDLE;
+        table.add_idle(name, backend::idle(&programs, functions, IDLE_SPAN)?, most);
+    }
     print!("{}", table.text());
     if let Some(path) = arguments.write {
         table.write(&path, arguments.rounds, arguments.millis)?;
     }
-    Ok(())
+    Ok(if table.reached() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }

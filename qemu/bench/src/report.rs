@@ -94,9 +94,41 @@ impl Table {
                 } else {
                     format!("{ratio:.2}")
                 },
-                target.map_or(String::new(), |t| format!("{t:.2}")),
+                match (target, row.limit.filter(|_| i == 0)) {
+                    (Some(t), _) => format!("{t:.2}"),
+                    (None, Some(limit)) => format!("{limit:.3} µs"),
+                    (None, None) => String::new(),
+                },
             ]);
         }
+        let cpu = measured[0].median(|one| one.cpu);
+        if let Some((limit, cpu)) = row.limit.zip(cpu)
+            && cpu > limit
+        {
+            self.missed
+                .push(format!("{}: {cpu:.3} µs of {limit:.3}", row.name));
+        }
+    }
+
+    /// Adds what functions cost that have nothing to do: a share of a core, and the most that it may be.
+    pub fn add_idle(&mut self, name: &str, share: f64, most: f64) {
+        if share >= most {
+            self.missed
+                .push(format!("{name}: {:.2} % of a core", 100.0 * share));
+        }
+        self.lines.push([
+            name.into(),
+            format!("bluffd, adaptive: {:.2} % of a core", 100.0 * share),
+            String::new(),
+            String::new(),
+            String::new(),
+            format!("{:.0} %", 100.0 * most),
+        ]);
+    }
+
+    /// Whether every figure was reached.
+    pub fn reached(&self) -> bool {
+        self.missed.is_empty()
     }
 
     /// As Markdown, which is as good to read on a terminal.

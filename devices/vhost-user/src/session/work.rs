@@ -3,7 +3,7 @@
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
-use bluff_virtio::{QueueChange, QueueSetup, Stop, StoppedQueue};
+use bluff_virtio::{Distrust, Notifier, QueueChange, QueueSetup, Stop, StoppedQueue};
 use vhost::vhost_user::message::FrontendReq;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -54,7 +54,7 @@ impl Session {
             Effect::SetMtu(mtu) => self.net()?.set_mtu(mtu)?,
             Effect::Announce(mac) => self.net()?.announce(mac)?,
             Effect::Start(index) => {
-                let setup = queue_setup(next, mapped, &self.files, index)?;
+                let setup = queue_setup(next, mapped, &self.files, &self.distrust, index)?;
                 self.device.start_queue(setup)?;
                 self.spent = Duration::ZERO;
             }
@@ -95,11 +95,13 @@ impl Session {
                 self.device.change_queue(index, QueueChange::Kick(kick));
             }
             Effect::Call(index) => {
-                let call = event(&self.files, next.vrings[usize::from(index)].call)?;
+                let call = next.vrings[usize::from(index)].call;
+                let call = notifier(&self.files, call, &self.distrust)?;
                 self.device.change_queue(index, QueueChange::Call(call));
             }
             Effect::Err(index) => {
-                let err = event(&self.files, next.vrings[usize::from(index)].err)?;
+                let err = next.vrings[usize::from(index)].err;
+                let err = notifier(&self.files, err, &self.distrust)?;
                 self.device.change_queue(index, QueueChange::Error(err));
             }
             Effect::Enable(index, on) => {
@@ -249,7 +251,7 @@ fn changed(completions: &Completions, op: u64) -> Box<dyn FnOnce() + Send> {
     Box::new(move || completions(Done { op, stopped: None }))
 }
 
-/// A duplicate of a notifier, as the device takes it.
+/// A duplicate of a descriptor for notifications, as the device takes it.
 fn event(files: &Descriptors, key: Option<Key>) -> Result<Option<EventFd>, Error> {
     let Some(key) = key else { return Ok(None) };
     let file = files
@@ -258,10 +260,20 @@ fn event(files: &Descriptors, key: Option<Key>) -> Result<Option<EventFd>, Error
     Ok(Some(unix::event_fd(file.try_clone()?)))
 }
 
+fn notifier(
+    files: &Descriptors,
+    key: Option<Key>,
+    distrust: &Distrust,
+) -> Result<Option<Notifier>, Error> {
+    let event = event(files, key)?;
+    Ok(event.map(|e| Notifier::of(e, distrust)).transpose()?)
+}
+
 pub(super) fn queue_setup(
     state: &SessionState,
     mapped: &Mapped,
     files: &Descriptors,
+    distrust: &Distrust,
     index: u16,
 ) -> Result<QueueSetup, Error> {
     let ring = &state.vrings[usize::from(index)];
@@ -279,8 +291,8 @@ pub(super) fn queue_setup(
         position: state.position(index),
         memory: mapped.memory.clone(),
         kick: event(files, kick)?,
-        call: event(files, ring.call)?,
-        error: event(files, ring.err)?,
+        call: notifier(files, ring.call, distrust)?,
+        error: notifier(files, ring.err, distrust)?,
         inflight: mapped.inflight_queue(state, index),
         log: mapped.queue_log(state, index),
         enabled: state.is_enabled(index),

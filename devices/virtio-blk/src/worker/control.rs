@@ -7,7 +7,8 @@ use bluff_block::{BlockError, Cancel, InUse, lock_pause};
 use bluff_memory::GuestMemory;
 use bluff_reactor::{Context, Turn};
 use bluff_virtio::{
-    Chain, DeviceEvent, Pop, QueueChange, Ring, RingError, Stop, StoppedQueue, with_ring,
+    Chain, DeviceEvent, Notice, Notifier, Pop, QueueChange, Ring, RingError, Stop, StoppedQueue,
+    with_ring,
 };
 
 use super::{Io, Worker};
@@ -266,13 +267,13 @@ impl Worker {
     /// The ring cannot be used any more.
     pub(super) fn broken(&mut self, e: &RingError) {
         log::warn!("queue {} is broken: {e}", self.index);
-        if let Some(error) = &self.error {
-            let _ = error.write(1);
-        }
         self.io.mute = true;
         // A stop under way goes on: somebody waits for it.
         if !matches!(self.state, State::Stopping(_)) {
             self.state = State::Broken;
+        }
+        if self.error.as_ref().map(Notifier::notify) == Some(Notice::Hung) {
+            self.hung();
         }
         (self.tell)(DeviceEvent::QueueBroken(self.index));
     }

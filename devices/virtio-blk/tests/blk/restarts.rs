@@ -1,13 +1,11 @@
 //! Fault list R1, as far as one process can show it: the device is gone from one turn to the next, under
 //! load, and the next one goes on from the ring and the in-flight region.
 
-mod rig;
-
 use std::collections::HashMap;
 
+use crate::rig::{BASE, Kind, Rig, epoch, inflight, ram, stall, times, wait};
 use bluff_reactor::Poll;
 use bluff_virtio_driver::{Blk, BlkConfig, DriverQueue, Memory, Request, Status};
-use rig::{BASE, Kind, Rig, epoch, inflight, ram, stall, times, wait};
 
 const DEPTH: u16 = 32;
 const LEN: usize = 4096;

@@ -1,10 +1,8 @@
 //! Every request, over every kind of ring, by a driver that was written apart from the device.
 
-mod rig;
-
+use crate::rig::{BASE, FINISH, Kind, Rig, epoch, ram, wait};
 use bluff_reactor::Poll;
 use bluff_virtio_driver::{Blk, BlkConfig, Completion, DriverQueue, Memory, Request, Status};
-use rig::{BASE, FINISH, Kind, Rig, epoch, ram, wait};
 
 type Driver = Blk<Box<dyn DriverQueue>>;
 

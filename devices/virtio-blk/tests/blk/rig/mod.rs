@@ -1,9 +1,13 @@
 //! A device on a reactor of its own, and a driver that was written apart from it.
-#![allow(dead_code)]
 
-use std::os::fd::{AsFd, AsRawFd};
+pub mod log;
+pub mod raw;
+pub mod stall;
+
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::sync::Arc;
 use std::sync::mpsc;
-use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -12,7 +16,7 @@ use bluff_memory::{GuestMemory, Region, RegionSpec, Space};
 use bluff_reactor::{Handle, Options, Poll};
 use bluff_virtio::inflight::InflightQueue;
 use bluff_virtio::{
-    DeviceEvent, Position, QueueChange, QueueLog, QueueSetup, RingAddresses, Stop, StoppedQueue,
+    Notifier, Position, QueueChange, QueueLog, QueueSetup, RingAddresses, Stop, StoppedQueue,
     VirtioDevice, features,
 };
 use bluff_virtio_blk::{Blk, BlkOptions};
@@ -100,7 +104,6 @@ pub struct Rig {
     thread: Option<JoinHandle<()>>,
     pub kick: EventFd,
     pub call: EventFd,
-    pub events: Arc<Mutex<Vec<DeviceEvent>>>,
     pub features: u64,
 }
 
@@ -131,6 +134,40 @@ pub fn ram(options: &str) -> Arc<dyn Volume> {
     bluff_block::ram::open(Uri::parse(&format!("ram:?{options}")).unwrap()).unwrap()
 }
 
+/// A queue from its start: `at` are the guest addresses of its descriptors, its driver's and its device's area.
+pub fn bare(
+    index: u16,
+    size: u16,
+    features: u64,
+    at: [u64; 3],
+    memory: &Arc<GuestMemory>,
+) -> QueueSetup {
+    QueueSetup {
+        index,
+        size,
+        features,
+        addresses: addresses(at),
+        position: Position::START,
+        memory: memory.clone(),
+        kick: None,
+        call: None,
+        error: None,
+        inflight: None,
+        log: None,
+        enabled: true,
+    }
+}
+
+/// Where a ring's three parts lie in the guest's memory.
+pub fn addresses([desc, driver, device]: [u64; 3]) -> RingAddresses {
+    RingAddresses {
+        space: Space::Guest,
+        desc,
+        driver,
+        device,
+    }
+}
+
 impl Rig {
     pub fn new(volume: Arc<dyn Volume>, queues: u16, poll: Poll) -> Self {
         Self::on(volume, queues, poll, Options::default())
@@ -144,10 +181,7 @@ impl Rig {
             poll,
             reactors: vec![reactor.clone()],
         };
-        let mut device = Blk::new(volume, options);
-        let events: Arc<Mutex<Vec<DeviceEvent>>> = Arc::default();
-        let sink = events.clone();
-        device.on_event(Arc::new(move |e| sink.lock().unwrap().push(e)));
+        let device = Blk::new(volume, options);
         let eventfd = || EventFd::new(EFD_NONBLOCK).unwrap();
         let features = device.features();
         Self {
@@ -156,7 +190,6 @@ impl Rig {
             thread: Some(thread),
             kick: eventfd(),
             call: eventfd(),
-            events,
             features,
         }
     }
@@ -169,26 +202,14 @@ impl Rig {
         queue: &dyn DriverQueue,
         memory: &Arc<GuestMemory>,
     ) -> QueueSetup {
-        let layout = queue.layout();
         let ring = features::RING & !features::RING_RESET;
+        let features = (self.features & !ring) | kind.features();
+        let layout = queue.layout();
+        let at = [layout.descriptors, layout.driver, layout.device];
         QueueSetup {
-            index,
-            size: queue.size(),
-            features: (self.features & !ring) | kind.features(),
-            addresses: RingAddresses {
-                space: Space::Guest,
-                desc: layout.descriptors,
-                driver: layout.driver,
-                device: layout.device,
-            },
-            position: Position::START,
-            memory: memory.clone(),
             kick: Some(self.kick.try_clone().unwrap()),
-            call: Some(self.call.try_clone().unwrap()),
-            error: None,
-            inflight: None,
-            log: None,
-            enabled: true,
+            call: Some(Notifier::new(self.call.try_clone().unwrap()).unwrap()),
+            ..bare(index, queue.size(), features, at, memory)
         }
     }
 
@@ -205,22 +226,6 @@ impl Rig {
             .stop_queue(index, stop, Box::new(move |s| tx.send(s).unwrap()));
         rx.recv_timeout(PATIENCE)
             .expect("a queue stops within its bound")
-    }
-
-    /// Changes the epoch and waits until the old one is out of use.
-    pub fn set_memory(&mut self, index: u16, memory: Arc<GuestMemory>, bound: Duration) {
-        let (tx, rx) = mpsc::channel();
-        let done = Box::new(move || tx.send(()).unwrap());
-        self.device.change_queue(
-            index,
-            QueueChange::Memory {
-                memory,
-                bound,
-                done,
-            },
-        );
-        rx.recv_timeout(PATIENCE)
-            .expect("memory is let go within the bound");
     }
 
     pub fn set_log(&mut self, index: u16, log: Option<QueueLog>) {
@@ -250,45 +255,18 @@ pub const RESET: Stop = Stop {
     answer: false,
 };
 
-/// An in-flight region of `queues` parts, in a memfd.
-pub fn inflight(size: u16) -> (driver_file::Region, InflightQueue) {
+/// An in-flight region of one queue, in a file that the test may write as a front end could.
+pub fn inflight(size: u16) -> (File, InflightQueue) {
     let len = bluff_virtio::inflight::queue_len(size);
-    let region = driver_file::Region::new(len);
-    let queue = region.queue(len);
-    (region, queue)
-}
-
-pub mod log;
-pub mod raw;
-pub mod stall;
-
-pub mod driver_file {
-    //! A memfd that stands for what a front end shares.
-    use super::*;
-    use std::os::fd::OwnedFd;
-
-    pub struct Region {
-        pub file: std::fs::File,
-    }
-
-    impl Region {
-        pub fn new(len: u64) -> Self {
-            let memory = driver::Memory::flat(0, len.next_multiple_of(4096)).unwrap();
-            let fd: OwnedFd = memory.regions()[0].as_fd().try_clone_to_owned().unwrap();
-            assert!(fd.as_raw_fd() >= 0);
-            Self { file: fd.into() }
-        }
-
-        pub fn queue(&self, len: u64) -> InflightQueue {
-            let fd: OwnedFd = self.file.try_clone().unwrap().into();
-            let region = Arc::new(bluff_memory::Mapping::new(fd, 0, len).unwrap());
-            InflightQueue {
-                region,
-                offset: 0,
-                len,
-            }
-        }
-    }
+    let memory = driver::Memory::flat(0, len.next_multiple_of(4096)).unwrap();
+    let fd = || memory.regions()[0].as_fd().try_clone_to_owned().unwrap();
+    let region = Arc::new(bluff_memory::Mapping::new(fd(), 0, len).unwrap());
+    let queue = InflightQueue {
+        region,
+        offset: 0,
+        len,
+    };
+    (fd().into(), queue)
 }
 
 impl Drop for Rig {

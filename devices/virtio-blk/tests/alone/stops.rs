@@ -1,17 +1,17 @@
 //! A volume that never answers: a queue stops, resets and lets memory go within its bound all the same,
 //! and what is completed later writes nothing.
 
-mod rig;
-
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
+use crate::alone;
+use crate::rig::raw::{Attack, D, KINDS, Raw, SEAM, TURNS, WRITE, d};
+use crate::rig::stall::{self, FILL};
+use crate::rig::{RESET, inflight, ram, wait};
 use bluff_memory::GuestMemory;
-use bluff_virtio::{Stop, StoppedQueue, VirtioDevice};
-use rig::raw::{Attack, D, KINDS, Raw, SEAM, TURNS, WRITE, d};
-use rig::stall::{self, FILL};
-use rig::{RESET, inflight};
+use bluff_virtio::{Notifier, QueueChange, Stop, StoppedQueue, VirtioDevice};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 /// What anything may take.
@@ -49,6 +49,7 @@ fn stop(a: &mut Attack, stop: Stop) -> StoppedQueue {
 
 #[test]
 fn left_in_flight_and_done_again_at_the_next_start() {
+    let _alone = alone();
     for packed in KINDS {
         for limit in [0, 2] {
             let (volume, desk) = stall::desk(false);
@@ -73,7 +74,7 @@ fn left_in_flight_and_done_again_at_the_next_start() {
             let mut setup = a.setup();
             setup.inflight = Some(record);
             setup.position = stopped.position;
-            setup.call = Some(call.try_clone().unwrap());
+            setup.call = Some(Notifier::new(call.try_clone().unwrap()).unwrap());
             a.start(setup);
             let mut back: Vec<u16> = (0..N).map(|_| a.back().expect("done again").0).collect();
             back.sort_unstable();
@@ -94,6 +95,7 @@ fn left_in_flight_and_done_again_at_the_next_start() {
 /// A life that is stopped before it has done again what the one before left: it does it, or answers.
 #[test]
 fn what_an_earlier_life_left_is_not_lost_by_a_stop() {
+    let _alone = alone();
     for packed in KINDS {
         // Stopped at once, before it has the volume; and when it has, but has not looked at the ring.
         for turns in [0, 1] {
@@ -126,6 +128,7 @@ fn what_an_earlier_life_left_is_not_lost_by_a_stop() {
 
 #[test]
 fn answered_with_an_error() {
+    let _alone = alone();
     for packed in KINDS {
         // With a record and without, taken by the volume or still waiting for it; and where `leave` is
         // asked for but nothing would remember.
@@ -169,6 +172,7 @@ fn answered_with_an_error() {
 
 #[test]
 fn a_reset_writes_nothing_and_forgets() {
+    let _alone = alone();
     for packed in KINDS {
         for recorded in [false, true] {
             let (volume, desk) = stall::desk(false);
@@ -197,16 +201,17 @@ fn a_reset_writes_nothing_and_forgets() {
 /// A ring that cannot be started because its record lies works again after a reset.
 #[test]
 fn a_reset_forgets_a_record_that_lies() {
+    let _alone = alone();
     for packed in KINDS {
         let (region, record) = inflight(16);
         let set = record.clone();
-        let mut a = Attack::with(packed, 16, rig::ram("size=1MiB"), |s| {
+        let mut a = Attack::with(packed, 16, ram("size=1MiB"), |s| {
             s.inflight = Some(set);
         });
         a.queue_lives();
         a.stop(RESET);
         use std::os::unix::fs::FileExt;
-        region.file.write_all_at(&[1, 0, 77, 0], 8).unwrap();
+        region.write_all_at(&[1, 0, 77, 0], 8).unwrap();
         a.raw = Raw::new(&a.memory, packed, 16);
         let mut setup = a.setup();
         setup.inflight = Some(record.clone());
@@ -221,6 +226,31 @@ fn a_reset_forgets_a_record_that_lies() {
     }
 }
 
+impl Attack {
+    /// Changes the epoch; says how long it took until the one before was out of use.
+    fn set_memory(&mut self, memory: Arc<GuestMemory>, bound: Duration) -> Duration {
+        let done = self.begin_memory(memory, bound);
+        let start = Instant::now();
+        wait(|| {
+            self.turns(1);
+            done.try_recv().ok()
+        });
+        start.elapsed()
+    }
+
+    fn begin_memory(&mut self, memory: Arc<GuestMemory>, bound: Duration) -> Receiver<()> {
+        let (tx, rx) = channel();
+        let done = Box::new(move || tx.send(()).unwrap());
+        let change = QueueChange::Memory {
+            memory,
+            bound,
+            done,
+        };
+        self.device.change_queue(0, change);
+        rx
+    }
+}
+
 /// The guest's memory without its second region.
 fn half(a: &Attack) -> Arc<GuestMemory> {
     let first = a.epoch.regions()[0].clone();
@@ -229,6 +259,7 @@ fn half(a: &Attack) -> Arc<GuestMemory> {
 
 #[test]
 fn memory_that_goes_is_let_go_within_the_bound() {
+    let _alone = alone();
     for packed in KINDS {
         for limit in [0, 1] {
             let (volume, desk) = stall::desk(false);
@@ -271,6 +302,7 @@ fn memory_that_goes_is_let_go_within_the_bound() {
 /// A second change before the first has ended: both end, and nothing is unmapped before its time.
 #[test]
 fn memory_changes_twice() {
+    let _alone = alone();
     for packed in KINDS {
         let (volume, desk) = stall::desk(false);
         let mut a = Attack::with(packed, 16, volume, |_| {});
@@ -288,7 +320,7 @@ fn memory_changes_twice() {
         assert!(first.try_recv().is_err() && second.try_recv().is_err());
         assert!(old.upgrade().is_some(), "still being read into");
         let start = Instant::now();
-        rig::wait(|| {
+        wait(|| {
             a.turns(1);
             second.try_recv().ok()
         });
@@ -303,6 +335,7 @@ fn memory_changes_twice() {
 /// The ring itself is in the memory that goes: the queue is broken, and still ends in order.
 #[test]
 fn the_ring_goes_with_its_memory() {
+    let _alone = alone();
     for packed in KINDS {
         let (volume, desk) = stall::desk(false);
         let mut a = Attack::with(packed, 16, volume, |_| {});
@@ -321,6 +354,7 @@ fn the_ring_goes_with_its_memory() {
 /// A stop while memory is being let go: both are told.
 #[test]
 fn a_stop_during_a_memory_change() {
+    let _alone = alone();
     for packed in KINDS {
         for how in [LEAVE, ANSWER, RESET] {
             let volume = stall::volume(false);
@@ -345,6 +379,7 @@ fn a_stop_during_a_memory_change() {
 /// A queue that never got the volume's attention, a disabled one, and one that is stopped at once.
 #[test]
 fn stops_that_have_nothing_to_wait_for() {
+    let _alone = alone();
     for packed in KINDS {
         let mut a = Attack::with(packed, 16, stall::volume(false), |s| {
             s.enabled = false;

@@ -1,22 +1,21 @@
 //! A ring whose every byte the test writes, beside a neighbour that behaves, on a reactor that the test steps.
 
 use std::collections::HashMap;
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bluff_block::Volume;
-use bluff_memory::{GuestMemory, Space};
+use bluff_memory::GuestMemory;
 use bluff_reactor::{Options, Poll, Reactor};
 use bluff_virtio::{
-    DeviceEvent, Position, QueueChange, QueueLog, QueueSetup, RingAddresses, Stop, StoppedQueue,
-    VirtioDevice, features,
+    DeviceEvent, QueueChange, QueueLog, QueueSetup, Stop, StoppedQueue, VirtioDevice, features,
 };
 use bluff_virtio_blk::{Blk, BlkOptions};
 use bluff_virtio_driver as driver;
 use driver::{DriverQueue, RegionConfig, Request, Status};
 
-use super::{BASE, FINISH, Kind};
+use super::{BASE, FINISH, Kind, bare};
 
 pub const NEXT: u16 = 1;
 pub const WRITE: u16 = 2;
@@ -81,6 +80,11 @@ impl Raw {
             next: 0,
             offered: 0,
         }
+    }
+
+    /// The guest addresses of its three parts.
+    fn parts(&self) -> [u64; 3] {
+        [self.desc, self.driver, self.device]
     }
 
     /// Split: the table's descriptor `i`, with any `next`.
@@ -249,30 +253,11 @@ impl Attack {
         let layout = queue.layout();
         let features = device.features() & !features::RING | kind.features();
         device.set_features(features);
-        let setup = |index, size, desc, driver, device, memory: &Arc<GuestMemory>| QueueSetup {
-            index,
-            size,
-            features,
-            addresses: RingAddresses {
-                space: Space::Guest,
-                desc,
-                driver,
-                device,
-            },
-            position: Position::START,
-            memory: memory.clone(),
-            kick: None,
-            call: None,
-            error: None,
-            inflight: None,
-            log: None,
-            enabled: true,
-        };
         let epoch = super::epoch(&memory);
-        let first = setup(0, size, raw.desc, raw.driver, raw.device, &epoch);
+        let first = bare(0, size, features, raw.parts(), &epoch);
         device.start_queue(first).unwrap();
-        let (desc, avail, used) = (layout.descriptors, layout.driver, layout.device);
-        let second = setup(1, 16, desc, avail, used, &super::epoch(&other));
+        let at = [layout.descriptors, layout.driver, layout.device];
+        let second = bare(1, 16, features, at, &super::epoch(&other));
         device.start_queue(second).unwrap();
         let config = driver::BlkConfig {
             depth: 4,
@@ -295,11 +280,6 @@ impl Attack {
         this
     }
 
-    /// What was negotiated.
-    pub fn features(&self) -> u64 {
-        self.features
-    }
-
     pub fn turns(&mut self, n: usize) {
         for _ in 0..n {
             self.reactor.step(Some(Duration::ZERO));
@@ -308,25 +288,8 @@ impl Attack {
 
     /// What queue 0 would be started with: its ring, from the beginning.
     pub fn setup(&self) -> QueueSetup {
-        QueueSetup {
-            index: 0,
-            size: self.raw.size,
-            features: self.features,
-            addresses: RingAddresses {
-                space: Space::Guest,
-                desc: self.raw.desc,
-                driver: self.raw.driver,
-                device: self.raw.device,
-            },
-            position: Position::START,
-            memory: self.epoch.clone(),
-            kick: None,
-            call: None,
-            error: None,
-            inflight: None,
-            log: None,
-            enabled: true,
-        }
+        let (size, at) = (self.raw.size, self.raw.parts());
+        bare(0, size, self.features, at, &self.epoch)
     }
 
     /// As [`Attack::on`], with queue 0 started as `change` wants it.
@@ -349,29 +312,6 @@ impl Attack {
         self.turns(TURNS);
     }
 
-    /// Changes the epoch; says how long it took until the one before was out of use.
-    pub fn set_memory(&mut self, memory: Arc<GuestMemory>, bound: Duration) -> Duration {
-        let done = self.begin_memory(memory, bound);
-        let start = Instant::now();
-        super::wait(|| {
-            self.turns(1);
-            done.try_recv().ok()
-        });
-        start.elapsed()
-    }
-
-    pub fn begin_memory(&mut self, memory: Arc<GuestMemory>, bound: Duration) -> Receiver<()> {
-        let (tx, rx) = channel();
-        let done = Box::new(move || tx.send(()).unwrap());
-        let change = QueueChange::Memory {
-            memory,
-            bound,
-            done,
-        };
-        self.device.change_queue(0, change);
-        rx
-    }
-
     pub fn set_log(&mut self, log: Option<QueueLog>) {
         let (tx, rx) = channel();
         let done = Box::new(move || tx.send(()).unwrap());
@@ -380,6 +320,24 @@ impl Attack {
             self.turns(1);
             rx.try_recv().ok()
         });
+    }
+
+    /// Writes an indirect table of `chain`, linked one after the other; gives its descriptor.
+    pub fn table(&self, at: u64, chain: &[D]) -> D {
+        for (i, x) in chain.iter().enumerate() {
+            let more = if i + 1 < chain.len() { NEXT } else { 0 };
+            let x = D {
+                flags: x.flags | more,
+                ..*x
+            };
+            let mut entry = bytes(x, i as u16 + 1);
+            if self.raw.packed {
+                // ID and flags instead of flags and next (§2.8.13).
+                entry[12..].copy_from_slice(&[0, 0, x.flags as u8, 0]);
+            }
+            self.memory.write(at + 16 * i as u64, &entry).unwrap();
+        }
+        d(at, 16 * chain.len() as u32, INDIRECT)
     }
 
     /// The next chain that is given back within the bound.

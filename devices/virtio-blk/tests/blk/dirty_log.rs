@@ -1,19 +1,17 @@
 //! The dirty log of a migration: every page that the device writes is marked, after it was written.
 
-mod rig;
-
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::rig::log::Log;
+use crate::rig::raw::{Attack, END, KINDS, SEAM, TURNS, WRITE, d};
+use crate::rig::{BASE, FINISH, Kind, RESET, Rig, epoch, inflight, ram, stall, times, wait};
 use bluff_memory::{DirtyLog, LOG_PAGE};
 use bluff_reactor::Poll;
 use bluff_virtio::QueueLog;
 use bluff_virtio_driver::{Blk, BlkConfig, DriverQueue, Memory, Request, Status};
-use rig::log::Log;
-use rig::raw::{Attack, END, KINDS, SEAM, TURNS, WRITE, d};
-use rig::{BASE, FINISH, Kind, RESET, Rig, epoch, inflight, ram, stall, times, wait};
 
 /// The pages on which two snapshots differ.
 fn changed(before: &[u8], after: &[u8]) -> BTreeSet<u64> {

@@ -1,32 +1,11 @@
 //! Attack list A1 to A10, A23, A24: rings that lie.
 
-mod rig;
-
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use bluff_memory::Space;
-use bluff_virtio::{Position, QueueSetup, RingAddresses, VirtioDevice};
-use rig::raw::{Attack, D, END, INDIRECT, KINDS, NEXT, SEAM, TURNS, WRITE, bytes, d};
-use rig::times;
-
-/// Writes an indirect table of `chain`, linked one after the other; gives its descriptor.
-fn table(a: &Attack, at: u64, chain: &[D]) -> D {
-    for (i, x) in chain.iter().enumerate() {
-        let more = if i + 1 < chain.len() { NEXT } else { 0 };
-        let x = D {
-            flags: x.flags | more,
-            ..*x
-        };
-        let mut entry = bytes(x, i as u16 + 1);
-        if a.raw.packed {
-            // ID and flags instead of flags and next (§2.8.13).
-            entry[12..].copy_from_slice(&[0, 0, x.flags as u8, 0]);
-        }
-        a.memory.write(at + 16 * i as u64, &entry).unwrap();
-    }
-    d(at, 16 * chain.len() as u32, INDIRECT)
-}
+use crate::rig::raw::{Attack, D, END, INDIRECT, KINDS, NEXT, SEAM, TURNS, WRITE, bytes, d};
+use crate::rig::{BASE, FINISH, addresses, stall, times};
+use bluff_virtio::{QueueSetup, VirtioDevice};
 
 #[test]
 fn a01_next_loop() {
@@ -73,12 +52,12 @@ fn a01_long_indirect_chain() {
         let mut long = vec![chain[0]];
         long.extend((0..254).map(|i| d(chain[1].addr + 512 * i, 512, WRITE)));
         long.push(chain[2]);
-        let t = table(&a, SEAM, &long);
+        let t = a.table(SEAM, &long);
         let id = a.raw.chain(&[t]);
         assert_eq!(a.back(), Some((id, 254 * 512 + 1)));
         assert_eq!(a.status(status), 0);
         long.insert(1, d(chain[1].addr, 1, WRITE));
-        let t = table(&a, SEAM, &long);
+        let t = a.table(SEAM, &long);
         let id = a.raw.chain(&[t]);
         let before = a.snapshot();
         a.refused(id, &before);
@@ -133,7 +112,7 @@ fn a03_buffer_over_two_regions() {
         // The header, and a table in the middle of a descriptor.
         let (c, status) = a.request(0, 8, 512);
         a.header(SEAM - 5, 0, 8);
-        let t = table(&a, SEAM - 24, &[d(SEAM - 4096, 16, 0), c[1], c[2]]);
+        let t = a.table(SEAM - 24, &[d(SEAM - 4096, 16, 0), c[1], c[2]]);
         a.header(SEAM - 4096, 0, 8);
         let id = a.raw.chain(&[t]);
         assert_eq!(a.back(), Some((id, 513)));
@@ -157,8 +136,8 @@ fn a03_buffer_past_the_end() {
             (END, 1),
             (0, 1),
             (0, 4096),
-            (rig::BASE - 1, 2),
-            (rig::BASE - 4096, 8192),
+            (BASE - 1, 2),
+            (BASE - 4096, 8192),
         ] {
             for flags in [0, WRITE] {
                 let (mut c, _) = a.request(u32::from(flags == 0), 0, 512);
@@ -181,7 +160,7 @@ fn a04_length_wraps() {
             (u64::MAX - 511, 512),
             (u64::MAX - 511, 1024),
             (u64::MAX - 0xffff_fffe, u32::MAX),
-            (rig::BASE, u32::MAX),
+            (BASE, u32::MAX),
             (END - 1, u32::MAX),
             (u64::from(u32::MAX), u32::MAX),
         ] {
@@ -232,7 +211,7 @@ fn a05_indirect_length_flips() {
     for packed in KINDS {
         let mut a = Attack::new(packed, 1);
         let (c, status) = a.request(0, 3, 512);
-        let t = table(&a, END - 48, &c);
+        let t = a.table(END - 48, &c);
         let (memory, at) = (a.memory.clone(), a.raw.desc + 8);
         // The table ends where memory ends: a longer one, or one that is no table, must be refused.
         let lens = [48, 1 << 20, 40, 0, 48, u32::MAX, 64];
@@ -252,7 +231,7 @@ fn a05_indirect_length_flips() {
 fn a06_indirect_next_flips() {
     let mut a = Attack::new(false, 4);
     let (c, status) = a.request(0, 3, 512);
-    let t = table(&a, SEAM, &c);
+    let t = a.table(SEAM, &c);
     let memory = a.memory.clone();
     let nexts = [1, 2, 3, 0, 0xffff, 1, 4096];
     let offered = [
@@ -277,7 +256,7 @@ fn a06_indirect_next_out_of_the_table() {
     let mut a = Attack::new(false, 16);
     for next in [3, 4, 0x7fff, 0xffff] {
         let (c, _) = a.request(0, 3, 512);
-        let t = table(&a, SEAM, &c);
+        let t = a.table(SEAM, &c);
         a.memory.write_u16(SEAM + 16 + 14, next).unwrap();
         let id = a.raw.chain(&[t]);
         let before = a.snapshot();
@@ -285,7 +264,7 @@ fn a06_indirect_next_out_of_the_table() {
     }
     // In a circle inside of the table.
     let (c, _) = a.request(0, 3, 512);
-    let t = table(&a, SEAM, &[c[0], c[0], c[0]]);
+    let t = a.table(SEAM, &[c[0], c[0], c[0]]);
     a.memory
         .write(SEAM + 32, &bytes(d(c[0].addr, 16, NEXT), 0))
         .unwrap();
@@ -303,7 +282,7 @@ fn a06_table_of_any_size() {
             let mut chain = vec![c[0]];
             chain.extend((0..segments).map(|i| d(c[1].addr + 512 * u64::from(i), 512, WRITE)));
             chain.push(c[2]);
-            let t = table(&a, SEAM + 16 * u64::from(segments), &chain);
+            let t = a.table(SEAM + 16 * u64::from(segments), &chain);
             let id = a.raw.chain(&[t]);
             assert_eq!(a.back(), Some((id, 512 * segments + 1)));
             assert_eq!(a.status(status), 0);
@@ -331,18 +310,18 @@ fn a07_indirect_where_it_may_not_be() {
         let mut a = Attack::new(packed, 16);
         // Inside of a table.
         let (c, _) = a.request(0, 3, 512);
-        let inner = table(&a, SEAM, &c);
-        let outer = table(&a, SEAM + 4096, &[c[0], inner]);
+        let inner = a.table(SEAM, &c);
+        let outer = a.table(SEAM + 4096, &[c[0], inner]);
         let id = a.raw.chain(&[outer]);
         let before = a.snapshot();
         a.refused(id, &before);
         // A table that names itself.
-        let itself = table(&a, SEAM, &[d(SEAM, 16, INDIRECT)]);
+        let itself = a.table(SEAM, &[d(SEAM, 16, INDIRECT)]);
         let id = a.raw.chain(&[itself]);
         let before = a.snapshot();
         a.refused(id, &before);
         // With a next descriptor (a raw chain sets NEXT on all but the last).
-        let t = table(&a, SEAM, &c);
+        let t = a.table(SEAM, &c);
         let id = a.raw.chain(&[t, c[2]]);
         let before = a.snapshot();
         a.refused(id, &before);
@@ -360,14 +339,14 @@ fn a07_indirect_where_it_may_not_be() {
 fn a07_direct_then_indirect_is_served() {
     let mut a = Attack::new(false, 16);
     let (c, status) = a.request(0, 3, 512);
-    let t = table(&a, SEAM, &c[1..]);
+    let t = a.table(SEAM, &c[1..]);
     let id = a.raw.chain(&[c[0], t]);
     assert_eq!(a.back(), Some((id, 513)));
     assert_eq!(a.status(status), 0);
     // A packed one may not (§2.8.7).
     let mut a = Attack::new(true, 16);
     let (c, _) = a.request(0, 3, 512);
-    let t = table(&a, SEAM, &c[1..]);
+    let t = a.table(SEAM, &c[1..]);
     let id = a.raw.chain(&[c[0], t]);
     let before = a.snapshot();
     a.refused(id, &before);
@@ -419,7 +398,7 @@ fn a09_a_full_ring_is_not_empty() {
             // One table for each slot; all at once.
             for round in 0..3 {
                 let (c, _) = a.request(0, 3, 512);
-                let t = table(&a, SEAM, &c);
+                let t = a.table(SEAM, &c);
                 let ids: Vec<u16> = (0..size).map(|_| a.raw.chain(&[t])).collect();
                 for id in ids {
                     let mut turns = 0;
@@ -441,14 +420,14 @@ fn a09_a_full_ring_is_not_empty() {
 #[test]
 fn a10_same_head_twice() {
     // Twice in one batch, and again while the first is in flight.
-    let mut a = Attack::on(false, 16, rig::stall::volume(false));
+    let mut a = Attack::on(false, 16, stall::volume(false));
     let (c, _) = a.request(0, 3, 512);
     let head = a.raw.chain(&c);
     a.raw.offer(head);
     assert_eq!(a.back(), None);
     assert!(a.broken());
 
-    let mut a = Attack::on(false, 16, rig::stall::volume(false));
+    let mut a = Attack::on(false, 16, stall::volume(false));
     let (c, _) = a.request(0, 3, 512);
     let head = a.raw.chain(&c);
     a.turns(TURNS);
@@ -460,7 +439,7 @@ fn a10_same_head_twice() {
     a.unchanged(&before, &[(a.raw.driver, 40)]);
 
     // Packed: the same buffer ID.
-    let mut a = Attack::on(true, 16, rig::stall::volume(false));
+    let mut a = Attack::on(true, 16, stall::volume(false));
     let (c, _) = a.request(0, 3, 512);
     a.raw.packed_chain(&c, 5, false);
     a.turns(TURNS);
@@ -490,7 +469,7 @@ fn a23_endless_producer() {
     for packed in KINDS {
         let mut a = Attack::new(packed, 256);
         let (c, _) = a.request(0, 0, 128 << 10);
-        let t = table(&a, SEAM, &c);
+        let t = a.table(SEAM, &c);
         let mut served = 0;
         for _ in 0..times(50, 2000) {
             // Whatever was used is offered again before every turn of the neighbour.
@@ -517,23 +496,9 @@ fn a24_geometry_is_fixed_at_start() {
         a.queue_lives();
         for size in [1, 8, 32, 0xffff] {
             let setup = QueueSetup {
-                index: 0,
                 size,
-                features: a.device.features(),
-                addresses: RingAddresses {
-                    space: Space::Guest,
-                    desc: SEAM,
-                    driver: SEAM + 4096,
-                    device: SEAM + 8192,
-                },
-                position: Position::START,
-                memory: a.epoch.clone(),
-                kick: None,
-                call: None,
-                error: None,
-                inflight: None,
-                log: None,
-                enabled: true,
+                addresses: addresses([SEAM, SEAM + 4096, SEAM + 8192]),
+                ..a.setup()
             };
             assert!(a.device.start_queue(setup).is_err());
             a.queue_lives();
@@ -561,26 +526,12 @@ fn a24_bad_geometry_never_starts() {
     ];
     for (packed, size, desc, driver, device) in bad {
         let mut a = Attack::new(packed, 16);
-        a.stop(rig::FINISH);
+        a.stop(FINISH);
         let before = a.snapshot();
         let setup = QueueSetup {
-            index: 0,
             size,
-            features: a.features(),
-            addresses: RingAddresses {
-                space: Space::Guest,
-                desc,
-                driver,
-                device,
-            },
-            position: Position::START,
-            memory: a.epoch.clone(),
-            kick: None,
-            call: None,
-            error: None,
-            inflight: None,
-            log: None,
-            enabled: true,
+            addresses: addresses([desc, driver, device]),
+            ..a.setup()
         };
         a.device.start_queue(setup).unwrap();
         a.turns(TURNS);
@@ -589,7 +540,7 @@ fn a24_bad_geometry_never_starts() {
             "{packed} {size} {desc:#x} {driver:#x} {device:#x}"
         );
         a.unchanged(&before, &[]);
-        assert_eq!(a.stop(rig::FINISH), None);
+        assert_eq!(a.stop(FINISH), None);
         a.neighbour_lives();
     }
 }

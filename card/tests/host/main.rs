@@ -9,6 +9,7 @@
 //! `BLUFF_TEST_LONG=1` runs more rounds of each.
 
 mod kill;
+mod libblkio;
 mod memory;
 mod neighbours;
 mod orderly_end;

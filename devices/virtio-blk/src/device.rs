@@ -429,3 +429,32 @@ impl Actor for Failed {
         if self.stopped { Turn::Done } else { Turn::Idle }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bluff_reactor::{Options, Reactor};
+
+    /// Found by the differential test: a driver that can choose the mode, and cannot flush.
+    #[test]
+    fn who_cannot_flush_begins_with_write_through() {
+        let reactor = Reactor::new(&Options::default()).unwrap();
+        let options = BlkOptions {
+            queues: 1,
+            serial: String::new(),
+            poll: Poll::Never,
+            reactors: vec![reactor.handle()],
+        };
+        let uri = bluff_block::Uri::parse("null:?size=1MiB").unwrap();
+        let mut device = Blk::new(bluff_block::null::open(uri).unwrap(), options);
+        let mut mode = |features| {
+            device.reset();
+            device.set_features(features);
+            device.config().writeback
+        };
+        assert_eq!(mode(0), 0);
+        assert_eq!(mode(feature::FLUSH), 1);
+        assert_eq!(mode(feature::FLUSH | feature::CONFIG_WCE), 1);
+        assert_eq!(mode(feature::CONFIG_WCE), 0);
+    }
+}

@@ -58,7 +58,9 @@ pub struct Blk {
     options: BlkOptions,
     shared: Arc<Shared>,
     features: u64,
-    /// What its driver can know of the mode: a [`Mode`].
+    /// The cache mode that a driver has that may choose it: write-back until one chooses.
+    chosen: AtomicBool,
+    /// What its driver can know of that: a [`Mode`].
     mode: AtomicU8,
     queues: Vec<Option<Running>>,
     counters: Vec<Arc<QueueCounters>>,
@@ -124,6 +126,7 @@ impl Blk {
             options,
             shared,
             features: 0,
+            chosen: AtomicBool::new(true),
             mode: AtomicU8::new(Mode::Untold as u8),
             queues,
             counters,
@@ -143,7 +146,11 @@ impl Blk {
     }
 
     fn config(&self) -> Config {
-        let writeback = self.shared.writeback.load(Ordering::Relaxed);
+        // A driver without the choice does not look, and the next one may have it.
+        let writeback = match self.features & feature::CONFIG_WCE != 0 {
+            true => self.shared.writeback.load(Ordering::Relaxed),
+            false => self.chosen.load(Ordering::Relaxed),
+        };
         config::config(
             &self.shared.volume.geometry(),
             self.options.queues,
@@ -151,8 +158,10 @@ impl Blk {
         )
     }
 
-    fn set_writeback(&self, on: bool) {
-        self.shared.writeback.store(on, Ordering::Relaxed);
+    /// Sets the mode, for a driver that has the choice.
+    fn choose(&self, writeback: bool) {
+        self.chosen.store(writeback, Ordering::Relaxed);
+        self.shared.writeback.store(writeback, Ordering::Relaxed);
     }
 
     /// A queue starts, whose driver may choose the mode; `begins`: it has not been used before.
@@ -163,10 +172,13 @@ impl Blk {
         }
         if begins && mode == Mode::Read as u8 {
             self.mode.store(Mode::Agreed as u8, Ordering::Relaxed);
-        } else if self.shared.writeback.swap(false, Ordering::Relaxed) {
-            log::info!(
-                "what the driver was told of the cache before is not known here: writes go through until it says"
-            );
+        } else {
+            if self.chosen.load(Ordering::Relaxed) {
+                log::info!(
+                    "what the driver was told of the cache before is not known here: writes go through until it says"
+                );
+            }
+            self.choose(false);
         }
     }
 
@@ -226,9 +238,10 @@ impl VirtioDevice for Blk {
         // Without a choice of its own the driver infers the mode from FLUSH (§5.2.6.2); without FLUSH it
         // has to be write-through in any case (§5.2.5.2).
         let flush = features & feature::FLUSH != 0;
-        if features & feature::CONFIG_WCE == 0 || !flush {
-            self.set_writeback(flush);
-        }
+        let chosen = features & feature::CONFIG_WCE == 0 || self.chosen.load(Ordering::Relaxed);
+        self.shared
+            .writeback
+            .store(flush && chosen, Ordering::Relaxed);
     }
 
     fn config_len(&self) -> u32 {
@@ -254,7 +267,7 @@ impl VirtioDevice for Blk {
         };
         match (offset, from) {
             (WRITEBACK_OFFSET, [mode @ (0 | 1)]) if self.features & feature::CONFIG_WCE != 0 => {
-                self.set_writeback(*mode == 1);
+                self.choose(*mode == 1);
                 self.mode.store(Mode::Agreed as u8, Ordering::Relaxed);
                 Ok(())
             }
@@ -328,16 +341,26 @@ impl VirtioDevice for Blk {
         vec![
             STATE_VERSION,
             u8::from(self.shared.writeback.load(Ordering::Relaxed)),
+            u8::from(self.chosen.load(Ordering::Relaxed)),
             self.mode.load(Ordering::Relaxed),
         ]
     }
 
     fn load(&mut self, state: &[u8]) -> Result<(), DeviceError> {
         const MODES: u8 = Mode::Agreed as u8;
-        let [STATE_VERSION, writeback @ (0 | 1), mode @ 0..=MODES] = state else {
+        let [
+            STATE_VERSION,
+            writeback @ (0 | 1),
+            chosen @ (0 | 1),
+            mode @ 0..=MODES,
+        ] = state
+        else {
             return Err(DeviceError::State);
         };
-        self.set_writeback(*writeback == 1);
+        self.choose(*chosen == 1);
+        self.shared
+            .writeback
+            .store(*writeback == 1, Ordering::Relaxed);
         self.mode.store(*mode, Ordering::Relaxed);
         Ok(())
     }
@@ -451,11 +474,11 @@ mod tests {
         let mut mode = |features| {
             device.reset();
             device.set_features(features);
-            device.config().writeback
+            device.shared.writeback.load(Ordering::Relaxed)
         };
-        assert_eq!(mode(0), 0);
-        assert_eq!(mode(feature::FLUSH), 1);
-        assert_eq!(mode(feature::FLUSH | feature::CONFIG_WCE), 1);
-        assert_eq!(mode(feature::CONFIG_WCE), 0);
+        assert!(!mode(0));
+        assert!(mode(feature::FLUSH));
+        assert!(mode(feature::FLUSH | feature::CONFIG_WCE));
+        assert!(!mode(feature::CONFIG_WCE));
     }
 }

@@ -222,6 +222,11 @@ fn script(seed: u64, reactor: &mut Reactor, memories: &[Memory; 2], met: &mut Me
         indirect: choices.indirect,
     };
     let (event_idx, mode) = (has(feature::EVENT_IDX), has(feature::CONFIG_WCE));
+    if mode {
+        // Rings begin anywhere here. Ours takes that for a driver that was there before it, which may have any
+        // mode in mind until it says.
+        pair.set_writeback(allowed.flush);
+    }
     for _ in 0..1 + chance.below(6) {
         if chance.percent(15) {
             pair.restart();

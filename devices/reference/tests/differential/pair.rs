@@ -210,8 +210,6 @@ impl<'a> Pair<'a> {
             | when(choices.flush, feature::FLUSH)
             | when(choices.config_wce, feature::CONFIG_WCE);
         self.features = self.ours.device.features() & self.theirs.device.features() & wanted;
-        // As every front end does: a driver cannot know the cache mode where nobody has read it.
-        self.ours.device.read_config(0, &mut [0; 60]);
         self.ours.device.set_features(self.features);
         self.theirs.device.set_acked(self.features);
         let event_idx = self.features & features::EVENT_IDX != 0;

@@ -200,8 +200,17 @@ fn a_device_that_cannot_know_the_mode_writes_through() {
     start(&mut rig, later);
     assert_eq!(mode(&rig.device), 0);
 
-    // Without FLUSH nothing would ever be durable otherwise.
+    // Without FLUSH nothing would ever be durable otherwise; but the next driver begins as if that had not been.
     let mut rig = new();
-    rig.device.set_features(features::VERSION_1 | CONFIG_WCE);
-    assert_eq!(mode(&rig.device), 0);
+    for firmware in [features::VERSION_1 | CONFIG_WCE, features::VERSION_1] {
+        rig.device.set_features(firmware);
+        if firmware & CONFIG_WCE != 0 {
+            assert_eq!(mode(&rig.device), 0);
+        }
+        rig.device.reset();
+        assert_eq!(mode(&rig.device), 1);
+        start(&mut rig, Position::START);
+        assert_eq!(mode(&rig.device), 1);
+        rig.device.reset();
+    }
 }

@@ -3,9 +3,9 @@
 //! Unsafe, because headers and status bytes are copied from and to guest memory.
 #![allow(unsafe_code)]
 
-use bluff_memory::{DirtyLog, GuestMemory, Hint, IoVec};
+use bluff_memory::{GuestMemory, Hint, IoVec};
 
-use crate::ChainError;
+use crate::{ChainError, QueueLog};
 
 /// The most pieces of a chain: what the kernel takes in one vector (`IOV_MAX`). It also bounds what a
 /// driver with a long queue can have a chain grow to, which is kept.
@@ -188,7 +188,11 @@ impl Chain {
 
     /// Marks everything that the device may have written. How much it did write is not always known
     /// (a read that failed, an I/O that was cut short), so all of it counts.
-    pub(crate) fn mark(&self, log: &DirtyLog) {
+    #[inline]
+    pub(crate) fn mark(&self, log: Option<&QueueLog>) {
+        let Some(QueueLog { log, .. }) = log else {
+            return;
+        };
         for (piece, addr) in self.iov.iter().zip(&self.addr).skip(self.readable) {
             log.mark(*addr, piece.len() as u64);
         }

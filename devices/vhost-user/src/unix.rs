@@ -200,19 +200,44 @@ fn kind(file: BorrowedFd<'_>) -> io::Result<libc::mode_t> {
     Ok(stat.st_mode & libc::S_IFMT)
 }
 
+/// Makes sure that a socket is a Unix socket. Others may wait when they are closed (`SO_LINGER`), and a notifier is
+/// closed on its reactor.
+fn check_unix(file: BorrowedFd<'_>) -> io::Result<()> {
+    let mut domain: libc::c_int = 0;
+    let mut len = size_of::<libc::c_int>() as libc::socklen_t;
+    // SAFETY: the buffer is ours and as long as we say.
+    let rc = unsafe {
+        libc::getsockopt(
+            file.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_DOMAIN,
+            (&raw mut domain).cast(),
+            &raw mut len,
+        )
+    };
+    match rc {
+        0 if domain == libc::AF_UNIX => Ok(()),
+        0 => Err(io::ErrorKind::InvalidInput.into()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 /// Makes a descriptor that a front end sent usable for notifications: it must be able to signal
-/// (an eventfd, a pipe, a socket), and reading or writing it never blocks a reactor.
+/// (an eventfd, a pipe, a Unix socket), and neither reads nor writes wait as long as the front end leaves it so. It can
+/// have them wait at any time: who writes to it is prepared for that (`bluff_virtio::Notifier`).
 ///
 /// # Errors
 /// `InvalidInput` for a file of another kind.
 pub fn set_notifier(file: BorrowedFd<'_>) -> io::Result<()> {
-    if !matches!(kind(file)?, 0 | libc::S_IFIFO | libc::S_IFSOCK) {
-        return Err(io::ErrorKind::InvalidInput.into());
+    match kind(file)? {
+        0 | libc::S_IFIFO => {}
+        libc::S_IFSOCK => check_unix(file)?,
+        _ => return Err(io::ErrorKind::InvalidInput.into()),
     }
     set_nonblocking(file)
 }
 
-/// Makes sure that a descriptor that a front end sent is a socket.
+/// Makes sure that a descriptor that a front end sent is a Unix socket.
 ///
 /// # Errors
 /// `InvalidInput` for a file of another kind.
@@ -220,6 +245,7 @@ pub fn set_channel(file: BorrowedFd<'_>) -> io::Result<()> {
     if kind(file)? != libc::S_IFSOCK {
         return Err(io::ErrorKind::InvalidInput.into());
     }
+    check_unix(file)?;
     set_nonblocking(file)
 }
 
@@ -338,11 +364,17 @@ mod tests {
     }
 
     #[test]
-    fn a_regular_file_is_no_notifier() {
+    fn only_what_signals_is_a_notifier() {
         let file = sealed_memory(c"x", 10).unwrap();
         assert!(set_notifier(file.as_fd()).is_err());
         let (a, _b) = UnixStream::pair().unwrap();
         set_notifier(a.as_fd()).unwrap();
+        set_channel(a.as_fd()).unwrap();
+        let (_end, pipe) = io::pipe().unwrap();
+        set_notifier(pipe.as_fd()).unwrap();
+        assert!(set_channel(pipe.as_fd()).is_err());
+        let udp = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        assert!(set_notifier(udp.as_fd()).is_err() && set_channel(udp.as_fd()).is_err());
         // SAFETY: the descriptor has no other owner.
         let event = unsafe { OwnedFd::from_raw_fd(EventFd::new(0).unwrap().into_raw_fd()) };
         set_notifier(event.as_fd()).unwrap();

@@ -65,6 +65,7 @@ impl Pair {
             BlkOptions {
                 queues: 1,
                 serial: "hostile".into(),
+                config_wce: true,
                 poll: Poll::Never,
                 reactors: vec![good.reactor.clone()],
             },

@@ -3,7 +3,7 @@
 //! Unsafe, because headers and status bytes are copied from and to guest memory.
 #![allow(unsafe_code)]
 
-use bluff_memory::{GuestMemory, Hint, IoVec};
+use bluff_memory::{DirtyLog, GuestMemory, Hint, IoVec};
 
 use crate::{ChainError, QueueLog};
 
@@ -240,9 +240,13 @@ impl Chain {
     /// request that was refused may be as long as the memory, and were not touched.
     #[inline]
     pub(crate) fn mark(&self, log: Option<&QueueLog>) {
-        let Some(QueueLog { log, .. }) = log else {
-            return;
-        };
+        if let Some(QueueLog { log, .. }) = log {
+            self.mark_pages(log);
+        }
+    }
+
+    #[cold]
+    fn mark_pages(&self, log: &DirtyLog) {
         if self.filled {
             for (piece, addr) in self.iov.iter().zip(&self.addr).skip(self.readable) {
                 log.mark(*addr, piece.len() as u64);

@@ -5,7 +5,7 @@
 
 use bluff_memory::{DirtyLog, GuestMemory, Hint, IoVec};
 
-use crate::ChainError;
+use crate::{ChainError, QueueLog};
 
 /// The most pieces of a chain: what the kernel takes in one vector (`IOV_MAX`). It also bounds what a
 /// driver with a long queue can have a chain grow to, which is kept.
@@ -238,7 +238,15 @@ impl Chain {
     /// Marks everything that the device may have written. How much it did write is not always known
     /// (a read that failed, an I/O that was cut short), so all of it counts that was to be filled; buffers of a
     /// request that was refused may be as long as the memory, and were not touched.
-    pub(crate) fn mark(&self, log: &DirtyLog) {
+    #[inline]
+    pub(crate) fn mark(&self, log: Option<&QueueLog>) {
+        if let Some(QueueLog { log, .. }) = log {
+            self.mark_pages(log);
+        }
+    }
+
+    #[cold]
+    fn mark_pages(&self, log: &DirtyLog) {
         if self.filled {
             for (piece, addr) in self.iov.iter().zip(&self.addr).skip(self.readable) {
                 log.mark(*addr, piece.len() as u64);

@@ -14,8 +14,7 @@ use crate::support::*;
 fn packed_rings_start_where_they_are() {
     let _alone = alone();
     let function = Function::new(1);
-    let front = function.connect();
-    front.negotiate();
+    let front = function.negotiated();
     let bits = features::VERSION_1 | features::RING_PACKED | F_PROTOCOL;
     assert!(front.set(SET_FEATURES, bits));
     let _memory = front.memory();
@@ -39,8 +38,7 @@ fn config_changes_reach_the_front_end() {
     let _alone = alone();
     for ack in [true, false] {
         let function = Function::new(1);
-        let mut front = function.connect();
-        front.negotiate();
+        let mut front = function.negotiated();
         let (ours, theirs) = UnixStream::pair().unwrap();
         if !ack {
             let protocol = front.number(GET_PROTOCOL_FEATURES);
@@ -78,23 +76,21 @@ fn config_changes_reach_the_front_end() {
 fn a_second_front_end_is_turned_away() {
     let _alone = alone();
     let function = Function::new(1);
-    let first = function.connect();
-    first.negotiate();
+    let first = function.negotiated();
     let second = function.connect();
     assert!(second.is_closed());
     function.wait_events(1, |e| *e == AttachmentEvent::Refused);
     assert_ne!(first.number(GET_FEATURES), 0);
     drop(first);
     function.wait_gone(1);
-    function.connect().negotiate();
+    function.negotiated();
 }
 
 #[test]
 fn a_broken_ring_asks_for_a_reset() {
     let _alone = alone();
     let function = Function::new(2);
-    let front = function.connect();
-    front.negotiate();
+    let front = function.negotiated();
     let _memory = front.memory();
     front.start(0);
     assert!(front.set(SET_STATUS, 15));
@@ -113,8 +109,7 @@ fn a_broken_ring_asks_for_a_reset() {
 fn a_ring_that_cannot_start_leaves_nothing() {
     let _alone = alone();
     let function = Function::new(1);
-    let front = function.connect();
-    front.negotiate();
+    let front = function.negotiated();
     let _memory = front.memory();
     front.ring(0, 128);
     let before = open_files();
@@ -155,8 +150,7 @@ fn network_messages_reach_network_devices_only() {
     let function = Function::with(net_device(2), Duration::from_millis(300), |o| {
         o.net = Some(Box::new(net));
     });
-    let front = function.connect();
-    front.negotiate();
+    let front = function.negotiated();
     assert!(front.set(NET_SET_MTU, 9000));
     assert!(!front.set(NET_SET_MTU, 60), "the device's answer");
     assert!(!front.set(NET_SET_MTU, 70_000));
@@ -165,8 +159,7 @@ fn network_messages_reach_network_devices_only() {
     let want = [(9000, [0; 6]), (0, [2, 0, 0, 1, 2, 3])];
     assert_eq!(*seen.lock().unwrap(), want);
     let block = Function::new(1);
-    let front = block.connect();
-    front.negotiate();
+    let front = block.negotiated();
     assert!(!front.set(NET_SET_MTU, 9000));
     assert!(!front.ok(SEND_RARP, &mac, &[]));
 }
@@ -184,8 +177,7 @@ fn attachments_come_and_go_at_run_time() {
 fn come_and_go() {
     let function = Function::new(1);
     let handle = function.sessions.as_ref().unwrap().handle();
-    let front = function.connect();
-    front.negotiate();
+    let front = function.negotiated();
     let _memory = front.memory();
     front.start(0);
     function.control.lock().pace = Pace::AtBound;

@@ -42,8 +42,7 @@ fn what_is_under_way_is_answered_before_the_connection_ends() {
     let _alone = alone();
     for recorded in [false, true] {
         let function = Function::new(2);
-        let front = function.connect();
-        front.negotiate();
+        let front = function.negotiated();
         if recorded {
             let (answer, files) = front
                 .ask(GET_INFLIGHT_FD, &inflight(0, 0, 2, 128), &[])
@@ -84,8 +83,7 @@ fn what_is_under_way_is_answered_before_the_connection_ends() {
 fn a_front_end_that_has_gone_is_not_answered() {
     let _alone = alone();
     let function = Function::new(1);
-    let front = function.connect();
-    front.negotiate();
+    let front = function.negotiated();
     let _memory = front.memory();
     front.start(0);
     function.control.take_calls();
@@ -107,8 +105,7 @@ fn a_front_end_that_has_gone_is_not_answered() {
 fn a_front_end_that_goes_before_the_stop_is_not_answered() {
     let _alone = alone();
     let function = Function::new(1);
-    let front = function.connect();
-    front.negotiate();
+    let front = function.negotiated();
     let _memory = front.memory();
     front.start(0);
     function.control.take_calls();
@@ -133,8 +130,7 @@ fn a_front_end_that_goes_before_the_stop_is_not_answered() {
 fn storage_that_never_answers_ends_within_the_bound() {
     let _alone = alone();
     let function = Function::new(4);
-    let front = function.connect();
-    front.negotiate();
+    let front = function.negotiated();
     let _memory = front.memory();
     for i in 0..4 {
         front.start(i);

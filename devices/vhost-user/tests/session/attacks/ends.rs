@@ -14,8 +14,7 @@ fn b15_disconnect_with_io_that_never_completes() {
     let function = Function::new(4);
     let before = open_files();
     for round in 1..=times(1000) / 10 + 1 {
-        let front = function.connect();
-        front.negotiate();
+        let front = function.negotiated();
         let _memory = front.memory();
         for i in 0..4 {
             front.start(i);
@@ -25,8 +24,7 @@ fn b15_disconnect_with_io_that_never_completes() {
         let start = Instant::now();
         drop(front);
         // Comes back at once: served when the old session is over, not turned away.
-        let front = function.connect();
-        front.negotiate();
+        let front = function.negotiated();
         assert!(start.elapsed() < Duration::from_secs(2));
         let stop = Stop {
             bound: Duration::from_millis(300),
@@ -53,8 +51,7 @@ fn b15_every_way_to_stop_ends_within_the_bound() {
     let function = Function::new(4);
     for way in ["base", "reset", "status"] {
         function.control.lock().pace = Pace::Now;
-        let front = function.connect();
-        front.negotiate();
+        let front = function.negotiated();
         let _memory = front.memory();
         for i in 0..4 {
             front.start(i);

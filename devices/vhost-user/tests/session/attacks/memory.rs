@@ -12,8 +12,7 @@ use crate::support::*;
 fn b04_get_inflight_fd_flood_and_odd_sizes() {
     let _alone = alone();
     let function = Function::new(256);
-    let front = function.connect();
-    front.negotiate();
+    let front = function.negotiated();
     let before = open_files();
     for i in 0..times(10_000) as u16 {
         let queues = 1 + i % 256;
@@ -69,8 +68,7 @@ fn b05_memory_and_in_flight_files_that_shrink() {
     let _alone = alone();
     let function = Function::new(1);
     for in_flight in [false, true] {
-        let front = function.connect();
-        front.negotiate();
+        let front = function.negotiated();
         let guest = std::fs::File::from({
             let dir = tempfile::tempfile().unwrap();
             dir.set_len(MEMORY).unwrap();
@@ -119,8 +117,7 @@ fn b05_memory_and_in_flight_files_that_shrink() {
 fn b06_log_base_overflow_and_offset() {
     let _alone = alone();
     let function = Function::new(1);
-    let front = function.connect();
-    front.negotiate();
+    let front = function.negotiated();
     let _memory = front.memory();
     front.start(0);
     // 1 MiB of guest memory needs 32 bytes.
@@ -154,8 +151,7 @@ fn b06_log_base_overflow_and_offset() {
     function.wait_gone(1);
 
     // The offset counts once: a bit for the first page is in the byte at the offset.
-    let front = function.connect();
-    front.negotiate();
+    let front = function.negotiated();
     let _memory = front.memory();
     assert!(
         front
@@ -185,8 +181,7 @@ fn b08_memory_regions_that_are_not_valid() {
     let _alone = alone();
     let function = Function::new(1);
     let before = open_files();
-    let front = function.connect();
-    front.negotiate();
+    let front = function.negotiated();
     let guest = file(MEMORY);
     let read_only = {
         let path = format!("/proc/self/fd/{}", guest.as_raw_fd());
@@ -236,8 +231,7 @@ fn b08_memory_slots_up_to_their_number() {
     let _alone = alone();
     let function = Function::new(1);
     let before = open_files();
-    let front = function.connect();
-    front.negotiate();
+    let front = function.negotiated();
     assert_eq!(front.number(GET_MAX_MEM_SLOTS), 509);
     let guest = file(509 * 4096);
     let row = |i: u64| (i * 4096, 4096, USER + i * 4096, i * 4096);
@@ -259,8 +253,7 @@ fn b08_memory_slots_up_to_their_number() {
 fn b09_memory_changes_during_io_are_acknowledged_when_nothing_uses_it() {
     let _alone = alone();
     let function = Function::new(2);
-    let front = function.connect();
-    front.negotiate();
+    let front = function.negotiated();
     let guest = file(2 * MEMORY);
     let low = (0, MEMORY, USER, 0);
     let high = (MEMORY, MEMORY, USER + MEMORY, MEMORY);

@@ -19,8 +19,7 @@ fn file(len: u64) -> std::os::fd::OwnedFd {
 
 /// Every test ends with this: a well-behaved front end is served as if nothing had happened.
 fn still_serves(function: &Function) {
-    let front = function.connect();
-    front.negotiate();
+    let front = function.negotiated();
     let _memory = front.memory();
     front.start(0);
     assert!(function.control.is_running(0));

@@ -58,8 +58,7 @@ fn b12_features_not_offered_and_negotiation_in_mid_io() {
 fn b13_config_out_of_range() {
     let _alone = alone();
     let function = Function::new(1);
-    let front = function.connect();
-    front.negotiate();
+    let front = function.negotiated();
     let config = |offset: u32, size: u32, flags: u32, bytes: usize| {
         let mut payload = words(&[offset, size, flags]);
         payload.resize(12 + bytes, 0x5a);

@@ -12,8 +12,7 @@ fn b01_vring_index_out_of_range_in_every_message() {
     let _alone = alone();
     let function = Function::new(2);
     let before = open_files();
-    let front = function.connect();
-    front.negotiate();
+    let front = function.negotiated();
     let memory = front.memory();
     front.start(1);
     let calls = function.control.take_calls().len();
@@ -49,8 +48,7 @@ fn b03_vring_num_again_and_against_in_flight_state() {
     let _alone = alone();
     let function = Function::new(2);
     let before = open_files();
-    let front = function.connect();
-    front.negotiate();
+    let front = function.negotiated();
     let memory = front.memory();
     for i in 0..times(100_000) as u32 {
         assert!(front.ok(SET_VRING_NUM, &words(&[0, 1 << (i % 8)]), &[]));
@@ -103,8 +101,7 @@ fn b10_vring_addresses_unmapped_misaligned_or_over_two_regions() {
         (u64::MAX - 15, USER + 0x8000, USER + 0x4000, false),
         (USER, u64::MAX - 3, USER + 0x4000, false),
     ] {
-        let front = function.connect();
-        front.negotiate();
+        let front = function.negotiated();
         let files = [guest.as_fd(), guest.as_fd()];
         assert!(front.ok(SET_MEM_TABLE, &table(&regions), &files));
         assert!(front.ok(SET_VRING_NUM, &words(&[0, 128]), &[]));
@@ -121,8 +118,7 @@ fn b10_vring_addresses_unmapped_misaligned_or_over_two_regions() {
         let n = function.count(|e| *e == AttachmentEvent::Connected);
         function.wait_gone(n);
     }
-    let front = function.connect();
-    front.negotiate();
+    let front = function.negotiated();
     assert!(!front.ok(SET_VRING_ADDR, &addr(0, 2), &[]), "unknown flag");
     drop(front);
     still_serves(&function);
@@ -145,8 +141,7 @@ fn b14_messages_in_the_wrong_order() {
     assert!(front.is_closed());
     function.wait_gone(2);
 
-    let front = function.connect();
-    front.negotiate();
+    let front = function.negotiated();
     let no_kick = |why: &str| {
         assert!(!front.ok(SET_VRING_KICK, &[0; 8], &[kick.as_fd()]), "{why}");
     };

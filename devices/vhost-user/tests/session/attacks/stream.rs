@@ -83,8 +83,7 @@ fn b11_truncated_oversized_unknown_and_reply() {
         head(GET_FEATURES, 2, 0),
         head(GET_FEATURES, 3, 0),
     ] {
-        let front = function.connect();
-        front.negotiate();
+        let front = function.negotiated();
         front.bytes(&bytes, &[]);
         assert!(front.is_closed());
         gone += 1;
@@ -92,8 +91,7 @@ fn b11_truncated_oversized_unknown_and_reply() {
     }
     // A connection that ends within a message.
     for cut in [1, 11, 12, 19] {
-        let front = function.connect();
-        front.negotiate();
+        let front = function.negotiated();
         let spare = file(1);
         let bytes = framing::request(SET_FEATURES, true, &[0; 8]);
         front.bytes(&bytes[..cut], &[spare.as_fd()]);
@@ -103,8 +101,7 @@ fn b11_truncated_oversized_unknown_and_reply() {
         function.wait_gone(gone);
     }
     // Requests that are unknown, not offered, or of a wrong length.
-    let front = function.connect();
-    front.negotiate();
+    let front = function.negotiated();
     for request in [
         0,
         22,
@@ -135,8 +132,7 @@ fn b11_truncated_oversized_unknown_and_reply() {
     drop(front);
     function.wait_gone(gone + 1);
     // The same without acknowledgements.
-    let mut front = function.connect();
-    front.negotiate();
+    let mut front = function.negotiated();
     front.ack = false;
     front.send(99, &[], &[]);
     assert!(front.is_closed());
@@ -152,8 +148,7 @@ fn b16_flood_one_byte_at_a_time() {
     let function = Function::new(2);
     let neighbour = Function::new(2);
     let before = open_files();
-    let front = function.connect();
-    front.negotiate();
+    let front = function.negotiated();
     let guest = file(MEMORY);
     for _ in 0..times(2000) {
         let bytes = framing::request(SET_MEM_TABLE, true, &table(&[(0, MEMORY, USER, 0)]));

@@ -126,8 +126,7 @@ fn qemu_7_s_order() {
     let _alone = alone();
     for packed in [false, true] {
         let function = Function::new(2);
-        let front = function.connect();
-        front.negotiate();
+        let front = function.negotiated();
         let bits = features::VERSION_1 | F_PROTOCOL;
         let bits = bits | if packed { features::RING_PACKED } else { 0 };
         assert!(front.set(SET_FEATURES, bits));

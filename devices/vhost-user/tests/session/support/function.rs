@@ -60,6 +60,13 @@ impl Function {
         Raw::new(self.stream())
     }
 
+    /// A front end that has negotiated everything.
+    pub fn negotiated(&self) -> Raw {
+        let front = self.connect();
+        front.negotiate();
+        front
+    }
+
     /// The front end's side of a new connection.
     pub fn stream(&self) -> UnixStream {
         let (front, socket) = UnixStream::pair().unwrap();

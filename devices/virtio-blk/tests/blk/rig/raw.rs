@@ -1,7 +1,7 @@
 //! A ring whose every byte the test writes, beside a neighbour that behaves, on a reactor that the test steps.
 
 use std::collections::HashMap;
-use std::sync::mpsc::channel;
+use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -437,15 +437,20 @@ impl Attack {
         }
     }
 
-    /// A second look at everything: the neighbour, and the attacker's queue after it was stopped and started.
+    /// Stops queue 0 and waits for it.
     pub fn stop(&mut self, stop: Stop) -> Option<StoppedQueue> {
-        let (tx, rx) = channel();
-        self.device
-            .stop_queue(0, stop, Box::new(move |s| tx.send(s).unwrap()));
+        let rx = self.begin_stop(stop);
         super::wait(|| {
             self.turns(1);
             rx.try_recv().ok()
         })
+    }
+
+    pub fn begin_stop(&mut self, stop: Stop) -> Receiver<Option<StoppedQueue>> {
+        let (tx, rx) = channel();
+        let done = Box::new(move |s| tx.send(s).unwrap());
+        self.device.stop_queue(0, stop, done);
+        rx
     }
 
     /// A chain that is given back with nothing done; everybody lives.

@@ -12,6 +12,7 @@ mod kill;
 mod libblkio;
 mod memory;
 mod neighbours;
+mod orderly_end;
 mod sessions;
 mod silence;
 mod storage;

@@ -1,16 +1,17 @@
 //! The device, as its attachment sees it.
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
 
 use bluff_block::{Subscription, Volume, VolumeEvent};
 use bluff_reactor::{Actor, Context, Event, Handle, Poll, Turn, Waker};
 use bluff_virtio::inflight::InflightQueue;
 use bluff_virtio::{
-    DeviceError, DeviceEvent, Notice, Notifier, QueueChange, QueueSetup, Stop, StoppedQueue,
-    VirtioDevice,
+    DeviceError, DeviceEvent, Notice, Notifier, Position, QueueChange, QueueSetup, Stop,
+    StoppedQueue, VirtioDevice,
 };
 use zerocopy::IntoBytes;
 
@@ -27,10 +28,27 @@ pub struct BlkOptions {
     pub queues: u16,
     /// What GET_ID answers: at most 20 bytes of it.
     pub serial: String,
+    /// Whether the driver may switch between write-back and write-through (`VIRTIO_BLK_F_CONFIG_WCE`).
+    ///
+    /// Else the mode follows from FLUSH: a driver that has it negotiated flushes. Front ends remember the mode
+    /// for their driver and do not say it again to a device that has restarted, or to another that the driver
+    /// migrates to; so a device that cannot know it writes through, which is slow and safe.
+    pub config_wce: bool,
     /// How its queues are polled.
     pub poll: Poll,
     /// The reactors that its queues are spread over; at least one.
     pub reactors: Vec<Handle>,
+}
+
+/// Whether the driver and we have the same cache mode in mind, where the driver may choose it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Mode {
+    /// Neither has told the other: a front end that was there before us may remember another one.
+    Untold,
+    /// It was read: a driver that begins now knows it. One that was there before may know another one.
+    Read,
+    /// The driver has begun with it, or has set it.
+    Agreed,
 }
 
 type Listener = Arc<Mutex<Option<Arc<dyn Fn(DeviceEvent) + Send + Sync>>>>;
@@ -40,6 +58,8 @@ pub struct Blk {
     options: BlkOptions,
     shared: Arc<Shared>,
     features: u64,
+    /// What its driver can know of the mode: a [`Mode`].
+    mode: AtomicU8,
     queues: Vec<Option<Running>>,
     counters: Vec<Arc<QueueCounters>>,
     listener: Listener,
@@ -100,16 +120,20 @@ impl Blk {
         });
         let counters = (0..options.queues).map(|_| Arc::default()).collect();
         let queues = (0..options.queues).map(|_| None).collect();
-        let mut this = Self {
+        let this = Self {
             options,
             shared,
             features: 0,
+            mode: AtomicU8::new(Mode::Untold as u8),
             queues,
             counters,
             listener,
             _events: events,
         };
-        this.reset();
+        // What was missed before there was a subscription.
+        this.shared
+            .size
+            .store(this.shared.volume.geometry().size, Ordering::Relaxed);
         this
     }
 
@@ -127,11 +151,45 @@ impl Blk {
         )
     }
 
+    fn set_writeback(&self, on: bool) {
+        self.shared.writeback.store(on, Ordering::Relaxed);
+    }
+
+    /// A queue starts, whose driver may choose the mode; `begins`: it has not been used before.
+    fn agree(&self, begins: bool) {
+        let mode = self.mode.load(Ordering::Relaxed);
+        if mode == Mode::Agreed as u8 {
+            return;
+        }
+        if begins && mode == Mode::Read as u8 {
+            self.mode.store(Mode::Agreed as u8, Ordering::Relaxed);
+        } else if self.shared.writeback.swap(false, Ordering::Relaxed) {
+            log::info!(
+                "what the driver was told of the cache before is not known here: writes go through until it says"
+            );
+        }
+    }
+
     fn reactor(&self, index: u16) -> &Handle {
         let all = &self.options.reactors;
         // A volume that bears fewer channels than there are reactors is used on its first ones.
         let n = all.len().min(self.shared.volume.max_channels()).max(1);
         &all[usize::from(index) % n]
+    }
+}
+
+impl Drop for Blk {
+    /// Queues that still run are told to end, and not waited for. They write nothing to their rings any more; what is
+    /// recorded as in flight stays so.
+    fn drop(&mut self) {
+        let stop = Stop {
+            bound: Duration::ZERO,
+            leave: true,
+            answer: false,
+        };
+        for queue in self.queues.iter_mut().filter_map(Option::take) {
+            queue.send(Message::Stop(stop, Box::new(drop)));
+        }
     }
 }
 
@@ -155,16 +213,21 @@ impl VirtioDevice for Blk {
     }
 
     fn features(&self) -> u64 {
-        config::offered(&self.shared.volume.geometry())
+        let choice = if self.options.config_wce {
+            0
+        } else {
+            feature::CONFIG_WCE
+        };
+        config::offered(&self.shared.volume.geometry()) & !choice
     }
 
     fn set_features(&mut self, features: u64) {
         self.features = features;
-        // Without a choice of its own the driver infers the mode from FLUSH (§5.2.6.2); and without FLUSH
-        // the mode is write-through to begin with, whatever it may choose later (§5.2.5.2).
+        // Without a choice of its own the driver infers the mode from FLUSH (§5.2.6.2); without FLUSH it
+        // has to be write-through in any case (§5.2.5.2).
         let flush = features & feature::FLUSH != 0;
         if features & feature::CONFIG_WCE == 0 || !flush {
-            self.shared.writeback.store(flush, Ordering::Relaxed);
+            self.set_writeback(flush);
         }
     }
 
@@ -178,6 +241,10 @@ impl VirtioDevice for Blk {
         let n = bytes.len().min(to.len());
         to[..n].copy_from_slice(&bytes[..n]);
         to[n..].fill(0);
+        let end = u64::from(offset) + to.len() as u64;
+        if (u64::from(offset)..end).contains(&u64::from(WRITEBACK_OFFSET)) {
+            self.mode.fetch_max(Mode::Read as u8, Ordering::Relaxed);
+        }
     }
 
     fn write_config(&mut self, offset: u32, from: &[u8]) -> Result<(), DeviceError> {
@@ -187,7 +254,8 @@ impl VirtioDevice for Blk {
         };
         match (offset, from) {
             (WRITEBACK_OFFSET, [mode @ (0 | 1)]) if self.features & feature::CONFIG_WCE != 0 => {
-                self.shared.writeback.store(*mode == 1, Ordering::Relaxed);
+                self.set_writeback(*mode == 1);
+                self.mode.store(Mode::Agreed as u8, Ordering::Relaxed);
                 Ok(())
             }
             _ => Err(refused),
@@ -204,6 +272,7 @@ impl VirtioDevice for Blk {
         if place.is_some() {
             return Err(DeviceError::Started(index));
         }
+        let begins = setup.position == Position::START;
         let (sender, mailbox) = mpsc::channel();
         let waker = Arc::new(OnceLock::new());
         *place = Some(Running {
@@ -211,6 +280,9 @@ impl VirtioDevice for Blk {
             sender,
             waker: waker.clone(),
         });
+        if self.features & feature::CONFIG_WCE != 0 {
+            self.agree(begins);
+        }
         let shared = self.shared.clone();
         let counters = self.counters[usize::from(index)].clone();
         let (poll, listener) = (self.options.poll, self.listener.clone());
@@ -248,24 +320,25 @@ impl VirtioDevice for Blk {
     }
 
     fn reset(&mut self) {
+        // The mode stays: front ends go on telling their drivers what they have read or set before.
         self.features = 0;
-        self.shared.writeback.store(true, Ordering::Relaxed);
     }
 
     fn save(&self) -> Vec<u8> {
         vec![
             STATE_VERSION,
             u8::from(self.shared.writeback.load(Ordering::Relaxed)),
+            self.mode.load(Ordering::Relaxed),
         ]
     }
 
     fn load(&mut self, state: &[u8]) -> Result<(), DeviceError> {
-        let [STATE_VERSION, writeback @ (0 | 1)] = state else {
+        const MODES: u8 = Mode::Agreed as u8;
+        let [STATE_VERSION, writeback @ (0 | 1), mode @ 0..=MODES] = state else {
             return Err(DeviceError::State);
         };
-        self.shared
-            .writeback
-            .store(*writeback == 1, Ordering::Relaxed);
+        self.set_writeback(*writeback == 1);
+        self.mode.store(*mode, Ordering::Relaxed);
         Ok(())
     }
 

@@ -148,6 +148,7 @@ fn device(hold: &Arc<AtomicBool>) -> (Reactor, Blk) {
     let options = BlkOptions {
         queues: 1,
         serial: "fuzz".into(),
+        config_wce: true,
         poll: Poll::Always,
         reactors: vec![reactor.handle()],
     };

@@ -306,6 +306,7 @@ impl Ring {
         (chain.slots, chain.entry) = (count as u16, again.entry);
         chain.id = again.chain.last().map_or(0, |d| d.id);
         self.popped(chain)?;
+        let result = result.and_then(|()| chain.end());
         Ok(result.map_or_else(Pop::Bad, |()| Pop::Chain))
     }
 
@@ -410,6 +411,7 @@ impl crate::Ring for Ring {
         }
         self.avail = place;
         self.slots += u32::from(count);
+        let result = result.and_then(|()| chain.end());
         Ok(result.map_or_else(Pop::Bad, |()| Pop::Chain))
     }
 

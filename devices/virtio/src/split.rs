@@ -214,7 +214,7 @@ impl Ring {
             let Translator { memory, hint, .. } = &mut self.translator;
             chain.push(memory, hint, d.addr, d.len, d.flags & WRITE != 0)?;
             if d.flags & NEXT == 0 {
-                return Ok(());
+                return chain.end();
             }
             if d.next >= self.size {
                 return Err(ChainError::Index(d.next));
@@ -243,7 +243,7 @@ impl Ring {
             }
             chain.push(memory, hint, d.addr, d.len, d.flags & WRITE != 0)?;
             if d.flags & NEXT == 0 {
-                return Ok(());
+                return chain.end();
             }
             index = u32::from(d.next);
             if index >= table.count() {

@@ -17,7 +17,7 @@ use bluff_reactor::{Actor, Context, Options, Poll, Reactor, Turn};
 use bluff_reference::spec::{WRITEBACK_OFFSET, feature};
 use bluff_reference::{Device, DeviceOptions, Oracle};
 use bluff_virtio::{
-    DeviceEvent, Position, QueueSetup, RingAddresses, Stop, VirtioDevice, features,
+    DeviceEvent, Notifier, Position, QueueSetup, RingAddresses, Stop, VirtioDevice, features,
 };
 use bluff_virtio_blk::{Blk, BlkOptions};
 use virtio_queue::{Queue, QueueT};
@@ -167,6 +167,7 @@ impl<'a> Pair<'a> {
         let options = BlkOptions {
             queues: 1,
             serial: SERIAL.into(),
+            config_wce: true,
             poll: Poll::Always,
             reactors: vec![reactor.handle()],
         };
@@ -234,7 +235,7 @@ impl<'a> Pair<'a> {
             },
             memory: self.ours.epoch.clone(),
             kick: None,
-            call: Some(self.ours.call.try_clone().unwrap()),
+            call: Some(Notifier::new(self.ours.call.try_clone().unwrap()).unwrap()),
             error: None,
             inflight: None,
             log: None,

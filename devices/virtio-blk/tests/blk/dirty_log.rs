@@ -80,6 +80,31 @@ fn every_page_that_is_written_is_marked() {
     }
 }
 
+/// What a refused request names is not written, however long it is, and so not marked: a driver that has the device
+/// refuse chains of many gigabytes would keep its reactor busy with the log.
+#[test]
+fn what_is_refused_is_not_marked() {
+    for packed in KINDS {
+        let mut a = Attack::new(packed, 16);
+        let log = Log::new(END);
+        a.set_log(log.queue(used_ring(&a)));
+        let (c, status) = a.request(0, 0, 512);
+        let large = d(BASE, (END - BASE) as u32, WRITE);
+        for (what, chain) in [
+            ("no sectors", vec![c[0], large, d(BASE, 7, WRITE), c[2]]),
+            ("bad", vec![c[0], large, d(END, 1, WRITE), c[2]]),
+            ("no request", vec![d(status, 16, 0), large, c[2]]),
+        ] {
+            log.take();
+            a.raw.chain(&chain);
+            assert!(a.back().is_some());
+            let marked = log.take();
+            assert!(marked.contains(&(status & !4095)), "{what}: {marked:x?}");
+            assert!(marked.len() <= 2, "{what}: status and ring: {marked:x?}");
+        }
+    }
+}
+
 /// A device that sleeps writes its wishes: the event index, flags, the event structure.
 #[test]
 fn event_fields_are_marked() {

@@ -232,6 +232,7 @@ impl Attack {
         let options = BlkOptions {
             queues: 2,
             serial: "attack".into(),
+            config_wce: true,
             poll: Poll::Always,
             reactors: vec![reactor.handle()],
         };
@@ -451,6 +452,15 @@ impl Attack {
     pub fn refused(&mut self, id: u16, before: &[u8]) {
         assert_eq!(self.back(), Some((id, 0)), "given back as it was");
         self.unchanged(before, &[]);
+        self.neighbour_lives();
+        self.queue_lives();
+    }
+
+    /// A chain that is answered with an error and nothing else; everybody lives.
+    pub fn failed(&mut self, id: u16, status: u64, before: &[u8]) {
+        assert_eq!(self.back(), Some((id, 1)), "the status alone was written");
+        assert_eq!(self.status(status), 1, "VIRTIO_BLK_S_IOERR");
+        self.unchanged(before, &[(status, 1)]);
         self.neighbour_lives();
         self.queue_lives();
     }

@@ -1,8 +1,6 @@
 //! A function that is removed while a front end is there: requests under way are answered first, and only then is
 //! the connection closed. That is the end of a daemon, too.
 
-mod support;
-
 use std::net::Shutdown;
 use std::os::fd::AsFd;
 use std::sync::mpsc::{Receiver, channel};
@@ -10,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use bluff_vhost_user::AttachmentEvent;
 use bluff_virtio::Stop;
-use support::*;
+
+use crate::support::*;
 
 const BOUND: Duration = Duration::from_millis(300);
 

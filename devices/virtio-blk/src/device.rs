@@ -442,6 +442,7 @@ mod tests {
         let options = BlkOptions {
             queues: 1,
             serial: String::new(),
+            config_wce: true,
             poll: Poll::Never,
             reactors: vec![reactor.handle()],
         };

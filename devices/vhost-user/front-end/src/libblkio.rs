@@ -57,7 +57,7 @@ impl Memory {
         // SAFETY: the region has room for all blocks, and nothing is in flight for this one.
         unsafe {
             self.at(block)
-                .copy_from_nonoverlapping(bytes.as_ptr(), BLOCK)
+                .copy_from_nonoverlapping(bytes.as_ptr(), BLOCK);
         };
     }
 

@@ -214,6 +214,18 @@ impl<'a> Pair<'a> {
         self.theirs.device.set_acked(self.features);
         let event_idx = self.features & features::EVENT_IDX != 0;
         self.theirs.queue.set_event_idx(event_idx);
+        if self.features & feature::CONFIG_WCE != 0 {
+            let mut mode = [0];
+            self.ours.device.read_config(WRITEBACK_OFFSET, &mut mode);
+            assert_eq!(
+                mode[..],
+                self.theirs.device.read_config(WRITEBACK_OFFSET, 1)
+            );
+            if self.index != 0 {
+                // A device that did not see this driver begin does not know what it was told.
+                self.set_writeback(mode == [1]);
+            }
+        }
     }
 
     fn start(&mut self) {

@@ -12,6 +12,7 @@ use bluff_block::Geometry;
 use bluff_memory::IoVec;
 
 use crate::abandoned::{Abandoned, Ticket};
+use crate::flushes::Flushes;
 use crate::probe::{self, Found};
 use crate::{engine::Work, lock};
 
@@ -40,6 +41,7 @@ pub(crate) struct Storage {
     /// A flush failed. The kernel tells of a lost write once and then calls the pages clean, so no
     /// later flush of this volume may claim anything: it has to be opened again.
     pub(crate) flush_failed: AtomicBool,
+    pub(crate) flushes: Flushes,
     pub(crate) abandoned: Abandoned,
     pub(crate) lock: Mutex<LockState>,
 }
@@ -57,6 +59,7 @@ impl Storage {
             nowait_write: AtomicBool::new(true),
             zero_range: AtomicBool::new(true),
             flush_failed: AtomicBool::new(false),
+            flushes: Flushes::default(),
             abandoned: Abandoned::default(),
             lock: Mutex::default(),
         }
@@ -186,7 +189,7 @@ impl Storage {
         }
     }
 
-    /// Remembers what an error of `work` means for later flushes.
+    /// Remembers what an error of `work` means for later flushes, and where it was a sync, tells that it is over.
     pub(crate) fn note(&self, work: Durability, result: i32) {
         let harmless = match work {
             Durability::None => true,
@@ -207,6 +210,10 @@ impl Storage {
         if result < 0 && !harmless && !self.flush_failed.swap(true, Ordering::AcqRel) {
             let e = std::io::Error::from_raw_os_error(-result);
             log::error!("a flush failed ({e}): no flush succeeds until the volume is opened again");
+        }
+        if work == Durability::Sync {
+            // After the error: who is told that it is over looks for it.
+            self.flushes.end(result >= 0 || !harmless);
         }
     }
 
@@ -239,7 +246,7 @@ impl Storage {
 pub(crate) enum Durability {
     /// Nothing.
     None,
-    /// It was a flush.
+    /// It was the sync that [`Flushes`] lets through.
     Sync,
     /// It was a write with the flush built in.
     Write,

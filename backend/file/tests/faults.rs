@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bluff_block::conformance::{self, Line, Memory, Profile, Rig, TestVolume};
-use bluff_block::{BlockError, Cancel, InUse, Kind, Tag, Uri, Volume};
+use bluff_block::{BlockError, Cancel, InUse, Kind, Op, Tag, Uri, Volume};
 use bluff_reactor::UringUse;
 
 const WRITE: Kind = Kind::Write { fua: false };
@@ -222,6 +222,84 @@ fn r6_a_flush_that_failed_stays_failed() {
             );
         }
     });
+}
+
+/// Two flushes at once over one lost write. The kernel tells one of them, and neither succeeds.
+#[test]
+fn r6_flushes_at_once_fail_together() {
+    machine::with_mounts(|folder| {
+        for round in 0..6 {
+            let uring = BOTH[round % 2];
+            let small = machine::tmpfs(folder, &format!("small{round}"), "1m");
+            let image = small.join("image");
+            std::fs::File::create(&image)
+                .unwrap()
+                .set_len(16 << 20)
+                .unwrap();
+            let device = machine::Loop::new(&image);
+            let volume = open(&device.0, "direct=off");
+            let (mut here, mut there) = (Rig::new(uring), Rig::new(uring));
+            let (mut a, mut b) = (here.open(&*volume), there.open(&*volume));
+            for at in 0..4 {
+                assert_eq!(write(&mut here, &mut a, at << 20, 5, 1 << 20), Ok(()));
+            }
+            let flush = |tag| Op::without_data(Tag(tag), Kind::Flush, 0, 0);
+            for line in [&mut a, &mut b] {
+                line.submit(&[flush(1), flush(2)]);
+                line.kick();
+                // These come while the first ones may be under way.
+                line.submit(&[flush(3)]);
+                line.kick();
+            }
+            let until = Instant::now() + Duration::from_secs(30);
+            while a.in_flight() + b.in_flight() > 0 {
+                assert!(Instant::now() < until, "flushes that wait for each other");
+                here.step(Duration::from_millis(5));
+                there.step(Duration::from_millis(5));
+            }
+            let all: Vec<_> = a.take().into_iter().chain(b.take()).collect();
+            assert_eq!(all.len(), 6);
+            for c in all {
+                assert_eq!(c.result, Err(BlockError::Io), "round {round}, {:?}", c.tag);
+            }
+        }
+    });
+}
+
+/// Who syncs for others may give up or go: theirs end all the same.
+#[test]
+fn a_flush_that_others_wait_for_is_given_up() {
+    for uring in BOTH {
+        for goes in [false, true] {
+            let keep = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+            let volume = open(&keep.path().join("disk.raw"), "size=4MiB&direct=off");
+            let mut rig = Rig::new(uring);
+            let (mut a, mut b) = (rig.open(&*volume), rig.open(&*volume));
+            let flush = |tag| Op::without_data(Tag(tag), Kind::Flush, 0, 0);
+            for round in 0..20 {
+                assert_eq!(write(&mut rig, &mut a, 0, round, 1 << 20), Ok(()));
+                a.submit(&[flush(1), flush(2)]);
+                b.submit(&[flush(1), flush(2)]);
+                if round % 2 == 0 {
+                    a.kick();
+                    b.kick();
+                }
+                if goes {
+                    std::mem::replace(&mut a, rig.open(&*volume)).abandon();
+                } else {
+                    assert_eq!(a.cancel(Tag(1)), Cancel::Soon);
+                    a.poll(Instant::now());
+                    assert_eq!(a.take()[0].result, Err(BlockError::Cancelled));
+                }
+                b.kick();
+                rig.wait(&mut b, usize::MAX);
+                let done = b.take();
+                assert!(done.len() == 2 && done.iter().all(|c| c.result == Ok(())));
+                rig.wait(&mut a, usize::MAX);
+                assert!(a.take().iter().all(|c| c.result == Ok(())));
+            }
+        }
+    }
 }
 
 /// The suite on a block device.

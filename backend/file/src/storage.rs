@@ -27,6 +27,9 @@ pub(crate) struct LockState {
 #[derive(Debug)]
 pub(crate) struct Storage {
     pub(crate) file: File,
+    /// For syncs, where writes with a flush built in (`RWF_DSYNC`) are used too. The kernel tells of a lost write
+    /// once for each open file: on one such a write could take what a sync at the same time is to hear.
+    sync: Option<File>,
     pub(crate) device: bool,
     pub(crate) direct: bool,
     /// In memory: reads and writes are done inline.
@@ -52,6 +55,7 @@ impl Storage {
             size: AtomicU64::new(found.geometry.size),
             shape: found.geometry,
             file: found.file,
+            sync: found.sync,
             device: found.device,
             direct: found.direct,
             memory: found.memory,
@@ -71,6 +75,11 @@ impl Storage {
             size: self.size.load(Ordering::Acquire),
             ..self.shape
         }
+    }
+
+    /// What is to be synced.
+    pub(crate) fn sync_file(&self) -> &File {
+        self.sync.as_ref().unwrap_or(&self.file)
     }
 
     /// Whether reads (or writes) are worth trying inline.
@@ -147,7 +156,7 @@ impl Storage {
                             libc::pwrite(fd, ptr.cast(), len, at)
                         }
                     }
-                    Work::Sync => libc::fdatasync(fd) as isize,
+                    Work::Sync => libc::fdatasync(self.sync_file().as_raw_fd()) as isize,
                     Work::Allocate { mode, offset, len } => {
                         let (offset, len) = (offset as libc::off_t, len as libc::off_t);
                         libc::fallocate(fd, mode, offset, len) as isize

@@ -4,6 +4,7 @@ mod machine;
 
 use std::cell::Cell;
 use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -262,6 +263,39 @@ fn r6_flushes_at_once_fail_together() {
             for c in all {
                 assert_eq!(c.result, Err(BlockError::Io), "round {round}, {:?}", c.tag);
             }
+        }
+    });
+}
+
+/// A write with the flush built in hears of the lost write first, and nobody has asked for its result yet: a
+/// flush on another reactor is told too.
+#[test]
+fn r6_a_durable_write_does_not_take_the_error_of_a_flush() {
+    machine::with_mounts(|folder| {
+        for (i, uring) in BOTH.into_iter().enumerate() {
+            let small = machine::tmpfs(folder, &format!("small{i}"), "1m");
+            let image = small.join("image");
+            std::fs::File::create(&image)
+                .unwrap()
+                .set_len(16 << 20)
+                .unwrap();
+            let device = machine::Loop::new(&image);
+            let volume = open(&device.0, "direct=on");
+            let (mut here, mut there) = (Rig::new(uring), Rig::new(uring));
+            let (mut a, mut b) = (here.open(&*volume), there.open(&*volume));
+            assert_eq!(write(&mut here, &mut a, 0, 5, 4096), Ok(()));
+            let cached = std::fs::OpenOptions::new().write(true).open(&device.0);
+            let cached = cached.unwrap();
+            cached.write_all_at(&[7; 4 << 20], 4 << 20).unwrap();
+            assert!(cached.sync_data().is_err(), "more than there is room for");
+            let memory = Memory::whole(4096);
+            a.submit(&[memory.op(1, Kind::Write { fua: true }, 0)]);
+            a.kick();
+            there.step(Duration::from_millis(50));
+            let got = there.plain(&mut b, Kind::Flush, 0, 0);
+            assert_eq!(got, Err(BlockError::Io));
+            // Its own bytes are there, whatever it says.
+            here.wait(&mut a, 1);
         }
     });
 }

@@ -20,8 +20,8 @@
 //! - **O_DIRECT** (`direct=auto`): wherever the file system has it and blocks are no smaller than its
 //!   unit. On tmpfs there is nothing to go around; it is read and written inline, so where its pages
 //!   have been swapped out the reactor waits for them.
-//! - **Flush** is `fdatasync`. Linux reports a lost write once, so after a flush that failed every
-//!   later one fails too, until the volume is opened again. FUA is `RWF_DSYNC` with O_DIRECT, and a
+//! - **Flush** is `fdatasync`, one at a time for the whole volume; flushes that come meanwhile share the next one. Linux
+//!   reports a lost write once, so after a flush that failed every later one fails too, until the volume is opened again. FUA is `RWF_DSYNC` with O_DIRECT, and a
 //!   write and a flush without.
 //! - **Size.** What is left over after the last whole block cannot be reached. A file that another
 //!   program changes in size is not noticed until [`bluff_block::Volume::resize`]; until then what is
@@ -34,6 +34,7 @@ mod abandoned;
 mod arena;
 mod channel;
 mod engine;
+mod flushes;
 mod lock;
 mod probe;
 mod slot;

@@ -21,6 +21,8 @@ const MAX_CLEAR: u64 = 1 << 30;
 #[derive(Debug)]
 pub(crate) struct Found {
     pub(crate) file: File,
+    /// The same file opened a second time, for flushes, where `file` has O_DIRECT.
+    pub(crate) sync: Option<File>,
     pub(crate) geometry: Geometry,
     /// A block device, not a regular file.
     pub(crate) device: bool,
@@ -80,7 +82,12 @@ pub(crate) fn open(path: &Path, wanted: &FileOptions) -> Result<Found, OpenError
     } else {
         512
     };
-    let (file, direct, unit) = direct(file, path, wanted, memory, sector)?;
+    let tried = direct(&file, path, wanted, memory, sector)?;
+    let direct = tried.is_some();
+    let (file, sync, unit) = match tried {
+        Some((fresh, unit)) => (fresh, Some(file), unit),
+        None => (file, None, sector),
+    };
     let block_size = block_size(path, wanted, sector, direct, unit)?;
     let bytes = if device {
         device_size(&file).map_err(error("cannot examine", path))?
@@ -122,6 +129,7 @@ pub(crate) fn open(path: &Path, wanted: &FileOptions) -> Result<Found, OpenError
     }
     Ok(Found {
         file,
+        sync,
         geometry,
         device,
         direct,
@@ -141,26 +149,30 @@ fn create(path: &Path, wanted: &FileOptions, size: u64) -> Result<File, OpenErro
 /// Opens it again with O_DIRECT, where that is wanted and works. The unit is what offsets and
 /// lengths must then be multiples of.
 fn direct(
-    file: File,
+    file: &File,
     path: &Path,
     wanted: &FileOptions,
     memory: bool,
     sector: u32,
-) -> Result<(File, bool, u32), OpenError> {
+) -> Result<Option<(File, u32)>, OpenError> {
     // Memory has no cache to go around.
     if memory || wanted.direct == Direct::Off {
-        return Ok((file, false, sector));
+        return Ok(None);
     }
     let tried = open_file(path, wanted, libc::O_DIRECT, false).and_then(|f| {
+        let (one, two) = (file.metadata()?, f.metadata()?);
+        if (one.dev(), one.ino(), one.rdev()) != (two.dev(), two.ino(), two.rdev()) {
+            return Err(io::Error::other("it was replaced meanwhile"));
+        }
         let unit = unit(&f, sector)?;
         Ok((f, unit))
     });
     match (tried, wanted.direct) {
-        (Ok((f, unit)), Direct::On) => Ok((f, true, unit)),
+        (Ok(found), Direct::On) => Ok(Some(found)),
         // Blocks smaller than the unit would need a read before each write.
-        (Ok((f, unit)), _) if wanted.block_size.is_none_or(|b| b >= unit) => Ok((f, true, unit)),
+        (Ok((f, unit)), _) if wanted.block_size.is_none_or(|b| b >= unit) => Ok(Some((f, unit))),
         (Err(e), Direct::On) => Err(error("cannot use O_DIRECT on", path)(e)),
-        _ => Ok((file, false, sector)),
+        _ => Ok(None),
     }
 }
 

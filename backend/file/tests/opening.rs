@@ -3,6 +3,7 @@
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::Path;
 use std::process::Command;
+use std::time::Instant;
 
 use bluff_block::conformance::{Memory, Rig};
 use bluff_block::{BlockError, Kind, OpenError, Uri, UriError, Volume};
@@ -128,6 +129,27 @@ fn read_only() {
     volume.resize(131_072).unwrap();
     assert_eq!(rig.one(&mut line, memory.op(1, Kind::Read, 65536)), Ok(()));
     assert_eq!(memory.get(), [6; 4096]);
+}
+
+#[test]
+fn busy_after_its_budget() {
+    let keep = tempfile::tempdir_in("/dev/shm").unwrap();
+    let volume = open(&keep.path().join("disk.raw"), "size=4MiB").unwrap();
+    let mut rig = Rig::new(UringUse::Off);
+    let mut line = rig.open(&*volume);
+    let (small, large) = (Memory::whole(16 << 10), Memory::whole(1 << 20));
+    let ops = [
+        small.op(1, Kind::Read, 0),
+        small.op(2, Kind::Read, 0),
+        large.op(3, Kind::Read, 0),
+        small.op(4, Kind::Read, 0),
+    ];
+    let mut rest = &ops[..];
+    for n in [2, 1, 1] {
+        assert_eq!(line.submit(rest), n);
+        assert_eq!(line.poll(Instant::now()), n, "what was taken is done");
+        rest = &rest[n..];
+    }
 }
 
 #[test]

@@ -105,6 +105,23 @@ impl Region {
     }
 }
 
+fn host_ranges(regions: &[Region]) -> Box<[(usize, usize)]> {
+    let range = |r: &Region| {
+        let start = r.mapping.ptr() as usize;
+        (start, start + r.size() as usize)
+    };
+    let mut all: Vec<_> = regions.iter().map(range).collect();
+    all.sort_unstable();
+    all.dedup_by(|next, last| {
+        let joins = next.0 <= last.1;
+        if joins {
+            last.1 = last.1.max(next.1);
+        }
+        joins
+    });
+    all.into()
+}
+
 /// The region that the last address was in. A hint belongs to one epoch: forget it with the epoch.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Hint {
@@ -118,6 +135,8 @@ pub struct Hint {
 pub struct GuestMemory {
     by_guest: Box<[Region]>,
     by_user: Box<[Region]>,
+    /// Where it lies in our addresses, as starts and ends; two that overlap or touch are one.
+    by_host: Box<[(usize, usize)]>,
 }
 
 impl GuestMemory {
@@ -143,6 +162,7 @@ impl GuestMemory {
         Ok(Arc::new(Self {
             by_guest: sorted(Space::Guest)?,
             by_user: sorted(Space::User)?,
+            by_host: host_ranges(&regions),
         }))
     }
 
@@ -166,14 +186,13 @@ impl GuestMemory {
         self.by_guest.iter().any(|r| r.mapping.is_poisoned())
     }
 
-    /// Whether a pointer that was resolved in another epoch is still mapped in this one.
+    /// Whether a pointer that was resolved in another epoch is still mapped in this one. A reactor asks it for each
+    /// piece of each request in flight when a table changes.
     pub fn maps(&self, buffer: IoVec) -> bool {
         let at = buffer.ptr() as usize;
-        self.by_guest.iter().any(|r| {
-            let start = r.mapping.ptr() as usize;
-            let room = (r.size() as usize).checked_sub(buffer.len());
-            at >= start && room.is_some_and(|room| at - start <= room)
-        })
+        let after = self.by_host.partition_point(|r| r.0 <= at);
+        let range = after.checked_sub(1).map(|i| self.by_host[i]);
+        range.is_some_and(|(_, end)| at < end && buffer.len() <= end - at)
     }
 
     fn find(&self, space: Space, addr: u64) -> Option<&Region> {

@@ -21,9 +21,13 @@
 //! A front end that shrinks its memory file would end the daemon with SIGBUS; [`guard`] puts empty
 //! pages in that place, marks the mapping as poisoned, and the owner ends that front end alone.
 //!
+//! A sparse file costs its owner nothing, so guest memory as a whole has a budget of half the process's
+//! addresses and of the mappings that the kernel grants; what is over it is refused.
+//!
 //! The layout of memory tables follows the vhost-user protocol as QEMU 11.1 documents it. Not
 //! implemented: IOTLB translation (a miss), postcopy.
 
+mod budget;
 mod epoch;
 pub mod guard;
 mod iovec;
@@ -72,7 +76,10 @@ pub enum MemoryError {
     Stat(#[source] std::io::Error),
     /// Too many mappings in this process.
     #[error("more than {0} guest memory mappings")]
-    TooMany(usize),
+    TooMany(u64),
+    /// Too many addresses of this process: the limit, in bytes.
+    #[error("more than {0:#x} bytes of guest memory mapped")]
+    TooLarge(u64),
     /// An address range that no region holds, or whose end passes 64 bits.
     #[error("no guest memory at {addr:#x}+{len:#x}")]
     Unmapped {

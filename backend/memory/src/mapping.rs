@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use vm_memory::{FileOffset, MmapRegion};
 
+use crate::budget::{self, Share};
 use crate::{MemoryError, guard};
 
 /// Which bytes of which file: two mappings of the same are the same memory.
@@ -34,6 +35,8 @@ pub struct Mapping {
     /// From the start of `region` to the first byte that was asked for.
     skip: usize,
     id: FileId,
+    /// Given back last, when it is unmapped.
+    _share: Share,
 }
 
 impl Mapping {
@@ -44,7 +47,8 @@ impl Mapping {
     ///
     /// # Errors
     /// [`MemoryError::ShortFile`] where the file ends too early, [`MemoryError::Map`] where the
-    /// kernel refuses (a file opened for reading only, a sealed one).
+    /// kernel refuses (a file opened for reading only, a sealed one), [`MemoryError::TooMany`] and
+    /// [`MemoryError::TooLarge`] where the process has no more to spare for guests.
     pub fn new(file: OwnedFd, offset: u64, len: u64) -> Result<Self, MemoryError> {
         let file = File::from(file);
         let meta = file.metadata().map_err(MemoryError::Stat)?;
@@ -71,6 +75,7 @@ impl Mapping {
             offset,
             len,
         };
+        let share = budget::PROCESS.take(map_len as u64)?;
         let fd = file.as_raw_fd();
         // vm-memory's own constructor checks the file's length against whole pages, which a file
         // whose last page is cut does not pass; the length was checked above.
@@ -88,7 +93,7 @@ impl Mapping {
         if addr == libc::MAP_FAILED {
             return Err(MemoryError::Map(std::io::Error::last_os_error()));
         }
-        Self::adopt(addr.cast(), map_len, page, file, skip, id)
+        Self::adopt(addr.cast(), map_len, page, file, skip, id, share)
     }
 
     fn adopt(
@@ -98,6 +103,7 @@ impl Mapping {
         file: File,
         skip: u64,
         id: FileId,
+        share: Share,
     ) -> Result<Self, MemoryError> {
         let unmap = |e| {
             // SAFETY: mapped above with this length, and nobody has been told of it.
@@ -123,6 +129,7 @@ impl Mapping {
             region,
             skip: skip as usize,
             id,
+            _share: share,
         })
     }
 

@@ -204,6 +204,48 @@ fn an_epoch_shares_what_stayed() {
     assert!(!old.maps(IoVec::new(was.ptr().wrapping_sub(1), 2)));
 }
 
+/// Against a look at every region, for as many as a front end may have.
+#[test]
+fn what_is_mapped_among_many_regions() {
+    let files: Vec<_> = (0..4).map(|_| memfd(1024 * PAGE)).collect();
+    let pieces = (0..509u64).map(|i| {
+        let len = (1 + i % 3) * PAGE - i % 2;
+        region(
+            &files[(i % 4) as usize],
+            i * 8 * PAGE,
+            len,
+            (i * 2) % 1000 * PAGE,
+        )
+    });
+    let memory = GuestMemory::new(pieces.collect()).unwrap();
+    let hosts = memory.regions().iter().map(|r| {
+        let at = memory.contiguous(Space::Guest, r.guest(), r.size(), 1);
+        (at.unwrap(), r.size() as usize)
+    });
+    let hosts: Vec<_> = hosts.collect();
+    let is_byte = |at: *mut u8| {
+        let inside = |h: &(*mut u8, usize)| at >= h.0 && at < h.0.wrapping_add(h.1);
+        hosts.iter().any(inside)
+    };
+    for (start, len) in &hosts {
+        let end = start.wrapping_add(*len);
+        assert!(memory.maps(IoVec::new(*start, *len)));
+        assert!(memory.maps(IoVec::new(end.wrapping_sub(1), 1)));
+        for (at, len) in [
+            (start.wrapping_sub(1), 1),
+            (start.wrapping_sub(1), 2),
+            (end, 1),
+            (end.wrapping_sub(1), 2),
+            (start.wrapping_sub(1), len + 2),
+        ] {
+            let want = (0..len).all(|i| is_byte(at.wrapping_add(i)));
+            assert_eq!(memory.maps(IoVec::new(at, len)), want, "{at:?}+{len}");
+        }
+    }
+    assert!(!memory.maps(IoVec::new(hosts[0].0, usize::MAX)));
+    assert!(!memory.maps(IoVec::new(std::ptr::null_mut(), 1)));
+}
+
 #[test]
 fn files_and_mappings_are_given_back() {
     let count = |file: &File| {

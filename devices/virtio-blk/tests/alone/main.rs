@@ -3,6 +3,7 @@
 //! too.
 
 mod baseline;
+mod dropped;
 mod hung_notifiers;
 #[allow(dead_code)] // The other program uses the rest.
 #[path = "../blk/rig/mod.rs"]

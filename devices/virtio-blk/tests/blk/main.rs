@@ -4,7 +4,6 @@
 mod attack_requests;
 mod attack_rings;
 mod dirty_log;
-mod dropped;
 mod requests;
 mod restarts;
 mod rig;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use crate::alone;
 use crate::rig::{BASE, Kind, Rig, epoch, inflight, ram, stall, wait};
 use bluff_block::Volume;
 use bluff_reactor::Poll;
@@ -26,6 +27,7 @@ fn blk(volume: &Arc<dyn Volume>, rig: &Rig) -> Blk {
 
 #[test]
 fn the_workers_of_a_dropped_device_let_go() {
+    let _alone = alone();
     for kind in [Kind::SPLIT, Kind::PACKED] {
         for recorded in [false, true] {
             let rig = Rig::new(ram("size=1MiB"), 1, Poll::Never);

@@ -169,10 +169,10 @@ impl Held {
     /// Has the next publication give `chain` back, or a later one where those before it are not complete.
     #[inline]
     pub(crate) fn complete(&mut self, chain: &Chain, written: u32) {
-        let done = Done::new(chain, written);
         match &mut self.order {
-            None => self.done.push(done),
-            Some(order) => order.done(done, &mut self.done),
+            // Made in its place: a copy by way of the stack would be read before it is written out.
+            None => self.done.push(Done::new(chain, written)),
+            Some(order) => order.done(Done::new(chain, written), &mut self.done),
         }
     }
 }

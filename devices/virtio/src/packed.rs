@@ -300,8 +300,10 @@ impl Ring {
         (chain.slots, chain.entry) = (count as u16, again.entry);
         chain.id = again.chain.last().map_or(0, |d| d.id);
         self.held.popped(chain.id)?;
-        let result = result.and_then(|()| chain.end());
-        Ok(result.map_or_else(Pop::Bad, |()| Pop::Chain))
+        if let Err(e) = result.and_then(|()| chain.end()) {
+            return Ok(Pop::Bad(e));
+        }
+        Ok(Pop::Chain)
     }
 
     /// Marks a used slot.
@@ -395,8 +397,10 @@ impl crate::Ring for Ring {
         }
         self.avail = place;
         self.slots += u32::from(count);
-        let result = result.and_then(|()| chain.end());
-        Ok(result.map_or_else(Pop::Bad, |()| Pop::Chain))
+        if let Err(e) = result.and_then(|()| chain.end()) {
+            return Ok(Pop::Bad(e));
+        }
+        Ok(Pop::Chain)
     }
 
     #[inline]

@@ -249,16 +249,27 @@ fn clearing(
         });
         return (discard, queue(meta, "write_zeroes_max_bytes") > 0);
     }
-    // Beyond the end there is nothing to lose.
-    let past = size.next_multiple_of(1 << 20) as libc::off_t;
-    let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
-    // SAFETY: the descriptor is open; no memory is involved.
-    let punches = unsafe { libc::fallocate(file.as_raw_fd(), mode, past, 4096) } == 0;
+    let punches = punches(file, size);
     let discard = punches.then_some(DiscardLimits {
         max: MAX_CLEAR,
         granularity: physical.max(4096),
     });
     (discard, punches)
+}
+
+/// Whether it makes holes, tried out beyond the end, where there is nothing to lose. Far beyond, as the file is not
+/// locked: after the last whole block there may be some bytes, and another daemon may have made it longer just now.
+fn punches(file: &File, size: u64) -> bool {
+    let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+    // Less where the file system has no files of that size.
+    [1u64 << 40, 1 << 36, 1 << 32].iter().any(|beyond| {
+        let at = size.next_multiple_of(1 << 20).saturating_add(*beyond);
+        let Ok(at) = libc::off_t::try_from(at) else {
+            return false;
+        };
+        // SAFETY: the descriptor is open; no memory is involved.
+        unsafe { libc::fallocate(file.as_raw_fd(), mode, at, 4096) == 0 }
+    })
 }
 
 /// A property of a block device's queue, 0 where it has none. A partition's are its disk's.

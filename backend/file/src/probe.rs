@@ -82,7 +82,14 @@ pub(crate) fn open(path: &Path, wanted: &FileOptions) -> Result<Found, OpenError
     } else {
         512
     };
-    let tried = direct(&file, path, wanted, memory, sector)?;
+    let how = match wanted.direct {
+        // Memory has no cache to go around.
+        _ if memory => Direct::Off,
+        // It may be another host's too, which does not see our page cache.
+        Direct::Auto if device => Direct::On,
+        how => how,
+    };
+    let tried = direct(&file, path, wanted, how, sector)?;
     let direct = tried.is_some();
     let (file, sync, unit) = match tried {
         Some((fresh, unit)) => (fresh, Some(file), unit),
@@ -152,11 +159,10 @@ fn direct(
     file: &File,
     path: &Path,
     wanted: &FileOptions,
-    memory: bool,
+    how: Direct,
     sector: u32,
 ) -> Result<Option<(File, u32)>, OpenError> {
-    // Memory has no cache to go around.
-    if memory || wanted.direct == Direct::Off {
+    if how == Direct::Off {
         return Ok(None);
     }
     let tried = open_file(path, wanted, libc::O_DIRECT, false).and_then(|f| {
@@ -167,7 +173,7 @@ fn direct(
         let unit = unit(&f, sector)?;
         Ok((f, unit))
     });
-    match (tried, wanted.direct) {
+    match (tried, how) {
         (Ok(found), Direct::On) => Ok(Some(found)),
         // Blocks smaller than the unit would need a read before each write.
         (Ok((f, unit)), _) if wanted.block_size.is_none_or(|b| b >= unit) => Ok(Some((f, unit))),

@@ -124,21 +124,30 @@ pub struct Ram {
 ///
 /// # Errors
 /// [`OpenError::Uri`]; [`OpenError::Storage`] where there are not that many addresses.
-pub fn open(mut uri: Uri) -> Result<Arc<dyn Volume>, OpenError> {
+pub fn open(uri: Uri) -> Result<Arc<dyn Volume>, OpenError> {
+    let (block_size, size) = parse(uri)?;
+    let ram = Ram::new(block_size, size);
+    Ok(Arc::new(ram.map_err(|source| OpenError::Storage {
+        what: format!("cannot map {size} bytes of memory"),
+        source,
+    })?))
+}
+
+/// What [`open`] reads in the URI: the block size and the size, in bytes.
+///
+/// # Errors
+/// [`UriError`] where something does not fit.
+pub fn parse(mut uri: Uri) -> Result<(u32, u64), UriError> {
     if !uri.path().is_empty() {
-        return Err(UriError::Path("a ram volume has no path").into());
+        return Err(UriError::Path("a ram volume has no path"));
     }
     let (size, block_size) = uri.take_shape()?;
     uri.finish(&["size", "block_size"])?;
     let size = size.ok_or(UriError::Value {
         name: "size".into(),
-        why: "a ram volume needs one".into(),
+        why: "a ram volume needs one, such as 1GiB".into(),
     })?;
-    let ram = Ram::new(block_size.unwrap_or(512), size);
-    Ok(Arc::new(ram.map_err(|source| OpenError::Storage {
-        what: format!("cannot map {size} bytes of memory"),
-        source,
-    })?))
+    Ok((block_size.unwrap_or(512), size))
 }
 
 impl Ram {

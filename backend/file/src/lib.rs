@@ -80,10 +80,21 @@ pub struct FileOptions {
 /// # Errors
 /// [`OpenError::Uri`] for a wrong URI, [`OpenError::Storage`] where the file cannot be opened or made,
 /// [`OpenError::Shape`] where it is not as the URI says.
-pub fn open(mut uri: Uri) -> Result<Arc<dyn Volume>, OpenError> {
+pub fn open(uri: Uri) -> Result<Arc<dyn Volume>, OpenError> {
+    let (path, options) = parse(uri)?;
+    Ok(Arc::new(FileVolume::open(&path, &options)?))
+}
+
+/// What [`open`] reads in the URI. Nothing is opened.
+///
+/// # Errors
+/// [`UriError`] where something does not fit.
+pub fn parse(mut uri: Uri) -> Result<(PathBuf, FileOptions), UriError> {
     let path = PathBuf::from(uri.path());
     if !path.is_absolute() {
-        return Err(UriError::Path("a file volume needs an absolute path").into());
+        return Err(UriError::Path(
+            "a file volume needs an absolute path, as in file:/srv/disk.raw",
+        ));
     }
     let (size, block_size) = uri.take_shape()?;
     let direct = uri.take_as("direct", |v| match v {
@@ -104,5 +115,5 @@ pub fn open(mut uri: Uri) -> Result<Arc<dyn Volume>, OpenError> {
         direct: direct.unwrap_or_default(),
         read_only: read_only.unwrap_or(false),
     };
-    Ok(Arc::new(FileVolume::open(&path, &options)?))
+    Ok((path, options))
 }

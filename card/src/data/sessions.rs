@@ -13,9 +13,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use bluff_vhost_user::keeper::{Commit, Direct, Keeper, Progress};
-use bluff_vhost_user::{
-    Attachment, AttachmentEvent, Mode, Negotiated, Options, Resume, SessionState,
-};
+use bluff_vhost_user::{Attachment, AttachmentEvent, Negotiated, Options, Resume, SessionState};
 use bluff_virtio::VirtioDevice;
 
 use super::{Data, Teller};
@@ -46,13 +44,16 @@ impl Data {
                 }
             }
         });
-        let mut options = Options::new(Mode::Given);
-        options.keeper = match self.keeps {
+        let keeper: Box<dyn Keeper> = match self.keeps {
             true => Box::new(Recorder {
                 teller: self.teller.clone(),
                 function: id.clone(),
             }),
             false => Box::new(Direct::default()),
+        };
+        let options = Options {
+            keeper,
+            ..Options::default()
         };
         let attachment = Attachment::new(id.to_string(), device, options, listener);
         let added = self.sessions.handle().add(attachment);

@@ -82,7 +82,14 @@ pub(crate) fn open(path: &Path, wanted: &FileOptions) -> Result<Found, OpenError
     } else {
         512
     };
-    let tried = direct(&file, path, wanted, memory, sector)?;
+    let how = match wanted.direct {
+        // Memory has no cache to go around.
+        _ if memory => Direct::Off,
+        // It may be another host's too, which does not see our page cache.
+        Direct::Auto if device => Direct::On,
+        how => how,
+    };
+    let tried = direct(&file, path, wanted, how, sector)?;
     let direct = tried.is_some();
     let (file, sync, unit) = match tried {
         Some((fresh, unit)) => (fresh, Some(file), unit),
@@ -152,11 +159,10 @@ fn direct(
     file: &File,
     path: &Path,
     wanted: &FileOptions,
-    memory: bool,
+    how: Direct,
     sector: u32,
 ) -> Result<Option<(File, u32)>, OpenError> {
-    // Memory has no cache to go around.
-    if memory || wanted.direct == Direct::Off {
+    if how == Direct::Off {
         return Ok(None);
     }
     let tried = open_file(path, wanted, libc::O_DIRECT, false).and_then(|f| {
@@ -167,7 +173,7 @@ fn direct(
         let unit = unit(&f, sector)?;
         Ok((f, unit))
     });
-    match (tried, wanted.direct) {
+    match (tried, how) {
         (Ok(found), Direct::On) => Ok(Some(found)),
         // Blocks smaller than the unit would need a read before each write.
         (Ok((f, unit)), _) if wanted.block_size.is_none_or(|b| b >= unit) => Ok(Some((f, unit))),
@@ -249,16 +255,27 @@ fn clearing(
         });
         return (discard, queue(meta, "write_zeroes_max_bytes") > 0);
     }
-    // Beyond the end there is nothing to lose.
-    let past = size.next_multiple_of(1 << 20) as libc::off_t;
-    let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
-    // SAFETY: the descriptor is open; no memory is involved.
-    let punches = unsafe { libc::fallocate(file.as_raw_fd(), mode, past, 4096) } == 0;
+    let punches = punches(file, size);
     let discard = punches.then_some(DiscardLimits {
         max: MAX_CLEAR,
         granularity: physical.max(4096),
     });
     (discard, punches)
+}
+
+/// Whether it makes holes, tried out beyond the end, where there is nothing to lose. Far beyond, as the file is not
+/// locked: after the last whole block there may be some bytes, and another daemon may have made it longer just now.
+fn punches(file: &File, size: u64) -> bool {
+    let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+    // Less where the file system has no files of that size.
+    [1u64 << 40, 1 << 36, 1 << 32].iter().any(|beyond| {
+        let at = size.next_multiple_of(1 << 20).saturating_add(*beyond);
+        let Ok(at) = libc::off_t::try_from(at) else {
+            return false;
+        };
+        // SAFETY: the descriptor is open; no memory is involved.
+        unsafe { libc::fallocate(file.as_raw_fd(), mode, at, 4096) == 0 }
+    })
 }
 
 /// A property of a block device's queue, 0 where it has none. A partition's are its disk's.

@@ -21,6 +21,17 @@ use crate::{engine::Work, lock};
 pub(crate) struct LockState {
     pub(crate) holders: u32,
     pub(crate) held: bool,
+    /// The error with which the lock itself failed the last time.
+    failed: Option<i32>,
+}
+
+impl LockState {
+    /// Remembers how an attempt ended; says whether it failed in another way than the one before. Queues try
+    /// again every few milliseconds for as long as it fails.
+    pub(crate) fn is_news(&mut self, failed: Option<i32>) -> bool {
+        let before = std::mem::replace(&mut self.failed, failed);
+        failed.is_some() && failed != before
+    }
 }
 
 /// The file and what is known of it.
@@ -265,4 +276,17 @@ fn errno() -> i32 {
     std::io::Error::last_os_error()
         .raw_os_error()
         .unwrap_or(libc::EIO)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::LockState;
+
+    #[test]
+    fn a_lock_that_fails_is_news_once() {
+        let mut state = LockState::default();
+        let tries = [None, Some(22), Some(22), Some(37), Some(37), None, Some(37)];
+        let news = tries.map(|failed| state.is_news(failed));
+        assert_eq!(news, [false, true, false, true, false, false, true]);
+    }
 }

@@ -371,6 +371,29 @@ fn block_device() {
     });
 }
 
+/// A block device may be another host's too, which does not see our page cache: it is used only where that was
+/// asked for, not because O_DIRECT fails just now.
+#[test]
+fn no_page_cache_on_a_block_device_unless_it_is_asked_for() {
+    machine::with_mounts(|folder| {
+        let image = folder.join("image");
+        let file = std::fs::File::create(&image).unwrap();
+        file.set_len(8 << 20).unwrap();
+        let device = machine::Loop::new(&image);
+        let at = |options: &str| {
+            let uri = format!("file:{}?{options}", device.0.display());
+            bluff_file::open(Uri::parse(&uri).unwrap())
+        };
+        at("").unwrap();
+        file.set_len(0).unwrap();
+        let Err(e) = at("") else {
+            panic!("it went to the page cache by itself")
+        };
+        assert!(e.to_string().contains("O_DIRECT"), "{e}");
+        at("direct=off").unwrap();
+    });
+}
+
 /// Somebody cuts the file off under us: an error for what is gone, the rest goes on.
 #[test]
 fn a_file_that_shrinks() {

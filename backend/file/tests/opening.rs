@@ -102,6 +102,22 @@ fn the_rest_after_the_last_block_cannot_be_reached() {
     );
 }
 
+/// What it can do is found out without touching what is there, also where somebody else just made it longer.
+#[test]
+fn opening_changes_nothing() {
+    for folder in [env!("CARGO_TARGET_TMPDIR"), "/dev/shm"] {
+        let keep = tempfile::tempdir_in(folder).unwrap();
+        let path = keep.path().join("disk.raw");
+        // The rest is less than a block.
+        let bytes = vec![9; (1 << 20) + 188];
+        std::fs::write(&path, &bytes).unwrap();
+        let volume = open(&path, "").unwrap();
+        assert_eq!(volume.geometry().size % 512, 0);
+        assert!(volume.geometry().discard.is_some());
+        assert!(std::fs::read(&path).unwrap() == bytes, "in {folder}");
+    }
+}
+
 #[test]
 fn read_only() {
     let keep = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();

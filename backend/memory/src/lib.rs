@@ -10,8 +10,8 @@
 //! ```
 //!
 //! An **epoch** never changes. A changed memory table is a new epoch, which shares the [`Mapping`]s
-//! that stayed with the one before it; what vanished is unmapped when the last epoch that names it
-//! is dropped. So whoever holds the epoch may use the pointers that were resolved in it, and whoever
+//! that stayed with the one before it, also where a region was split or has grown; what vanished is unmapped when
+//! the last epoch that names it is dropped. So whoever holds the epoch may use the pointers that were resolved in it, and whoever
 //! moves to the next one resolves again.
 //!
 //! Guest memory is shared with a host that may change it at any time: nothing here hands out a
@@ -33,11 +33,13 @@ pub mod guard;
 mod iovec;
 mod log;
 mod mapping;
+mod region;
 
-pub use epoch::{Access, GuestMemory, Hint, Region, RegionSpec, Space};
+pub use epoch::{Access, GuestMemory, Hint, Space};
 pub use iovec::IoVec;
 pub use log::{DirtyLog, LOG_PAGE};
 pub use mapping::{FileId, Mapping};
+pub use region::{Region, RegionSpec};
 
 /// What can be wrong with a memory table, a mapping or an address.
 #[derive(Debug, thiserror::Error)]

@@ -213,8 +213,8 @@ impl Reader<'_> {
                     parsed.kind.scheme
                 ),
             ),
-            Ok(parsed) if parsed.kind.exclusive && !parsed.path.is_empty() => paths.push(Placed {
-                value: (id.clone(), parsed.path.to_owned()),
+            Ok(parsed) if parsed.kind.exclusive && !parsed.path().is_empty() => paths.push(Placed {
+                value: (id.clone(), parsed.path().to_owned()),
                 key: section.key("uri"),
                 span,
             }),
@@ -243,15 +243,23 @@ impl Reader<'_> {
             }
         };
         let mut parameters = BTreeMap::new();
-        for (name, place, value) in section.rest() {
-            let checked = parameter(value.get_ref()).and_then(|parameter| {
-                layer.check(&name, &parameter)?;
-                Ok(parameter)
-            });
-            match checked {
-                Ok(parameter) => drop(parameters.insert(name, parameter)),
-                Err(error) => self.sink.add(place, &section.key(&name), error),
+        let rest = section.rest();
+        for (name, place, value) in &rest {
+            match parameter(value.get_ref()) {
+                Ok(parameter) => drop(parameters.insert(name.clone(), parameter)),
+                Err(error) => self.sink.add(place.clone(), &section.key(name), error),
             }
+        }
+        for mistake in layer.mistakes(&parameters) {
+            let place = rest.iter().find(|(name, ..)| *name == mistake.name);
+            let place = match place {
+                // It is there, and was told to be of the wrong type.
+                Some(_) if mistake.is_missing => continue,
+                Some((_, place, _)) => place.clone(),
+                None => section.span(),
+            };
+            self.sink
+                .add(place, &section.key(&mistake.name), mistake.message);
         }
         Some(LayerSpec {
             kind: kind.into_inner(),
@@ -275,6 +283,7 @@ impl Reader<'_> {
             .unwrap_or(SocketMode::Server);
         let queues = section.integer("queues", 1..=QUEUES_MAX, sink).unwrap_or(1);
         let poll = section.word("poll", Poll::WORDS, sink);
+        let config_wce = section.boolean("config_wce", sink).unwrap_or(false);
         let volume = section.required_text("volume", "the ID of a volume", sink);
         let volume =
             volume.and_then(|volume| self.volume_reference(section, &volume, declared, users));
@@ -287,6 +296,7 @@ impl Reader<'_> {
             volume: volume?,
             queues,
             poll,
+            config_wce,
         })
     }
 

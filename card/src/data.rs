@@ -332,6 +332,7 @@ impl Data {
         let options = BlkOptions {
             queues: spec.queues,
             serial: id.to_string(),
+            config_wce: spec.config_wce,
             poll: self.poll(spec.poll),
             reactors: order
                 .iter()
@@ -447,6 +448,7 @@ fn queue(index: u16, reactor: u16, counters: &QueueCounters) -> QueueStatistics 
         in_flight: u32::try_from(get(&counters.in_flight)).unwrap_or(u32::MAX),
         kicks: get(&counters.kicks),
         interrupts: get(&counters.interrupts),
+        hung: get(&counters.hung),
     }
 }
 

@@ -1,79 +1,24 @@
-//! The kinds of volumes and layers, by the words that a configuration may use for them.
+//! The kinds of volumes and layers: the one place that names them.
 //!
-//! What is written here can be checked before anything is opened: schemes, options and the form of their values. What
-//! only the kind itself can know (that a file is there, that a size fits) is answered when the volume is opened.
+//! Each kind reads its own options. So a configuration is checked by the very code that will read it when the volume is
+//! opened, before anything is opened; what only the storage can know (that a file is there, that a size fits) shows then.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bluff_block::{OpenError, Uri, UriError, Volume, null, ram};
+use bluff_layers::{Delay, DelayOptions, Fault, FaultOptions, OptionError};
 
 use crate::spec::Parameter;
-use crate::units;
 
-/// The form of a value.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Form {
-    /// Bytes, as [`units::parse_size`] reads them.
-    Size,
-    /// Time, as [`units::parse_duration`] reads it.
-    Duration,
-    /// A whole number that is not negative.
-    Number,
-    /// `on` or `off`; in a layer, also `true` or `false`.
-    Switch,
-    /// One of these words.
-    Word(&'static [&'static str]),
-    /// Any text.
-    Text,
-}
-
-impl Form {
-    /// Checks a value; the error says what is allowed.
-    pub fn check(self, text: &str) -> Result<(), String> {
-        match self {
-            Self::Size => units::parse_size(text)
-                .map(drop)
-                .map_err(|error| error.to_string()),
-            Self::Duration => units::parse_duration(text)
-                .map(drop)
-                .map_err(|error| error.to_string()),
-            Self::Number if text.parse::<u64>().is_err() => {
-                Err("a whole number is wanted".to_owned())
-            }
-            Self::Switch if !["on", "off"].contains(&text) => {
-                Err("`on` or `off` is wanted".to_owned())
-            }
-            Self::Word(words) if !words.contains(&text) => {
-                Err(format!("one of {} is wanted", words.join(", ")))
-            }
-            Self::Number | Self::Switch | Self::Word(_) | Self::Text => Ok(()),
-        }
-    }
-
-    fn check_parameter(self, value: &Parameter) -> Result<(), String> {
-        match (self, value) {
-            (_, Parameter::List(values)) => values
-                .iter()
-                .try_for_each(|value| self.check_parameter(value)),
-            (_, Parameter::Text(text)) => self.check(text),
-            (Self::Size | Self::Number, Parameter::Integer(number)) if *number >= 0 => Ok(()),
-            (Self::Switch, Parameter::Flag(_)) => Ok(()),
-            (Self::Size, _) => Err(units::BadSize.to_string()),
-            (Self::Duration, _) => Err(units::BadDuration.to_string()),
-            (Self::Number, _) => Err("a whole number is wanted".to_owned()),
-            (Self::Switch, _) => Err("`true` or `false` is wanted".to_owned()),
-            (Self::Word(_) | Self::Text, _) => Err("text is wanted".to_owned()),
-        }
-    }
-}
-
-/// What a kind of volume is told in its URI.
+/// What a kind of volume is.
 #[derive(Debug)]
 pub struct VolumeKind {
     /// The URI's scheme.
     pub scheme: &'static str,
-    /// Whether a path stands after the scheme.
-    has_path: bool,
-    /// Its options.
-    options: &'static [(&'static str, Form)],
-    /// Options that it cannot do without.
-    required: &'static [&'static str],
+    /// Reads a URI; says whether it asks for a read-only volume.
+    parse: fn(Uri) -> Result<bool, UriError>,
+    open: fn(Uri) -> Result<Arc<dyn Volume>, OpenError>,
     /// Whether writes of one function would meet another's: then one function only may use it.
     pub exclusive: bool,
     /// Whether its contents are in the memory of the data half, and end with it.
@@ -84,78 +29,71 @@ pub struct VolumeKind {
 pub const VOLUMES: &[VolumeKind] = &[
     VolumeKind {
         scheme: "null",
-        has_path: false,
-        options: &[("size", Form::Size), ("block_size", Form::Size)],
-        required: &["size"],
+        parse: |uri| null::parse(uri).map(|_| false),
+        open: null::open,
         exclusive: false,
         volatile: false,
     },
     VolumeKind {
         scheme: "ram",
-        has_path: false,
-        options: &[("size", Form::Size), ("block_size", Form::Size)],
-        required: &["size"],
+        parse: |uri| ram::parse(uri).map(|_| false),
+        open: ram::open,
         exclusive: true,
         volatile: true,
     },
     VolumeKind {
         scheme: "file",
-        has_path: true,
-        options: &[
-            ("size", Form::Size),
-            ("block_size", Form::Size),
-            ("read_only", Form::Switch),
-            ("direct", Form::Word(&["auto", "on", "off"])),
-        ],
-        required: &[],
+        parse: |uri| bluff_file::parse(uri).map(|(_, options)| options.read_only),
+        open: bluff_file::open,
         exclusive: true,
         volatile: false,
     },
 ];
 
-/// What a kind of layer is told.
+/// Parameters as layers read them.
+type Options = BTreeMap<String, String>;
+/// Puts a layer around a volume.
+type Wrap = fn(Arc<dyn Volume>, &Options) -> Result<Arc<dyn Volume>, OptionError>;
+
+/// What a kind of layer is.
 #[derive(Debug)]
 pub struct LayerKind {
     /// Its word.
     pub kind: &'static str,
-    parameters: &'static [(&'static str, Form)],
+    parse: fn(&Options) -> Result<(), OptionError>,
+    wrap: Wrap,
 }
 
 /// Every kind of layer.
 pub const LAYERS: &[LayerKind] = &[
     LayerKind {
         kind: "delay",
-        parameters: &[
-            ("read", Form::Duration),
-            ("write", Form::Duration),
-            ("flush", Form::Duration),
-            ("discard", Form::Duration),
-            ("write_zeroes", Form::Duration),
-            ("jitter", Form::Duration),
-            ("range", Form::Text),
-            ("rate", Form::Text),
-            ("when", Form::Word(&["before", "after"])),
-            ("seed", Form::Number),
-        ],
+        parse: |options| DelayOptions::from_options(options).map(drop),
+        wrap: |inner, options| {
+            let options = DelayOptions::from_options(options)?;
+            Ok(Arc::new(Delay::new(inner, options)))
+        },
     },
     LayerKind {
         kind: "fault",
-        parameters: &[
-            ("action", Form::Word(&["error", "stall", "torn", "reorder"])),
-            (
-                "error",
-                Form::Word(&["io", "nospace", "readonly", "unsupported", "unavailable"]),
-            ),
-            ("window", Form::Number),
-            ("kinds", Form::Text),
-            ("range", Form::Text),
-            ("rate", Form::Text),
-            ("skip", Form::Number),
-            ("count", Form::Number),
-            ("seed", Form::Number),
-        ],
+        parse: |options| FaultOptions::from_options(options).map(drop),
+        wrap: |inner, options| {
+            let options = FaultOptions::from_options(options)?;
+            Ok(Arc::new(Fault::new(inner, vec![options])))
+        },
     },
 ];
+
+/// What is wrong with a parameter of a layer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ParameterMistake {
+    /// The parameter.
+    pub name: String,
+    /// Whether it is missing.
+    pub is_missing: bool,
+    /// What is wrong, and what is allowed.
+    pub message: String,
+}
 
 impl LayerKind {
     /// The layer of that word; the error says which there are.
@@ -164,101 +102,127 @@ impl LayerKind {
         found.ok_or_else(|| format!("layers are {}", list(LAYERS.iter().map(|layer| layer.kind))))
     }
 
-    /// Checks one parameter; the error says what is allowed.
-    pub fn check(&self, name: &str, value: &Parameter) -> Result<(), String> {
-        match self.parameters.iter().find(|(known, _)| *known == name) {
-            Some((_, form)) => form.check_parameter(value),
-            None => Err(format!(
-                "a {} layer knows {}",
-                self.kind,
-                list(self.parameter_names())
-            )),
+    /// Every mistake in its parameters.
+    pub fn mistakes(&self, parameters: &BTreeMap<String, Parameter>) -> Vec<ParameterMistake> {
+        let mut options = options(parameters);
+        let mut mistakes: Vec<ParameterMistake> = Vec::new();
+        // A layer tells the first one, so each is told without those before it.
+        while let Err(error) = (self.parse)(&options) {
+            let (name, is_missing, message) = match error {
+                OptionError::Unknown { name, allowed } => {
+                    (name, false, format!("unknown key; allowed: {allowed}"))
+                }
+                OptionError::Value {
+                    name,
+                    value,
+                    allowed,
+                } => (name, false, format!("{value:?} is not {allowed}")),
+                OptionError::Missing(name) => (name.to_owned(), true, self.missing(name, &options)),
+            };
+            options.remove(&name);
+            // One that is missing is there with a mistake, or nothing more can be told without it.
+            let is_told = mistakes.iter().any(|mistake| mistake.name == name);
+            if !is_told {
+                mistakes.push(ParameterMistake {
+                    name,
+                    is_missing,
+                    message,
+                });
+            }
+            if is_missing {
+                break;
+            }
+        }
+        mistakes
+    }
+
+    /// That a parameter is missing, and what it may be.
+    fn missing(&self, name: &str, options: &Options) -> String {
+        let mut options = options.clone();
+        options.insert(name.to_owned(), String::new());
+        match (self.parse)(&options) {
+            Err(OptionError::Value { allowed, .. }) => format!("missing; allowed: {allowed}"),
+            _ => "missing".to_owned(),
         }
     }
 
-    fn parameter_names(&self) -> impl Iterator<Item = &'static str> {
-        self.parameters.iter().map(|(name, _)| *name)
+    /// Puts the layer around a volume.
+    ///
+    /// # Errors
+    /// Where a parameter does not fit.
+    pub fn wrap(
+        &self,
+        inner: Arc<dyn Volume>,
+        parameters: &BTreeMap<String, Parameter>,
+    ) -> Result<Arc<dyn Volume>, OptionError> {
+        (self.wrap)(inner, &options(parameters))
     }
 }
 
-/// A URI that was read, as far as the whole card needs to know it.
+fn options(parameters: &BTreeMap<String, Parameter>) -> Options {
+    let each = parameters.iter();
+    each.map(|(name, value)| (name.clone(), text(value)))
+        .collect()
+}
+
+/// A parameter as layers read it.
+fn text(parameter: &Parameter) -> String {
+    match parameter {
+        Parameter::Flag(true) => "on".into(),
+        Parameter::Flag(false) => "off".into(),
+        Parameter::Integer(number) => number.to_string(),
+        Parameter::Text(text) => text.clone(),
+        Parameter::List(all) => all.iter().map(text).collect::<Vec<_>>().join(","),
+    }
+}
+
+/// A URI that was read by the kind that it names.
 #[derive(Debug)]
-pub struct VolumeUri<'a> {
+pub struct VolumeUri {
     /// The kind of volume.
     pub kind: &'static VolumeKind,
-    /// What stands between the scheme and the options.
-    pub path: &'a str,
-    /// Whether it was asked to be read-only.
-    pub read_only: bool,
+    uri: Uri,
+    read_only: bool,
 }
 
-impl<'a> VolumeUri<'a> {
+impl VolumeUri {
     /// Reads a URI; the error says what is wrong with it and what is allowed.
-    pub fn parse(uri: &'a str) -> Result<Self, String> {
-        let schemes = || list(VOLUMES.iter().map(|kind| kind.scheme));
-        let Some((scheme, rest)) = uri.split_once(':') else {
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let schemes = list(VOLUMES.iter().map(|kind| kind.scheme));
+        let uri = Uri::parse(text).map_err(|error| match error {
+            UriError::NoKind => format!("{error}; kinds are {schemes}"),
+            error => error.to_string(),
+        })?;
+        let Some(kind) = VOLUMES.iter().find(|kind| kind.scheme == uri.kind()) else {
             return Err(format!(
-                "a URI begins with its scheme and a colon; schemes are {}",
-                schemes()
+                "unknown scheme `{}`; schemes are {schemes}",
+                uri.kind()
             ));
         };
-        let Some(kind) = VOLUMES.iter().find(|kind| kind.scheme == scheme) else {
-            return Err(format!(
-                "unknown scheme `{scheme}`; schemes are {}",
-                schemes()
-            ));
-        };
-        let (path, query) = rest.split_once('?').unwrap_or((rest, ""));
-        match (kind.has_path, path.is_empty()) {
-            (true, true) => return Err(format!("a path is missing: `{scheme}:/path`")),
-            (true, false) if !path.starts_with('/') => {
-                return Err(format!("the path must be absolute: `{scheme}:/{path}`"));
-            }
-            (false, false) => return Err(format!("`{scheme}` has no path: `{scheme}:?size=1GiB`")),
-            (true, false) | (false, true) => {}
-        }
-        let mut volume = Self {
+        let read_only = (kind.parse)(uri.clone()).map_err(|error| error.to_string())?;
+        Ok(Self {
             kind,
-            path,
-            read_only: false,
-        };
-        let mut seen: Vec<&str> = Vec::new();
-        for option in query.split('&').filter(|option| !option.is_empty()) {
-            volume.option(option, &mut seen)?;
-        }
-        match kind.required.iter().find(|name| !seen.contains(name)) {
-            Some(name) => Err(format!("`{scheme}` needs the option `{name}`")),
-            None => Ok(volume),
-        }
+            uri,
+            read_only,
+        })
     }
 
-    fn option(&mut self, option: &'a str, seen: &mut Vec<&'a str>) -> Result<(), String> {
-        let Some((name, value)) = option.split_once('=') else {
-            return Err(format!("option `{option}` has no value: `{option}=…`"));
-        };
-        let options = self.kind.options;
-        let Some((_, form)) = options.iter().find(|(known, _)| *known == name) else {
-            let known = list(options.iter().map(|(name, _)| *name));
-            return Err(format!(
-                "unknown option `{name}`; `{}` knows {known}",
-                self.kind.scheme
-            ));
-        };
-        if seen.contains(&name) {
-            return Err(format!("option `{name}` stands there twice"));
-        }
-        seen.push(name);
-        form.check(value)
-            .map_err(|error| format!("option `{name}`: {error}"))?;
-        if name == "read_only" {
-            self.read_only = value == "on";
-        }
-        Ok(())
+    /// What stands between the scheme and the options.
+    pub fn path(&self) -> &str {
+        self.uri.path()
     }
 
     /// Whether only one function may stand on it.
     pub fn is_exclusive(&self) -> bool {
         self.kind.exclusive && !self.read_only
+    }
+
+    /// Opens the volume.
+    ///
+    /// # Errors
+    /// What the storage says.
+    pub fn open(self) -> Result<Arc<dyn Volume>, OpenError> {
+        (self.kind.open)(self.uri)
     }
 }
 
@@ -277,38 +241,46 @@ mod tests {
     use super::*;
 
     #[test]
-    fn uris_of_the_issue() {
-        assert_eq!(
-            VolumeUri::parse("null:?size=1TiB").unwrap().kind.scheme,
-            "null"
-        );
-        assert_eq!(
-            VolumeUri::parse("ram:?size=256MiB").unwrap().kind.scheme,
-            "ram"
-        );
-        assert_eq!(
-            VolumeUri::parse("file:/srv/disk0.raw").unwrap().path,
-            "/srv/disk0.raw"
-        );
-        assert!(VolumeUri::parse("file:/srv/disk0.raw?size=1GiB&direct=off").is_ok());
+    fn uris_of_every_kind() {
+        for (uri, scheme, path) in [
+            ("null:?size=1TiB", "null", ""),
+            ("null:", "null", ""),
+            ("ram:?size=256MiB", "ram", ""),
+            ("file:/srv/disk0.raw", "file", "/srv/disk0.raw"),
+            (
+                "file:/srv/a%20b.raw?size=1PiB&direct=off",
+                "file",
+                "/srv/a b.raw",
+            ),
+        ] {
+            let parsed = VolumeUri::parse(uri).unwrap();
+            assert_eq!((parsed.kind.scheme, parsed.path()), (scheme, path));
+        }
     }
 
     #[test]
     fn each_mistake_names_what_is_allowed() {
         for (uri, part) in [
-            ("/srv/disk0.raw", "schemes are `null`, `ram` and `file`"),
-            ("nfs:/srv", "unknown scheme `nfs`"),
-            ("file:", "a path is missing"),
-            ("file:disk0.raw", "must be absolute"),
+            ("/srv/disk0.raw", "kinds are `null`, `ram` and `file`"),
+            ("nfs:/srv", "unknown scheme `nfs`; schemes are `null`"),
+            ("file:", "needs an absolute path, as in file:/srv"),
+            ("file:disk0.raw", "needs an absolute path"),
             ("ram:/x?size=1GiB", "has no path"),
-            ("ram:", "needs the option `size`"),
-            ("ram:?size=1GB", "option `size`: a size is"),
+            ("ram:", "option \"size\": a ram volume needs one"),
+            ("ram:?size=1GB", "alone or with KiB, MiB, GiB, TiB or PiB"),
+            ("ram:?size=16384PiB", "is no size"),
+            ("ram:?size=1000", "not a multiple of 512 over 0"),
+            ("null:?size=0", "not a multiple of 512 over 0"),
+            ("null:?size=1536&block_size=4096", "multiple of 4096"),
+            ("null:?size=1GiB&block_size=1024", "1024 is not 512 or 4096"),
+            ("file:/x?block_size=8KiB", "8192 is not 512 or 4096"),
             ("ram:?size=1GiB&size=2GiB", "twice"),
             (
                 "file:/x?cache=on",
-                "unknown option `cache`; `file` knows `size`",
+                "unknown option \"cache\"; there are size, block_size, direct, read_only",
             ),
-            ("file:/x?direct=maybe", "one of auto, on, off"),
+            ("file:/x?direct=maybe", "is not auto, on or off"),
+            ("file:/x?read_only=yes", "is not on or off"),
             ("file:/x?direct", "has no value"),
         ] {
             let error = VolumeUri::parse(uri).unwrap_err();
@@ -318,35 +290,61 @@ mod tests {
 
     #[test]
     fn writable_data_has_one_user() {
-        assert!(VolumeUri::parse("file:/x").unwrap().is_exclusive());
-        assert!(
-            !VolumeUri::parse("file:/x?read_only=on")
-                .unwrap()
-                .is_exclusive()
-        );
-        assert!(!VolumeUri::parse("null:?size=1GiB").unwrap().is_exclusive());
+        for (uri, exclusive) in [
+            ("file:/x", true),
+            ("file:/x?read_only=on", false),
+            ("ram:?size=1GiB", true),
+            ("null:?size=1GiB", false),
+        ] {
+            assert_eq!(VolumeUri::parse(uri).unwrap().is_exclusive(), exclusive);
+        }
+    }
+
+    fn mistakes(kind: &str, parameters: &[(&str, &str)]) -> Vec<(String, String)> {
+        let text = |(name, value): &(&str, &str)| {
+            ((*name).to_owned(), Parameter::Text((*value).to_owned()))
+        };
+        let parameters = parameters.iter().map(text).collect();
+        let mistakes = LayerKind::find(kind).unwrap().mistakes(&parameters);
+        mistakes.into_iter().map(|m| (m.name, m.message)).collect()
     }
 
     #[test]
-    fn layers_check_their_parameters() {
-        let delay = LayerKind::find("delay").unwrap();
-        assert!(
-            delay
-                .check("read", &Parameter::Text("2ms".to_owned()))
-                .is_ok()
+    fn layers_tell_every_mistake_in_their_parameters() {
+        assert_eq!(
+            mistakes("delay", &[("read", "2ms"), ("range", "0-1PiB")]),
+            []
         );
-        assert!(
-            delay
-                .check("read", &Parameter::Integer(2))
-                .unwrap_err()
-                .contains("a duration is")
+        for (kind, name, value, allowed) in [
+            ("delay", "read", "2", "a time such as 200us, 2ms or 1s"),
+            ("delay", "rate", "2", "a number from 0 to 1"),
+            ("delay", "rate", "nan", "a number from 0 to 1"),
+            ("delay", "range", "1MiB", "two sizes such as 0-1MiB"),
+            ("delay", "range", "2MiB-1MiB", "the first below the second"),
+            ("delay", "when", "now", "before or after"),
+            ("delay", "raed", "2ms", "allowed: read, write"),
+            ("fault", "action", "break", "error, stall, torn or reorder"),
+        ] {
+            let found = mistakes(kind, &[(name, value)]);
+            assert_eq!(found.len(), 1, "{found:?}");
+            assert_eq!(found[0].0, name);
+            assert!(found[0].1.contains(allowed), "{found:?}");
+        }
+        let found = mistakes(
+            "fault",
+            &[
+                ("action", "torn"),
+                ("kinds", "reads"),
+                ("rate", "-1"),
+                ("colour", "red"),
+                ("count", "many"),
+            ],
         );
-        assert!(
-            delay
-                .check("raed", &Parameter::Integer(2))
-                .unwrap_err()
-                .contains("knows `read`")
-        );
+        let names: Vec<_> = found.iter().map(|m| m.0.as_str()).collect();
+        assert_eq!(names, ["kinds", "rate", "count", "colour"], "{found:?}");
+        let found = mistakes("fault", &[("kinds", "read")]);
+        let missing = "missing; allowed: error, stall, torn or reorder";
+        assert_eq!(found, [("action".to_owned(), missing.to_owned())]);
         assert!(
             LayerKind::find("crypt")
                 .unwrap_err()

@@ -517,9 +517,9 @@ fn check_volume(spec: &VolumeSpec) -> Result<(), RegistryError> {
     VolumeUri::parse(&spec.uri).map_err(RegistryError::Invalid)?;
     for layer in &spec.layers {
         let kind = LayerKind::find(&layer.kind).map_err(RegistryError::Invalid)?;
-        for (name, value) in &layer.parameters {
-            kind.check(name, value)
-                .map_err(|error| RegistryError::Invalid(format!("{name}: {error}")))?;
+        if let Some(mistake) = kind.mistakes(&layer.parameters).into_iter().next() {
+            let text = format!("{}: {}", mistake.name, mistake.message);
+            return Err(RegistryError::Invalid(text));
         }
     }
     Ok(())

@@ -221,6 +221,9 @@ pub struct FunctionSpec {
     /// How its queues are polled; left out: as the card says.
     #[serde(default)]
     pub poll: Option<Poll>,
+    /// Whether the host may switch a block device's cache between write-back and write-through.
+    #[serde(default)]
+    pub config_wce: bool,
 }
 
 impl FunctionSpec {
@@ -265,6 +268,7 @@ mod tests {
             volume: "disk0".parse().unwrap(),
             queues: 1,
             poll: None,
+            config_wce: false,
         };
         let id: Id = "blk0".parse().unwrap();
         assert_eq!(

@@ -68,6 +68,8 @@ pub struct QueueStatistics {
     pub kicks: u64,
     /// Notifications to the host.
     pub interrupts: u64,
+    /// Call and error descriptors of the front end that were given up, because they blocked.
+    pub hung: u64,
 }
 
 impl QueueStatistics {
@@ -94,6 +96,7 @@ impl AddAssign for QueueStatistics {
         self.in_flight += other.in_flight;
         self.kicks += other.kicks;
         self.interrupts += other.interrupts;
+        self.hung += other.hung;
     }
 }
 

@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use crate::{
     BlockError, Cancel, Channel, Completion, DiscardLimits, Events, Geometry, Kind, Op,
-    OpenContext, OpenError, Tag, Uri, Volume, VolumeEvent, ZeroLimits,
+    OpenContext, OpenError, Tag, Uri, UriError, Volume, VolumeEvent, ZeroLimits,
 };
 
 /// How many operations a channel takes between two polls.
@@ -28,16 +28,22 @@ pub struct Null {
 ///
 /// # Errors
 /// [`OpenError::Uri`].
-pub fn open(mut uri: Uri) -> Result<Arc<dyn Volume>, OpenError> {
+pub fn open(uri: Uri) -> Result<Arc<dyn Volume>, OpenError> {
+    let (block_size, size) = parse(uri)?;
+    Ok(Arc::new(Null::new(block_size, size)))
+}
+
+/// What [`open`] reads in the URI: the block size and the size, in bytes.
+///
+/// # Errors
+/// [`UriError`] where something does not fit.
+pub fn parse(mut uri: Uri) -> Result<(u32, u64), UriError> {
     if !uri.path().is_empty() {
-        return Err(crate::UriError::Path("a null volume has no path").into());
+        return Err(UriError::Path("a null volume has no path"));
     }
     let (size, block_size) = uri.take_shape()?;
     uri.finish(&["size", "block_size"])?;
-    Ok(Arc::new(Null::new(
-        block_size.unwrap_or(512),
-        size.unwrap_or(1 << 40),
-    )))
+    Ok((block_size.unwrap_or(512), size.unwrap_or(1 << 40)))
 }
 
 impl Null {

@@ -2,7 +2,7 @@
 
 /// What is wrong with a size.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no size: a whole number, alone or with KiB, MiB, GiB or TiB")]
+#[error("{0:?} is no size: a whole number, alone or with KiB, MiB, GiB, TiB or PiB")]
 pub struct SizeError(pub String);
 
 /// Reads a size in bytes: `4096`, `64KiB`, `1TiB`.
@@ -18,6 +18,7 @@ pub fn parse_size(text: &str) -> Result<u64, SizeError> {
         "MiB" => 20,
         "GiB" => 30,
         "TiB" => 40,
+        "PiB" => 50,
         _ => return Err(error()),
     };
     let number: u64 = text[..digits].parse().map_err(|_| error())?;
@@ -202,7 +203,19 @@ mod tests {
         assert_eq!(parse_size("4096"), Ok(4096));
         assert_eq!(parse_size("64KiB"), Ok(65536));
         assert_eq!(parse_size("1TiB"), Ok(1 << 40));
-        for bad in ["", "KiB", "1.5GiB", "-1", "99999999TiB", "1kb", "٣"] {
+        assert_eq!(parse_size("16383PiB"), Ok(16383 << 50));
+        for bad in [
+            "",
+            "KiB",
+            "1 MiB",
+            "1MB",
+            "1.5GiB",
+            "-1",
+            "99999999TiB",
+            "16384PiB",
+            "1kb",
+            "٣",
+        ] {
             assert_eq!(parse_size(bad), Err(SizeError(bad.into())), "{bad}");
         }
     }

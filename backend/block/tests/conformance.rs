@@ -61,7 +61,7 @@ fn ram_is_busy_after_its_budget() {
     let made = ram("ram:?size=8MiB");
     let mut rig = Rig::new(bluff_reactor::UringUse::Off);
     let mut line = rig.open(&*made.volume);
-    let memory = Memory::whole(1 << 20);
+    let memory = Memory::whole(16 << 10);
     let ops = [1, 2, 3, 4].map(|tag| memory.op(tag, Kind::Read, 0));
     assert_eq!(line.submit(&ops), 2);
     assert_eq!(line.submit(&ops[2..]), 0);
@@ -69,6 +69,13 @@ fn ram_is_busy_after_its_budget() {
     assert_eq!(line.submit(&ops[2..]), 2);
     line.poll(Instant::now());
     assert_eq!(line.take().len(), 4);
+    // What is larger than the budget is taken, alone.
+    let large = Memory::whole(1 << 20);
+    let ops = [large.op(1, Kind::Read, 0), memory.op(2, Kind::Read, 0)];
+    assert_eq!(line.submit(&ops), 1);
+    assert_eq!(line.poll(Instant::now()), 1);
+    assert_eq!(line.submit(&ops[1..]), 1);
+    assert_eq!(line.poll(Instant::now()), 1);
 }
 
 #[test]

@@ -3,10 +3,13 @@
 //! ```text
 //!   submit --inline--------------------------------------------------> done
 //!     \--> waiting --> kernel --> (next round, or flush) --> waiting
-//!             |  ^        |  \-------------------------------------> done
-//!             v  |        v cancel: done at once; the slot stays
-//!           blocked    abandoned --> free, when the kernel lets go
+//!           | |  ^        |  \-------------------------------------> done
+//!           | v  |        v cancel: done at once; the slot stays
+//!           | blocked  abandoned --> free, when the kernel lets go
+//!           \--> flushing: a sync of the volume, shared ------------> done
 //! ```
+
+mod flush;
 
 use std::collections::VecDeque;
 use std::io;
@@ -18,18 +21,22 @@ use bluff_block::{BlockError, Buffers, Cancel, Channel, Completion, Kind, Op, Op
 use bluff_memory::IoVec;
 use bluff_reactor::Waker;
 
+use self::flush::Flushing;
 use crate::abandoned::Ticket;
 use crate::arena::{Arena, Bounce, LARGEST};
 use crate::engine::{Engine, Threads, Work};
-use crate::slot::{Begun, Orphans, Slot, State, Step, is_fua, rest, zeroes};
+use crate::slot::{Begun, Orphans, SYNC, Slot, State, Step, is_fua, rest, zeroes};
 use crate::storage::{Durability, Storage};
 
 /// How many operations a channel takes.
 const DEPTH: usize = 512;
 /// How many of them the kernel has at once, given-up ones included.
 const IN_KERNEL: usize = 256;
-/// How many bytes are copied inline between two polls.
-const BUDGET: u64 = 1 << 20;
+/// How many bytes are copied inline between two polls; one operation is always taken, however large. Small, because
+/// nothing of what is done shows before the poll: with a whole ring in one batch the driver waits for the last
+/// copy to see the first completion, and neighbours on the reactor wait with it. Eight blocks of 4 KiB are
+/// enough to spread the cost of a publication.
+const BUDGET: u64 = 32 << 10;
 /// How soon to offer work again to an io_uring that its neighbours have filled.
 const RETRY: Duration = Duration::from_millis(1);
 
@@ -44,6 +51,7 @@ pub(crate) struct FileChannel {
     free: Vec<u32>,
     waiting: VecDeque<u32>,
     blocked: Vec<u32>,
+    flushing: Flushing,
     /// The releases that `blocked` has been tried against.
     seen: usize,
     done: Vec<Completion>,
@@ -80,6 +88,7 @@ impl FileChannel {
             free: Vec::with_capacity(DEPTH),
             waiting: VecDeque::with_capacity(DEPTH),
             blocked: Vec::new(),
+            flushing: Flushing::default(),
             done: Vec::with_capacity(DEPTH),
             live: 0,
             in_kernel: 0,
@@ -227,11 +236,20 @@ impl FileChannel {
 
     /// Starts what waits, as far as there is room.
     fn pump(&mut self) {
+        self.begin_waiting();
+        // After them all: one sync for what came together.
+        if self.flushing.is_due(&self.storage) {
+            self.flush();
+        }
+    }
+
+    fn begin_waiting(&mut self) {
         while let Some(&id) = self.waiting.front() {
             match self.begin(id) {
                 Begun::NoRoom => return,
                 Begun::Started => self.slots[id as usize].state = State::Kernel,
                 Begun::Ended => {}
+                Begun::Flushing => self.wait_for_sync(id),
                 Begun::Held => {
                     self.slots[id as usize].state = State::Blocked;
                     self.blocked.push(id);
@@ -253,9 +271,12 @@ impl FileChannel {
         {
             return Begun::Held;
         }
-        if step == Step::Sync && self.storage.flush_failed.load(Ordering::Acquire) {
-            self.finish(id, Err(BlockError::Io));
-            return Begun::Ended;
+        if step == Step::Sync {
+            if let Err(e) = self.verdict() {
+                self.finish(id, Err(e));
+                return Begun::Ended;
+            }
+            return Begun::Flushing;
         }
         if self.in_kernel >= IN_KERNEL {
             return Begun::NoRoom;
@@ -298,7 +319,7 @@ impl FileChannel {
                     durable,
                 }
             }
-            Step::Sync => Work::Sync,
+            Step::Sync => unreachable!("it waits for a sync of the volume"),
             Step::Punch if op.kind == Kind::Discard && self.storage.device => {
                 Work::DiscardDevice { offset, len: left }
             }
@@ -335,7 +356,6 @@ impl FileChannel {
 
     fn durability(&self, slot: &Slot) -> Durability {
         match slot.step {
-            Step::Sync => Durability::Sync,
             Step::Move | Step::Fill if self.writes_durably(&slot.op) => Durability::Write,
             _ => Durability::None,
         }
@@ -343,6 +363,9 @@ impl FileChannel {
 
     /// The kernel is done with what it was given.
     fn ended(&mut self, id: u32, result: i32) {
+        if id == SYNC {
+            return self.synced(result);
+        }
         self.in_kernel -= 1;
         let slot = &mut self.slots[id as usize];
         if let State::Abandoned(ticket) = &mut slot.state {
@@ -398,8 +421,6 @@ impl FileChannel {
                 None
             }
             Step::Punch if unsupported => Some(Err(BlockError::Unsupported)),
-            // Whatever it was, the flush did not do what it was for.
-            Step::Sync => Some(Err(BlockError::Io)),
             _ => Some(Err(error(errno))),
         }
     }
@@ -414,7 +435,7 @@ impl FileChannel {
         let slot = &mut self.slots[id as usize];
         let (op, step, moved, chunk) = (slot.op, slot.step, slot.moved, slot.chunk);
         match step {
-            Step::Sync => return Some(Ok(())),
+            Step::Sync => unreachable!("the kernel has syncs, not slots that flush"),
             Step::Punch | Step::Zero => slot.moved = op.len,
             Step::Move | Step::Fill => {
                 let n = n.min(chunk);
@@ -450,6 +471,7 @@ impl FileChannel {
         match state {
             State::Waiting => self.waiting.retain(|&i| i != id),
             State::Blocked => self.blocked.retain(|&i| i != id),
+            State::Flushing => self.flushing.forget(id),
             State::Kernel if self.withdraw(id) => self.in_kernel -= 1,
             State::Kernel => {
                 let ticket = self.ticket(id);
@@ -521,11 +543,12 @@ impl Channel for FileChannel {
             }
         }
         self.retry_at = None;
-        if !self.waiting.is_empty() {
+        if !self.waiting.is_empty() || self.flushing.is_due(&self.storage) {
             self.pump();
             self.engine().kick();
             // The ring is full of others: no completion of ours will come and wake us.
-            let starved = !self.waiting.is_empty() && self.in_kernel == 0;
+            let starved = !self.waiting.is_empty() || self.flushing.is_refused();
+            let starved = starved && self.in_kernel == 0 && !self.flushing.in_kernel;
             self.retry_at = starved.then(|| now + RETRY);
         }
         done.append(&mut self.done);
@@ -560,6 +583,10 @@ impl Drop for FileChannel {
                 _ => continue,
             };
             left.push((id, ticket, self.durability(&self.slots[id as usize])));
+        }
+        if self.flushing.in_kernel {
+            // Others may wait for it.
+            left.push((SYNC, None, Durability::Sync));
         }
         let orphans = Orphans {
             storage: self.storage.clone(),

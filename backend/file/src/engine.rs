@@ -209,9 +209,11 @@ impl Engine {
                 .offset(offset)
                 .rw_flags(if durable { libc::RWF_DSYNC } else { 0 })
                 .build(),
-            (Some(_), Work::Sync) => opcode::Fsync::new(fd)
-                .flags(types::FsyncFlags::DATASYNC)
-                .build(),
+            (Some(_), Work::Sync) => {
+                opcode::Fsync::new(types::Fd(self.storage.sync_file().as_raw_fd()))
+                    .flags(types::FsyncFlags::DATASYNC)
+                    .build()
+            }
             (Some(_), Work::Allocate { mode, offset, len }) => opcode::Fallocate::new(fd, len)
                 .offset(offset)
                 .mode(mode)

@@ -17,16 +17,17 @@
 //!   that was given up so may still land, and until it has, everything that touches its range
 //!   waits, on every channel of the volume, and the lock is kept. What a process that was killed
 //!   left in the kernel ends with it, before its lock is free.
-//! - **O_DIRECT** (`direct=auto`): wherever the file system has it and blocks are no smaller than its
-//!   unit. On tmpfs there is nothing to go around; it is read and written inline, so where its pages
+//! - **O_DIRECT** (`direct=auto`): always on block devices, as another host that has the device too would not see our
+//!   page cache; on files wherever the file system has it and blocks are no smaller than its unit. On tmpfs there is nothing to go around; it is read and written inline, so where its pages
 //!   have been swapped out the reactor waits for them.
-//! - **Flush** is `fdatasync`. Linux reports a lost write once, so after a flush that failed every
-//!   later one fails too, until the volume is opened again. FUA is `RWF_DSYNC` with O_DIRECT, and a
+//! - **Flush** is `fdatasync`, one at a time for the whole volume; flushes that come meanwhile share the next one. Linux
+//!   reports a lost write once, so after a flush that failed every later one fails too, until the volume is opened again. FUA is `RWF_DSYNC` with O_DIRECT, and a
 //!   write and a flush without.
 //! - **Size.** What is left over after the last whole block cannot be reached. A file that another
 //!   program changes in size is not noticed until [`bluff_block::Volume::resize`]; until then what is
 //!   beyond its end fails.
-//! - **Lock.** Taken from other processes as QEMU does it.
+//! - **Lock.** Taken from other processes as QEMU does it. Giving it up does not empty the page cache: who takes it on
+//!   this host shares the cache, and with `direct=off` another host must not be next.
 //!
 //! Not implemented: image formats, zoned devices, atomic writes of more than a block.
 
@@ -34,6 +35,7 @@ mod abandoned;
 mod arena;
 mod channel;
 mod engine;
+mod flushes;
 mod lock;
 mod probe;
 mod slot;
@@ -50,7 +52,7 @@ pub use volume::FileVolume;
 /// Whether the page cache is gone around.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum Direct {
-    /// Where the file system and the block size allow it.
+    /// On block devices; on files where the file system and the block size allow it.
     #[default]
     Auto,
     /// Always; opening fails where it cannot be.
@@ -78,10 +80,21 @@ pub struct FileOptions {
 /// # Errors
 /// [`OpenError::Uri`] for a wrong URI, [`OpenError::Storage`] where the file cannot be opened or made,
 /// [`OpenError::Shape`] where it is not as the URI says.
-pub fn open(mut uri: Uri) -> Result<Arc<dyn Volume>, OpenError> {
+pub fn open(uri: Uri) -> Result<Arc<dyn Volume>, OpenError> {
+    let (path, options) = parse(uri)?;
+    Ok(Arc::new(FileVolume::open(&path, &options)?))
+}
+
+/// What [`open`] reads in the URI. Nothing is opened.
+///
+/// # Errors
+/// [`UriError`] where something does not fit.
+pub fn parse(mut uri: Uri) -> Result<(PathBuf, FileOptions), UriError> {
     let path = PathBuf::from(uri.path());
     if !path.is_absolute() {
-        return Err(UriError::Path("a file volume needs an absolute path").into());
+        return Err(UriError::Path(
+            "a file volume needs an absolute path, as in file:/srv/disk.raw",
+        ));
     }
     let (size, block_size) = uri.take_shape()?;
     let direct = uri.take_as("direct", |v| match v {
@@ -102,5 +115,5 @@ pub fn open(mut uri: Uri) -> Result<Arc<dyn Volume>, OpenError> {
         direct: direct.unwrap_or_default(),
         read_only: read_only.unwrap_or(false),
     };
-    Ok(Arc::new(FileVolume::open(&path, &options)?))
+    Ok((path, options))
 }

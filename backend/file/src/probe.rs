@@ -21,6 +21,8 @@ const MAX_CLEAR: u64 = 1 << 30;
 #[derive(Debug)]
 pub(crate) struct Found {
     pub(crate) file: File,
+    /// The same file opened a second time, for flushes, where `file` has O_DIRECT.
+    pub(crate) sync: Option<File>,
     pub(crate) geometry: Geometry,
     /// A block device, not a regular file.
     pub(crate) device: bool,
@@ -80,7 +82,19 @@ pub(crate) fn open(path: &Path, wanted: &FileOptions) -> Result<Found, OpenError
     } else {
         512
     };
-    let (file, direct, unit) = direct(file, path, wanted, memory, sector)?;
+    let how = match wanted.direct {
+        // Memory has no cache to go around.
+        _ if memory => Direct::Off,
+        // It may be another host's too, which does not see our page cache.
+        Direct::Auto if device => Direct::On,
+        how => how,
+    };
+    let tried = direct(&file, path, wanted, how, sector)?;
+    let direct = tried.is_some();
+    let (file, sync, unit) = match tried {
+        Some((fresh, unit)) => (fresh, Some(file), unit),
+        None => (file, None, sector),
+    };
     let block_size = block_size(path, wanted, sector, direct, unit)?;
     let bytes = if device {
         device_size(&file).map_err(error("cannot examine", path))?
@@ -122,6 +136,7 @@ pub(crate) fn open(path: &Path, wanted: &FileOptions) -> Result<Found, OpenError
     }
     Ok(Found {
         file,
+        sync,
         geometry,
         device,
         direct,
@@ -141,26 +156,29 @@ fn create(path: &Path, wanted: &FileOptions, size: u64) -> Result<File, OpenErro
 /// Opens it again with O_DIRECT, where that is wanted and works. The unit is what offsets and
 /// lengths must then be multiples of.
 fn direct(
-    file: File,
+    file: &File,
     path: &Path,
     wanted: &FileOptions,
-    memory: bool,
+    how: Direct,
     sector: u32,
-) -> Result<(File, bool, u32), OpenError> {
-    // Memory has no cache to go around.
-    if memory || wanted.direct == Direct::Off {
-        return Ok((file, false, sector));
+) -> Result<Option<(File, u32)>, OpenError> {
+    if how == Direct::Off {
+        return Ok(None);
     }
     let tried = open_file(path, wanted, libc::O_DIRECT, false).and_then(|f| {
+        let (one, two) = (file.metadata()?, f.metadata()?);
+        if (one.dev(), one.ino(), one.rdev()) != (two.dev(), two.ino(), two.rdev()) {
+            return Err(io::Error::other("it was replaced meanwhile"));
+        }
         let unit = unit(&f, sector)?;
         Ok((f, unit))
     });
-    match (tried, wanted.direct) {
-        (Ok((f, unit)), Direct::On) => Ok((f, true, unit)),
+    match (tried, how) {
+        (Ok(found), Direct::On) => Ok(Some(found)),
         // Blocks smaller than the unit would need a read before each write.
-        (Ok((f, unit)), _) if wanted.block_size.is_none_or(|b| b >= unit) => Ok((f, true, unit)),
+        (Ok((f, unit)), _) if wanted.block_size.is_none_or(|b| b >= unit) => Ok(Some((f, unit))),
         (Err(e), Direct::On) => Err(error("cannot use O_DIRECT on", path)(e)),
-        _ => Ok((file, false, sector)),
+        _ => Ok(None),
     }
 }
 
@@ -237,16 +255,27 @@ fn clearing(
         });
         return (discard, queue(meta, "write_zeroes_max_bytes") > 0);
     }
-    // Beyond the end there is nothing to lose.
-    let past = size.next_multiple_of(1 << 20) as libc::off_t;
-    let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
-    // SAFETY: the descriptor is open; no memory is involved.
-    let punches = unsafe { libc::fallocate(file.as_raw_fd(), mode, past, 4096) } == 0;
+    let punches = punches(file, size);
     let discard = punches.then_some(DiscardLimits {
         max: MAX_CLEAR,
         granularity: physical.max(4096),
     });
     (discard, punches)
+}
+
+/// Whether it makes holes, tried out beyond the end, where there is nothing to lose. Far beyond, as the file is not
+/// locked: after the last whole block there may be some bytes, and another daemon may have made it longer just now.
+fn punches(file: &File, size: u64) -> bool {
+    let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+    // Less where the file system has no files of that size.
+    [1u64 << 40, 1 << 36, 1 << 32].iter().any(|beyond| {
+        let at = size.next_multiple_of(1 << 20).saturating_add(*beyond);
+        let Ok(at) = libc::off_t::try_from(at) else {
+            return false;
+        };
+        // SAFETY: the descriptor is open; no memory is involved.
+        unsafe { libc::fallocate(file.as_raw_fd(), mode, at, 4096) == 0 }
+    })
 }
 
 /// A property of a block device's queue, 0 where it has none. A partition's are its disk's.

@@ -10,12 +10,17 @@ use crate::abandoned::Ticket;
 use crate::arena::{Arena, Bounce, LARGEST, Mapping};
 use crate::storage::{Durability, Storage};
 
+/// Names a channel's sync of the volume where others are named by their slot.
+pub(crate) const SYNC: u32 = u32::MAX;
+
 #[derive(Debug)]
 pub(crate) enum State {
     Free,
     Waiting,
     /// An abandoned write is in its way.
     Blocked,
+    /// A sync of the volume is to make it durable.
+    Flushing,
     Kernel,
     /// Completed as cancelled; the kernel still has it. Writes keep their range taken.
     Abandoned(Option<Ticket>),
@@ -55,6 +60,8 @@ pub(crate) enum Begun {
     Ended,
     /// An abandoned write is in its way.
     Held,
+    /// It waits for a sync of the volume.
+    Flushing,
     NoRoom,
 }
 
@@ -90,6 +97,10 @@ impl Drop for Orphans {
             && !self.left.is_empty()
         {
             log::warn!("{} operations outlive their reactor", self.left.len());
+            if self.left.iter().any(|l| l.0 == SYNC) {
+                // What it says is lost, and with it, maybe, the one report of a lost write.
+                self.storage.note(Durability::Sync, -libc::EIO);
+            }
             arena.leak();
         }
     }

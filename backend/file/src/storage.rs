@@ -12,6 +12,7 @@ use bluff_block::Geometry;
 use bluff_memory::IoVec;
 
 use crate::abandoned::{Abandoned, Ticket};
+use crate::flushes::Flushes;
 use crate::probe::{self, Found};
 use crate::{engine::Work, lock};
 
@@ -20,12 +21,26 @@ use crate::{engine::Work, lock};
 pub(crate) struct LockState {
     pub(crate) holders: u32,
     pub(crate) held: bool,
+    /// The error with which the lock itself failed the last time.
+    failed: Option<i32>,
+}
+
+impl LockState {
+    /// Remembers how an attempt ended; says whether it failed in another way than the one before. Queues try
+    /// again every few milliseconds for as long as it fails.
+    pub(crate) fn is_news(&mut self, failed: Option<i32>) -> bool {
+        let before = std::mem::replace(&mut self.failed, failed);
+        failed.is_some() && failed != before
+    }
 }
 
 /// The file and what is known of it.
 #[derive(Debug)]
 pub(crate) struct Storage {
     pub(crate) file: File,
+    /// For syncs, where writes with a flush built in (`RWF_DSYNC`) are used too. The kernel tells of a lost write
+    /// once for each open file: on one such a write could take what a sync at the same time is to hear.
+    sync: Option<File>,
     pub(crate) device: bool,
     pub(crate) direct: bool,
     /// In memory: reads and writes are done inline.
@@ -40,6 +55,7 @@ pub(crate) struct Storage {
     /// A flush failed. The kernel tells of a lost write once and then calls the pages clean, so no
     /// later flush of this volume may claim anything: it has to be opened again.
     pub(crate) flush_failed: AtomicBool,
+    pub(crate) flushes: Flushes,
     pub(crate) abandoned: Abandoned,
     pub(crate) lock: Mutex<LockState>,
 }
@@ -50,6 +66,7 @@ impl Storage {
             size: AtomicU64::new(found.geometry.size),
             shape: found.geometry,
             file: found.file,
+            sync: found.sync,
             device: found.device,
             direct: found.direct,
             memory: found.memory,
@@ -57,6 +74,7 @@ impl Storage {
             nowait_write: AtomicBool::new(true),
             zero_range: AtomicBool::new(true),
             flush_failed: AtomicBool::new(false),
+            flushes: Flushes::default(),
             abandoned: Abandoned::default(),
             lock: Mutex::default(),
         }
@@ -68,6 +86,11 @@ impl Storage {
             size: self.size.load(Ordering::Acquire),
             ..self.shape
         }
+    }
+
+    /// What is to be synced.
+    pub(crate) fn sync_file(&self) -> &File {
+        self.sync.as_ref().unwrap_or(&self.file)
     }
 
     /// Whether reads (or writes) are worth trying inline.
@@ -144,7 +167,7 @@ impl Storage {
                             libc::pwrite(fd, ptr.cast(), len, at)
                         }
                     }
-                    Work::Sync => libc::fdatasync(fd) as isize,
+                    Work::Sync => libc::fdatasync(self.sync_file().as_raw_fd()) as isize,
                     Work::Allocate { mode, offset, len } => {
                         let (offset, len) = (offset as libc::off_t, len as libc::off_t);
                         libc::fallocate(fd, mode, offset, len) as isize
@@ -186,7 +209,7 @@ impl Storage {
         }
     }
 
-    /// Remembers what an error of `work` means for later flushes.
+    /// Remembers what an error of `work` means for later flushes, and where it was a sync, tells that it is over.
     pub(crate) fn note(&self, work: Durability, result: i32) {
         let harmless = match work {
             Durability::None => true,
@@ -207,6 +230,10 @@ impl Storage {
         if result < 0 && !harmless && !self.flush_failed.swap(true, Ordering::AcqRel) {
             let e = std::io::Error::from_raw_os_error(-result);
             log::error!("a flush failed ({e}): no flush succeeds until the volume is opened again");
+        }
+        if work == Durability::Sync {
+            // After the error: who is told that it is over looks for it.
+            self.flushes.end(result >= 0 || !harmless);
         }
     }
 
@@ -239,7 +266,7 @@ impl Storage {
 pub(crate) enum Durability {
     /// Nothing.
     None,
-    /// It was a flush.
+    /// It was the sync that [`Flushes`] lets through.
     Sync,
     /// It was a write with the flush built in.
     Write,
@@ -249,4 +276,17 @@ fn errno() -> i32 {
     std::io::Error::last_os_error()
         .raw_os_error()
         .unwrap_or(libc::EIO)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::LockState;
+
+    #[test]
+    fn a_lock_that_fails_is_news_once() {
+        let mut state = LockState::default();
+        let tries = [None, Some(22), Some(22), Some(37), Some(37), None, Some(37)];
+        let news = tries.map(|failed| state.is_news(failed));
+        assert_eq!(news, [false, true, false, true, false, false, true]);
+    }
 }

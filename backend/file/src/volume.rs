@@ -91,10 +91,18 @@ impl Volume for FileVolume {
         let mut state = self.storage.lock_state();
         if !state.held {
             let read_only = self.storage.geometry().read_only;
-            lock::take(&self.storage.file, read_only).map_err(|e| match e {
+            let taken = lock::take(&self.storage.file, read_only);
+            let failed = match &taken {
+                Err(Refused::System(e)) => e.raw_os_error(),
+                _ => None,
+            };
+            let news = state.is_news(failed);
+            taken.map_err(|e| match e {
                 Refused::Held => BlockError::Locked,
                 Refused::System(e) => {
-                    log::error!("{}: cannot be locked: {e}", self.path.display());
+                    if news {
+                        log::error!("{}: cannot be locked: {e}", self.path.display());
+                    }
                     BlockError::Unavailable
                 }
             })?;

@@ -4,13 +4,14 @@ mod machine;
 
 use std::cell::Cell;
 use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bluff_block::conformance::{self, Line, Memory, Profile, Rig, TestVolume};
-use bluff_block::{BlockError, Cancel, InUse, Kind, Tag, Uri, Volume};
+use bluff_block::{BlockError, Cancel, InUse, Kind, Op, Tag, Uri, Volume};
 use bluff_reactor::UringUse;
 
 const WRITE: Kind = Kind::Write { fua: false };
@@ -224,6 +225,117 @@ fn r6_a_flush_that_failed_stays_failed() {
     });
 }
 
+/// Two flushes at once over one lost write. The kernel tells one of them, and neither succeeds.
+#[test]
+fn r6_flushes_at_once_fail_together() {
+    machine::with_mounts(|folder| {
+        for round in 0..6 {
+            let uring = BOTH[round % 2];
+            let small = machine::tmpfs(folder, &format!("small{round}"), "1m");
+            let image = small.join("image");
+            std::fs::File::create(&image)
+                .unwrap()
+                .set_len(16 << 20)
+                .unwrap();
+            let device = machine::Loop::new(&image);
+            let volume = open(&device.0, "direct=off");
+            let (mut here, mut there) = (Rig::new(uring), Rig::new(uring));
+            let (mut a, mut b) = (here.open(&*volume), there.open(&*volume));
+            for at in 0..4 {
+                assert_eq!(write(&mut here, &mut a, at << 20, 5, 1 << 20), Ok(()));
+            }
+            let flush = |tag| Op::without_data(Tag(tag), Kind::Flush, 0, 0);
+            for line in [&mut a, &mut b] {
+                line.submit(&[flush(1), flush(2)]);
+                line.kick();
+                // These come while the first ones may be under way.
+                line.submit(&[flush(3)]);
+                line.kick();
+            }
+            let until = Instant::now() + Duration::from_secs(30);
+            while a.in_flight() + b.in_flight() > 0 {
+                assert!(Instant::now() < until, "flushes that wait for each other");
+                here.step(Duration::from_millis(5));
+                there.step(Duration::from_millis(5));
+            }
+            let all: Vec<_> = a.take().into_iter().chain(b.take()).collect();
+            assert_eq!(all.len(), 6);
+            for c in all {
+                assert_eq!(c.result, Err(BlockError::Io), "round {round}, {:?}", c.tag);
+            }
+        }
+    });
+}
+
+/// A write with the flush built in hears of the lost write first, and nobody has asked for its result yet: a
+/// flush on another reactor is told too.
+#[test]
+fn r6_a_durable_write_does_not_take_the_error_of_a_flush() {
+    machine::with_mounts(|folder| {
+        for (i, uring) in BOTH.into_iter().enumerate() {
+            let small = machine::tmpfs(folder, &format!("small{i}"), "1m");
+            let image = small.join("image");
+            std::fs::File::create(&image)
+                .unwrap()
+                .set_len(16 << 20)
+                .unwrap();
+            let device = machine::Loop::new(&image);
+            let volume = open(&device.0, "direct=on");
+            let (mut here, mut there) = (Rig::new(uring), Rig::new(uring));
+            let (mut a, mut b) = (here.open(&*volume), there.open(&*volume));
+            assert_eq!(write(&mut here, &mut a, 0, 5, 4096), Ok(()));
+            let cached = std::fs::OpenOptions::new().write(true).open(&device.0);
+            let cached = cached.unwrap();
+            cached.write_all_at(&[7; 4 << 20], 4 << 20).unwrap();
+            assert!(cached.sync_data().is_err(), "more than there is room for");
+            let memory = Memory::whole(4096);
+            a.submit(&[memory.op(1, Kind::Write { fua: true }, 0)]);
+            a.kick();
+            there.step(Duration::from_millis(50));
+            let got = there.plain(&mut b, Kind::Flush, 0, 0);
+            assert_eq!(got, Err(BlockError::Io));
+            // Its own bytes are there, whatever it says.
+            here.wait(&mut a, 1);
+        }
+    });
+}
+
+/// Who syncs for others may give up or go: theirs end all the same.
+#[test]
+fn a_flush_that_others_wait_for_is_given_up() {
+    for uring in BOTH {
+        for goes in [false, true] {
+            let keep = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+            let volume = open(&keep.path().join("disk.raw"), "size=4MiB&direct=off");
+            let mut rig = Rig::new(uring);
+            let (mut a, mut b) = (rig.open(&*volume), rig.open(&*volume));
+            let flush = |tag| Op::without_data(Tag(tag), Kind::Flush, 0, 0);
+            for round in 0..20 {
+                assert_eq!(write(&mut rig, &mut a, 0, round, 1 << 20), Ok(()));
+                a.submit(&[flush(1), flush(2)]);
+                b.submit(&[flush(1), flush(2)]);
+                if round % 2 == 0 {
+                    a.kick();
+                    b.kick();
+                }
+                if goes {
+                    std::mem::replace(&mut a, rig.open(&*volume)).abandon();
+                } else {
+                    assert_eq!(a.cancel(Tag(1)), Cancel::Soon);
+                    a.poll(Instant::now());
+                    assert_eq!(a.take()[0].result, Err(BlockError::Cancelled));
+                }
+                b.kick();
+                rig.wait(&mut b, usize::MAX);
+                let done = b.take();
+                assert!(done.len() == 2 && done.iter().all(|c| c.result == Ok(())));
+                rig.wait(&mut a, usize::MAX);
+                assert!(a.take().iter().all(|c| c.result == Ok(())));
+            }
+        }
+    }
+}
+
 /// The suite on a block device.
 #[test]
 fn block_device() {
@@ -256,6 +368,29 @@ fn block_device() {
                 }
             });
         }
+    });
+}
+
+/// A block device may be another host's too, which does not see our page cache: it is used only where that was
+/// asked for, not because O_DIRECT fails just now.
+#[test]
+fn no_page_cache_on_a_block_device_unless_it_is_asked_for() {
+    machine::with_mounts(|folder| {
+        let image = folder.join("image");
+        let file = std::fs::File::create(&image).unwrap();
+        file.set_len(8 << 20).unwrap();
+        let device = machine::Loop::new(&image);
+        let at = |options: &str| {
+            let uri = format!("file:{}?{options}", device.0.display());
+            bluff_file::open(Uri::parse(&uri).unwrap())
+        };
+        at("").unwrap();
+        file.set_len(0).unwrap();
+        let Err(e) = at("") else {
+            panic!("it went to the page cache by itself")
+        };
+        assert!(e.to_string().contains("O_DIRECT"), "{e}");
+        at("direct=off").unwrap();
     });
 }
 

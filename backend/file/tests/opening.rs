@@ -3,6 +3,7 @@
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::Path;
 use std::process::Command;
+use std::time::Instant;
 
 use bluff_block::conformance::{Memory, Rig};
 use bluff_block::{BlockError, Kind, OpenError, Uri, UriError, Volume};
@@ -101,6 +102,22 @@ fn the_rest_after_the_last_block_cannot_be_reached() {
     );
 }
 
+/// What it can do is found out without touching what is there, also where somebody else just made it longer.
+#[test]
+fn opening_changes_nothing() {
+    for folder in [env!("CARGO_TARGET_TMPDIR"), "/dev/shm"] {
+        let keep = tempfile::tempdir_in(folder).unwrap();
+        let path = keep.path().join("disk.raw");
+        // The rest is less than a block.
+        let bytes = vec![9; (1 << 20) + 188];
+        std::fs::write(&path, &bytes).unwrap();
+        let volume = open(&path, "").unwrap();
+        assert_eq!(volume.geometry().size % 512, 0);
+        assert!(volume.geometry().discard.is_some());
+        assert!(std::fs::read(&path).unwrap() == bytes, "in {folder}");
+    }
+}
+
 #[test]
 fn read_only() {
     let keep = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
@@ -128,6 +145,27 @@ fn read_only() {
     volume.resize(131_072).unwrap();
     assert_eq!(rig.one(&mut line, memory.op(1, Kind::Read, 65536)), Ok(()));
     assert_eq!(memory.get(), [6; 4096]);
+}
+
+#[test]
+fn busy_after_its_budget() {
+    let keep = tempfile::tempdir_in("/dev/shm").unwrap();
+    let volume = open(&keep.path().join("disk.raw"), "size=4MiB").unwrap();
+    let mut rig = Rig::new(UringUse::Off);
+    let mut line = rig.open(&*volume);
+    let (small, large) = (Memory::whole(16 << 10), Memory::whole(1 << 20));
+    let ops = [
+        small.op(1, Kind::Read, 0),
+        small.op(2, Kind::Read, 0),
+        large.op(3, Kind::Read, 0),
+        small.op(4, Kind::Read, 0),
+    ];
+    let mut rest = &ops[..];
+    for n in [2, 1, 1] {
+        assert_eq!(line.submit(rest), n);
+        assert_eq!(line.poll(Instant::now()), n, "what was taken is done");
+        rest = &rest[n..];
+    }
 }
 
 #[test]

@@ -7,13 +7,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use bluff_block::{
-    BlockError, Cancel, Channel, Completion, Events, Geometry, Kind, Op, OpenContext, Tag, Volume,
-};
+use bluff_block::{BlockError, Cancel, Channel, Completion, Kind, Op, OpenContext, Tag, Volume};
 
 use crate::OptionError;
 use crate::options::{Chance, Options, touches};
-use crate::relay::{DEPTH, Relay};
+use crate::relay::{DEPTH, Relay, hand_on};
 
 /// Where the time is spent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -162,13 +160,7 @@ impl Delay {
 }
 
 impl Volume for Delay {
-    fn geometry(&self) -> Geometry {
-        self.inner.geometry()
-    }
-
-    fn max_channels(&self) -> usize {
-        self.inner.max_channels()
-    }
+    hand_on!(inner);
 
     fn open(&self, context: &OpenContext) -> Result<Box<dyn Channel>, BlockError> {
         let number = self.opened.fetch_add(1, Ordering::Relaxed);
@@ -183,22 +175,6 @@ impl Volume for Delay {
             done: Vec::with_capacity(DEPTH),
             ended: Vec::with_capacity(DEPTH),
         }))
-    }
-
-    fn lock(&self) -> Result<(), BlockError> {
-        self.inner.lock()
-    }
-
-    fn unlock(&self) {
-        self.inner.unlock();
-    }
-
-    fn resize(&self, size: u64) -> Result<(), BlockError> {
-        self.inner.resize(size)
-    }
-
-    fn events(&self) -> &Events {
-        self.inner.events()
     }
 }
 

@@ -11,15 +11,14 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use bluff_block::{
-    BlockError, Buffers, Cancel, Channel, Completion, Events, Geometry, Kind, Op, OpenContext, Tag,
-    Volume,
+    BlockError, Buffers, Cancel, Channel, Completion, Kind, Op, OpenContext, Tag, Volume,
 };
 use bluff_memory::IoVec;
 use bluff_reactor::Waker;
 
 use crate::OptionError;
 use crate::options::{Chance, Options, touches};
-use crate::relay::{DEPTH, Relay};
+use crate::relay::{DEPTH, Relay, hand_on};
 
 /// What goes wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -319,13 +318,7 @@ impl Fault {
 }
 
 impl Volume for Fault {
-    fn geometry(&self) -> Geometry {
-        self.inner.geometry()
-    }
-
-    fn max_channels(&self) -> usize {
-        self.inner.max_channels()
-    }
+    hand_on!(inner);
 
     fn open(&self, context: &OpenContext) -> Result<Box<dyn Channel>, BlockError> {
         let inner = self.inner.open(context)?;
@@ -349,22 +342,6 @@ impl Volume for Fault {
         drop(control);
         channel.refresh();
         Ok(Box::new(channel))
-    }
-
-    fn lock(&self) -> Result<(), BlockError> {
-        self.inner.lock()
-    }
-
-    fn unlock(&self) {
-        self.inner.unlock();
-    }
-
-    fn resize(&self, size: u64) -> Result<(), BlockError> {
-        self.inner.resize(size)
-    }
-
-    fn events(&self) -> &Events {
-        self.inner.events()
     }
 }
 

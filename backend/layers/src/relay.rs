@@ -1,9 +1,40 @@
-//! What both layers have in common: operations under tags of their own in an inner channel.
+//! What both layers have in common: a volume that hands most things on, and operations under tags of their own in an inner
+//! channel.
 
 use std::collections::VecDeque;
 use std::time::Instant;
 
 use bluff_block::{BlockError, Cancel, Channel, Completion, Op, Tag};
+
+/// What a layer leaves to the volume in its field `$inner`: everything but [`Volume::open`](bluff_block::Volume::open).
+macro_rules! hand_on {
+    ($inner:ident) => {
+        fn geometry(&self) -> bluff_block::Geometry {
+            self.$inner.geometry()
+        }
+
+        fn max_channels(&self) -> usize {
+            self.$inner.max_channels()
+        }
+
+        fn lock(&self) -> Result<(), bluff_block::BlockError> {
+            self.$inner.lock()
+        }
+
+        fn unlock(&self) {
+            self.$inner.unlock();
+        }
+
+        fn resize(&self, size: u64) -> Result<(), bluff_block::BlockError> {
+            self.$inner.resize(size)
+        }
+
+        fn events(&self) -> &bluff_block::Events {
+            self.$inner.events()
+        }
+    };
+}
+pub(crate) use hand_on;
 
 /// How many operations a layer takes.
 pub(crate) const DEPTH: usize = 1024;

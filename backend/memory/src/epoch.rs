@@ -3,10 +3,10 @@
 //! Unsafe, because it copies from and to memory that a host shares.
 #![allow(unsafe_code)]
 
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use crate::{FileId, IoVec, Mapping, MemoryError};
+use crate::region::{self, Region};
+use crate::{IoVec, MemoryError};
 
 /// Which addresses are meant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,83 +26,18 @@ pub enum Access {
     Write,
 }
 
-/// A region as a front end describes it.
-#[derive(Debug)]
-pub struct RegionSpec {
-    /// Guest physical address of its first byte.
-    pub guest: u64,
-    /// Length in bytes.
-    pub len: u64,
-    /// The front end's virtual address of its first byte.
-    pub user: u64,
-    /// Offset in the file, in bytes.
-    pub offset: u64,
-    /// The file.
-    pub file: OwnedFd,
-}
-
-/// A mapped region.
-#[derive(Clone, Debug)]
-pub struct Region {
-    guest: u64,
-    user: u64,
-    mapping: Arc<Mapping>,
-}
-
-impl Region {
-    /// Maps `spec`, or shares the mapping of the same bytes in `old`.
-    ///
-    /// # Errors
-    /// [`MemoryError::BadRegion`] where it is empty or wraps; else as [`Mapping::new`].
-    pub fn new(spec: RegionSpec, old: &GuestMemory) -> Result<Self, MemoryError> {
-        let bad = MemoryError::BadRegion {
-            start: spec.guest,
-            len: spec.len,
-        };
-        let fits = |start: u64| start.checked_add(spec.len).is_some();
-        if spec.len == 0 || !fits(spec.guest) || !fits(spec.user) || !fits(spec.offset) {
-            return Err(bad);
+/// Ranges of our addresses, sorted; two that overlap or touch are one.
+fn host_ranges(regions: &[Region]) -> Box<[(usize, usize)]> {
+    let mut all: Vec<_> = regions.iter().flat_map(Region::host_ranges).collect();
+    all.sort_unstable();
+    all.dedup_by(|next, last| {
+        let joins = next.0 <= last.1;
+        if joins {
+            last.1 = last.1.max(next.1);
         }
-        let fresh = Mapping::new(spec.file, spec.offset, spec.len)?;
-        let kept = old.by_guest.iter().find(|r| r.mapping.id() == fresh.id());
-        let mapping = match kept {
-            // The old mapping, so that pointers into it stay true; the new one is unmapped.
-            Some(r) if !r.mapping.is_poisoned() => r.mapping.clone(),
-            _ => Arc::new(fresh),
-        };
-        Ok(Self {
-            guest: spec.guest,
-            user: spec.user,
-            mapping,
-        })
-    }
-
-    /// Guest physical address of its first byte.
-    pub fn guest(&self) -> u64 {
-        self.guest
-    }
-
-    /// The front end's virtual address of its first byte.
-    pub fn user(&self) -> u64 {
-        self.user
-    }
-
-    /// Length in bytes.
-    pub fn size(&self) -> u64 {
-        self.mapping.len()
-    }
-
-    /// Which bytes of which file it is.
-    pub fn file(&self) -> FileId {
-        self.mapping.id()
-    }
-
-    fn start(&self, space: Space) -> u64 {
-        match space {
-            Space::Guest => self.guest,
-            Space::User => self.user,
-        }
-    }
+        joins
+    });
+    all.into()
 }
 
 /// The region that the last address was in. A hint belongs to one epoch: forget it with the epoch.
@@ -118,14 +53,18 @@ pub struct Hint {
 pub struct GuestMemory {
     by_guest: Box<[Region]>,
     by_user: Box<[Region]>,
+    /// Where it lies in our addresses, as starts and ends.
+    by_host: Box<[(usize, usize)]>,
 }
 
 impl GuestMemory {
     /// An epoch of `regions`, in any order.
     ///
     /// # Errors
-    /// [`MemoryError::Overlap`] where two share guest addresses or front-end addresses.
-    pub fn new(regions: Vec<Region>) -> Result<Arc<Self>, MemoryError> {
+    /// [`MemoryError::Overlap`] where two share guest addresses or front-end addresses; as [`crate::Mapping::new`]
+    /// where a region gives up the mapping that it shares with an older epoch, which is too large for it.
+    pub fn new(mut regions: Vec<Region>) -> Result<Arc<Self>, MemoryError> {
+        region::trim(&mut regions)?;
         let sorted = |space: Space| {
             let mut by = regions.clone();
             by.sort_unstable_by_key(|r| r.start(space));
@@ -143,6 +82,7 @@ impl GuestMemory {
         Ok(Arc::new(Self {
             by_guest: sorted(Space::Guest)?,
             by_user: sorted(Space::User)?,
+            by_host: host_ranges(&regions),
         }))
     }
 
@@ -158,22 +98,21 @@ impl GuestMemory {
 
     /// The first guest address after the highest region; 0 where there is none.
     pub fn end(&self) -> u64 {
-        self.by_guest.last().map_or(0, |r| r.guest + r.size())
+        self.by_guest.last().map_or(0, |r| r.guest() + r.size())
     }
 
     /// Whether a region's file shrank: whoever sent it is to be ended.
     pub fn is_poisoned(&self) -> bool {
-        self.by_guest.iter().any(|r| r.mapping.is_poisoned())
+        self.by_guest.iter().any(Region::is_poisoned)
     }
 
-    /// Whether a pointer that was resolved in another epoch is still mapped in this one.
+    /// Whether a pointer that was resolved in another epoch is still mapped in this one. A reactor asks it for each
+    /// piece of each request in flight when a table changes.
     pub fn maps(&self, buffer: IoVec) -> bool {
         let at = buffer.ptr() as usize;
-        self.by_guest.iter().any(|r| {
-            let start = r.mapping.ptr() as usize;
-            let room = (r.size() as usize).checked_sub(buffer.len());
-            at >= start && room.is_some_and(|room| at - start <= room)
-        })
+        let after = self.by_host.partition_point(|r| r.0 <= at);
+        let range = after.checked_sub(1).map(|i| self.by_host[i]);
+        range.is_some_and(|(_, end)| at < end && buffer.len() <= end - at)
     }
 
     fn find(&self, space: Space, addr: u64) -> Option<&Region> {
@@ -189,7 +128,7 @@ impl GuestMemory {
     /// The guest address of a front-end address, where a region holds it.
     pub fn guest_of_user(&self, addr: u64) -> Option<u64> {
         let region = self.find(Space::User, addr)?;
-        Some(region.guest + (addr - region.user))
+        Some(region.guest() + (addr - region.user()))
     }
 
     /// `len` bytes at `addr`, which must lie in one mapping and be aligned to `align` bytes.
@@ -217,7 +156,7 @@ impl GuestMemory {
         if len > region.size() - skip {
             return Err(unmapped);
         }
-        let ptr = region.mapping.ptr().wrapping_add(skip as usize);
+        let ptr = region.host().wrapping_add(skip as usize);
         // A file offset that is not a multiple of the alignment gives a host address that is not.
         if !(ptr as u64).is_multiple_of(align) {
             return Err(MemoryError::Misaligned { addr, align });
@@ -242,13 +181,12 @@ impl GuestMemory {
     fn one_slow(&self, hint: &mut Hint, addr: u64, len: u32) -> Option<*mut u8> {
         let region = self.find(Space::Guest, addr)?;
         *hint = Hint {
-            start: region.guest,
+            start: region.guest(),
             len: region.size(),
-            host: region.mapping.ptr() as usize,
+            host: region.host() as usize,
         };
-        let skip = addr - region.guest;
-        (u64::from(len) <= region.size() - skip)
-            .then(|| region.mapping.ptr().wrapping_add(skip as usize))
+        let skip = addr - region.guest();
+        (u64::from(len) <= region.size() - skip).then(|| region.host().wrapping_add(skip as usize))
     }
 
     /// Appends the pieces of `len` bytes at guest address `addr` to `out`: one for each region that
@@ -273,10 +211,10 @@ impl GuestMemory {
                 out.truncate(before);
                 return Err(unmapped);
             };
-            let skip = at - region.guest;
+            let skip = at - region.guest();
             let here = left.min(region.size() - skip);
             out.push(IoVec::new(
-                region.mapping.ptr().wrapping_add(skip as usize),
+                region.host().wrapping_add(skip as usize),
                 here as usize,
             ));
             at += here;

@@ -58,7 +58,7 @@ impl Guarded {
             None => {
                 let index = HIGH.load(Ordering::Relaxed);
                 if index == SLOTS {
-                    return Err(MemoryError::TooMany(SLOTS));
+                    return Err(MemoryError::TooMany(SLOTS as u64));
                 }
                 HIGH.store(index + 1, Ordering::Release);
                 index

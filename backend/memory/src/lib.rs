@@ -10,8 +10,8 @@
 //! ```
 //!
 //! An **epoch** never changes. A changed memory table is a new epoch, which shares the [`Mapping`]s
-//! that stayed with the one before it; what vanished is unmapped when the last epoch that names it
-//! is dropped. So whoever holds the epoch may use the pointers that were resolved in it, and whoever
+//! that stayed with the one before it, also where a region was split or has grown; what vanished is unmapped when
+//! the last epoch that names it is dropped. So whoever holds the epoch may use the pointers that were resolved in it, and whoever
 //! moves to the next one resolves again.
 //!
 //! Guest memory is shared with a host that may change it at any time: nothing here hands out a
@@ -21,19 +21,25 @@
 //! A front end that shrinks its memory file would end the daemon with SIGBUS; [`guard`] puts empty
 //! pages in that place, marks the mapping as poisoned, and the owner ends that front end alone.
 //!
+//! A sparse file costs its owner nothing, so guest memory as a whole has a budget of half the process's
+//! addresses and of the mappings that the kernel grants; what is over it is refused.
+//!
 //! The layout of memory tables follows the vhost-user protocol as QEMU 11.1 documents it. Not
 //! implemented: IOTLB translation (a miss), postcopy.
 
+mod budget;
 mod epoch;
 pub mod guard;
 mod iovec;
 mod log;
 mod mapping;
+mod region;
 
-pub use epoch::{Access, GuestMemory, Hint, Region, RegionSpec, Space};
+pub use epoch::{Access, GuestMemory, Hint, Space};
 pub use iovec::IoVec;
 pub use log::{DirtyLog, LOG_PAGE};
 pub use mapping::{FileId, Mapping};
+pub use region::{Region, RegionSpec};
 
 /// What can be wrong with a memory table, a mapping or an address.
 #[derive(Debug, thiserror::Error)]
@@ -72,7 +78,10 @@ pub enum MemoryError {
     Stat(#[source] std::io::Error),
     /// Too many mappings in this process.
     #[error("more than {0} guest memory mappings")]
-    TooMany(usize),
+    TooMany(u64),
+    /// Too many addresses of this process: the limit, in bytes.
+    #[error("more than {0:#x} bytes of guest memory mapped")]
+    TooLarge(u64),
     /// An address range that no region holds, or whose end passes 64 bits.
     #[error("no guest memory at {addr:#x}+{len:#x}")]
     Unmapped {

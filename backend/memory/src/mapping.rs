@@ -4,12 +4,14 @@
 #![allow(unsafe_code)]
 
 use std::fs::File;
+use std::ops::Range;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use vm_memory::{FileOffset, MmapRegion};
 
+use crate::budget::{self, Share};
 use crate::{MemoryError, guard};
 
 /// Which bytes of which file: two mappings of the same are the same memory.
@@ -25,6 +27,26 @@ pub struct FileId {
     pub len: u64,
 }
 
+impl FileId {
+    /// The first byte after it.
+    fn end(&self) -> u64 {
+        // Checked when it was examined.
+        self.offset + self.len
+    }
+
+    /// The bytes, as offsets in the file, that both are.
+    pub(crate) fn common(&self, other: &Self) -> Option<Range<u64>> {
+        let same = (self.device, self.inode) == (other.device, other.inode);
+        let common = self.offset.max(other.offset)..self.end().min(other.end());
+        (same && !common.is_empty()).then_some(common)
+    }
+
+    /// Whether all of `other` is in it.
+    pub(crate) fn contains(&self, other: &Self) -> bool {
+        self.common(other) == Some(other.offset..other.end())
+    }
+}
+
 /// One shared mapping of a piece of a file, unmapped when the last epoch that names it is gone.
 #[derive(Debug)]
 pub struct Mapping {
@@ -34,6 +56,8 @@ pub struct Mapping {
     /// From the start of `region` to the first byte that was asked for.
     skip: usize,
     id: FileId,
+    /// Given back last, when it is unmapped.
+    _share: Share,
 }
 
 impl Mapping {
@@ -44,86 +68,20 @@ impl Mapping {
     ///
     /// # Errors
     /// [`MemoryError::ShortFile`] where the file ends too early, [`MemoryError::Map`] where the
-    /// kernel refuses (a file opened for reading only, a sealed one).
+    /// kernel refuses (a file opened for reading only, a sealed one), [`MemoryError::TooMany`] and
+    /// [`MemoryError::TooLarge`] where the process has no more to spare for guests.
     pub fn new(file: OwnedFd, offset: u64, len: u64) -> Result<Self, MemoryError> {
-        let file = File::from(file);
-        let meta = file.metadata().map_err(MemoryError::Stat)?;
-        let end = offset.checked_add(len).filter(|_| len > 0);
-        let end = end.ok_or(MemoryError::BadRegion { start: offset, len })?;
-        // A device file (a DAX device, /dev/shm aside) says zero: then the kernel judges.
-        if meta.file_type().is_file() && meta.size() < end {
-            return Err(MemoryError::ShortFile {
-                size: meta.size(),
-                offset,
-                len,
-            });
-        }
-        let page = guard::page_size(&file).map_err(MemoryError::Stat)?;
-        let skip = offset % page;
-        // A device file says nothing of its length, so that the sum can pass the end of addresses.
-        let map_len = usize::try_from(len + skip)
-            .ok()
-            .and_then(|n| n.checked_next_multiple_of(page as usize))
-            .ok_or(MemoryError::BadRegion { start: offset, len })?;
-        let id = FileId {
-            device: meta.dev(),
-            inode: meta.ino(),
-            offset,
-            len,
-        };
-        let fd = file.as_raw_fd();
-        // vm-memory's own constructor checks the file's length against whole pages, which a file
-        // whose last page is cut does not pass; the length was checked above.
-        // SAFETY: a new mapping at an address of the kernel's choice; the result is checked.
-        let addr = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                map_len,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_SHARED | libc::MAP_NORESERVE,
-                fd,
-                (offset - skip) as libc::off_t,
-            )
-        };
-        if addr == libc::MAP_FAILED {
-            return Err(MemoryError::Map(std::io::Error::last_os_error()));
-        }
-        Self::adopt(addr.cast(), map_len, page, file, skip, id)
+        Examined::new(file.into(), offset, len)?.map()
     }
 
-    fn adopt(
-        addr: *mut u8,
-        map_len: usize,
-        page: u64,
-        file: File,
-        skip: u64,
-        id: FileId,
-    ) -> Result<Self, MemoryError> {
-        let unmap = |e| {
-            // SAFETY: mapped above with this length, and nobody has been told of it.
-            unsafe { libc::munmap(addr.cast(), map_len) };
-            e
-        };
-        // SAFETY: the range was mapped just now with these flags.
-        let region = unsafe {
-            vm_memory::mmap::MmapRegionBuilder::new(map_len)
-                .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
-                .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE)
-                .with_file_offset(FileOffset::new(file, id.offset - skip))
-                .with_raw_mmap_pointer(addr)
-                .build()
-        }
-        .map_err(|e| unmap(MemoryError::Map(std::io::Error::other(e))))?;
-        let guarded = match guard::Guarded::new(addr as usize, map_len, page as usize) {
-            Ok(g) => g,
-            Err(e) => return Err(unmap(e)),
-        };
-        Ok(Self {
-            guarded: Some(guarded),
-            region,
-            skip: skip as usize,
-            id,
-        })
+    /// Maps other bytes of the same file.
+    ///
+    /// # Errors
+    /// As [`Mapping::new`].
+    pub(crate) fn again(&self, offset: u64, len: u64) -> Result<Self, MemoryError> {
+        let file = self.region.file_offset().expect("mapped from a file");
+        let file = file.file().try_clone().map_err(MemoryError::Map)?;
+        Examined::new(file, offset, len)?.map()
     }
 
     /// The first byte.
@@ -151,6 +109,118 @@ impl Mapping {
         self.guarded
             .as_ref()
             .is_some_and(guard::Guarded::is_poisoned)
+    }
+}
+
+/// A piece of a file that can be mapped, as far as can be seen.
+#[derive(Debug)]
+pub(crate) struct Examined {
+    file: File,
+    id: FileId,
+    /// The size of its pages in bytes.
+    page: u64,
+    /// From the start of a page to the first byte.
+    skip: u64,
+    /// Whole pages, in bytes.
+    map_len: usize,
+}
+
+impl Examined {
+    pub(crate) fn new(file: File, offset: u64, len: u64) -> Result<Self, MemoryError> {
+        let meta = file.metadata().map_err(MemoryError::Stat)?;
+        let end = offset.checked_add(len).filter(|_| len > 0);
+        let end = end.ok_or(MemoryError::BadRegion { start: offset, len })?;
+        // A device file (a DAX device, /dev/shm aside) says zero: then the kernel judges.
+        if meta.file_type().is_file() && meta.size() < end {
+            return Err(MemoryError::ShortFile {
+                size: meta.size(),
+                offset,
+                len,
+            });
+        }
+        let page = guard::page_size(&file).map_err(MemoryError::Stat)?;
+        let skip = offset % page;
+        // A device file says nothing of its length, so that the sum can pass the end of addresses.
+        let map_len = usize::try_from(len + skip)
+            .ok()
+            .and_then(|n| n.checked_next_multiple_of(page as usize))
+            .ok_or(MemoryError::BadRegion { start: offset, len })?;
+        let id = FileId {
+            device: meta.dev(),
+            inode: meta.ino(),
+            offset,
+            len,
+        };
+        Ok(Self {
+            file,
+            id,
+            page,
+            skip,
+            map_len,
+        })
+    }
+
+    pub(crate) fn id(&self) -> FileId {
+        self.id
+    }
+
+    /// Whether the file was opened for reading and writing, without which it cannot be mapped.
+    pub(crate) fn is_writable(&self) -> bool {
+        // SAFETY: the descriptor is open; no memory is involved.
+        let flags = unsafe { libc::fcntl(self.file.as_raw_fd(), libc::F_GETFL) };
+        flags >= 0 && flags & libc::O_ACCMODE == libc::O_RDWR
+    }
+
+    pub(crate) fn map(self) -> Result<Mapping, MemoryError> {
+        let map_len = self.map_len;
+        let share = budget::PROCESS.take(map_len as u64)?;
+        // vm-memory's own constructor checks the file's length against whole pages, which a file
+        // whose last page is cut does not pass; the length was checked above.
+        // SAFETY: a new mapping at an address of the kernel's choice; the result is checked.
+        let addr = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                map_len,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED | libc::MAP_NORESERVE,
+                self.file.as_raw_fd(),
+                (self.id.offset - self.skip) as libc::off_t,
+            )
+        };
+        if addr == libc::MAP_FAILED {
+            return Err(MemoryError::Map(std::io::Error::last_os_error()));
+        }
+        self.adopt(addr.cast(), share)
+    }
+
+    fn adopt(self, addr: *mut u8, share: Share) -> Result<Mapping, MemoryError> {
+        let map_len = self.map_len;
+        let unmap = |e| {
+            // SAFETY: mapped above with this length, and nobody has been told of it.
+            unsafe { libc::munmap(addr.cast(), map_len) };
+            e
+        };
+        // SAFETY: the range was mapped just now with these flags.
+        let region = unsafe {
+            vm_memory::mmap::MmapRegionBuilder::new(map_len)
+                .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+                .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE)
+                .with_file_offset(FileOffset::new(self.file, self.id.offset - self.skip))
+                .with_raw_mmap_pointer(addr)
+                .build()
+        }
+        .map_err(|e| unmap(MemoryError::Map(std::io::Error::other(e))))?;
+        let guarded = match guard::Guarded::new(addr as usize, map_len, self.page as usize) {
+            Ok(g) => g,
+            Err(e) => return Err(unmap(e)),
+        };
+        Ok(Mapping {
+            guarded: Some(guarded),
+            region,
+            skip: self.skip as usize,
+            id: self.id,
+            _share: share,
+        })
     }
 }
 

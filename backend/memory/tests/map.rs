@@ -6,6 +6,8 @@ mod memfd;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+use std::sync::Arc;
 
 use bluff_memory::{GuestMemory, Hint, IoVec, Mapping, MemoryError, Region, RegionSpec, Space};
 use memfd::{memfd, region, spec, times};
@@ -168,7 +170,7 @@ fn offsets_inside_of_a_page() {
     }
 }
 
-/// What stays keeps its mapping; what is another file, offset or length does not.
+/// What stays keeps its mapping; what is of another file does not.
 #[test]
 fn an_epoch_shares_what_stayed() {
     let (file, other) = (memfd(4 * PAGE), memfd(4 * PAGE));
@@ -184,14 +186,10 @@ fn an_epoch_shares_what_stayed() {
     let next = GuestMemory::new(vec![same]).unwrap();
     assert_eq!(piece(&next, 8 * PAGE, 1).ptr(), was.ptr());
     assert!(next.maps(was) && next.maps(IoVec::new(was.ptr(), 1)));
-    for (f, len, offset) in [
-        (&file, 2 * PAGE, PAGE),
-        (&file, PAGE, 0),
-        (&other, 2 * PAGE, 0),
-    ] {
-        let next = Region::new(spec(f, 0, len, offset), &old).unwrap();
+    for (f, offset) in [(&file, 2 * PAGE), (&other, 0)] {
+        let next = Region::new(spec(f, 0, 2 * PAGE, offset), &old).unwrap();
         let next = GuestMemory::new(vec![next]).unwrap();
-        assert!(!next.maps(was));
+        assert!(!next.maps(was) && !next.maps(IoVec::new(was.ptr(), 1)));
         assert_ne!(piece(&next, 0, 1).ptr(), was.ptr());
     }
     assert!(!GuestMemory::empty().maps(was));
@@ -204,16 +202,187 @@ fn an_epoch_shares_what_stayed() {
     assert!(!old.maps(IoVec::new(was.ptr().wrapping_sub(1), 2)));
 }
 
+/// The next epoch, of pieces of one file.
+fn after(old: &GuestMemory, file: &File, pieces: &[(u64, u64)]) -> Arc<GuestMemory> {
+    let regions = pieces.iter().map(|(offset, len)| {
+        let spec = spec(file, *offset, *len, *offset);
+        Region::new(spec, old).unwrap()
+    });
+    GuestMemory::new(regions.collect()).unwrap()
+}
+
+/// Where one byte of guest memory is.
+fn host(memory: &GuestMemory, addr: u64) -> IoVec {
+    let at = memory.contiguous(Space::Guest, addr, 1, 1).unwrap();
+    IoVec::new(at, 1)
+}
+
+/// How many mappings of a file there are.
+fn count(file: &File) -> usize {
+    let inode = format!(" {} ", file.metadata().unwrap().ino());
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    maps.lines()
+        .filter(|l| format!("{l} ").contains(&inode))
+        .count()
+}
+
+/// Requests keep their memory while regions are split and joined, as a VMM does around its holes.
 #[test]
-fn files_and_mappings_are_given_back() {
-    let count = |file: &File| {
-        use std::os::unix::fs::MetadataExt;
+fn what_stays_of_a_region_that_is_split_keeps_its_mapping() {
+    let file = memfd(64 * PAGE);
+    let whole = after(&GuestMemory::empty(), &file, &[(0, 64 * PAGE)]);
+    whole.write(0, &[1; 64 * PAGE as usize]).unwrap();
+    let split = after(&whole, &file, &[(0, 10 * PAGE), (12 * PAGE, 52 * PAGE)]);
+    assert_eq!(count(&file), 1);
+    for page in 0..64 {
+        let was = host(&whole, page * PAGE);
+        let stays = !(10..12).contains(&page);
+        assert_eq!(split.maps(was), stays, "page {page}");
+        if stays {
+            assert_eq!(host(&split, page * PAGE).ptr(), was.ptr());
+        } else {
+            assert!(split.read(page * PAGE, &mut [0]).is_err());
+        }
+    }
+    // A request that reaches into the hole has to go.
+    let edge = host(&whole, 10 * PAGE - 1).ptr();
+    assert!(!split.maps(IoVec::new(edge, 2)));
+    let regions = split.regions();
+    let files: Vec<_> = regions
+        .iter()
+        .map(|r| (r.file().offset, r.size()))
+        .collect();
+    assert_eq!(files, [(0, 10 * PAGE), (12 * PAGE, 52 * PAGE)]);
+    let joined = after(&split, &file, &[(0, 64 * PAGE)]);
+    assert_eq!(host(&joined, 0).ptr(), host(&whole, 0).ptr());
+    assert!(joined.maps(IoVec::new(host(&whole, 0).ptr(), 64 * PAGE as usize)));
+    drop((whole, split));
+    assert_eq!(count(&file), 1);
+    drop(joined);
+    assert_eq!(count(&file), 0);
+}
+
+#[test]
+fn what_was_in_a_region_that_grows_stays_mapped() {
+    let file = memfd(64 * PAGE);
+    let small = after(&GuestMemory::empty(), &file, &[(8 * PAGE, 8 * PAGE)]);
+    let was = IoVec::new(host(&small, 8 * PAGE).ptr(), 8 * PAGE as usize);
+    let large = after(&small, &file, &[(4 * PAGE, 16 * PAGE)]);
+    drop(small);
+    assert!(large.maps(was));
+    assert!(!large.maps(IoVec::new(was.ptr(), was.len() + 1)));
+    // It is the same memory.
+    large.write(8 * PAGE, &[7]).unwrap();
+    // SAFETY: mapped, as was asked for just now.
+    assert_eq!(unsafe { was.ptr().read_volatile() }, 7);
+    // A table that only adds something keeps it too, one in which it has gone does not.
+    let more = after(
+        &large,
+        &file,
+        &[(4 * PAGE, 16 * PAGE), (32 * PAGE, 8 * PAGE)],
+    );
+    assert!(more.maps(was));
+    let less = after(
+        &more,
+        &file,
+        &[(9 * PAGE, 11 * PAGE), (32 * PAGE, 8 * PAGE)],
+    );
+    drop((large, more));
+    assert!(!less.maps(was));
+    let second = was.ptr().wrapping_add(PAGE as usize);
+    assert!(less.maps(IoVec::new(second, was.len() - PAGE as usize)));
+    // What shrinks under an old mapping is noticed.
+    file.set_len(0).unwrap();
+    // SAFETY: mapped, and repaired by the guard.
+    unsafe { second.read_volatile() };
+    assert!(less.is_poisoned());
+}
+
+/// Old mappings do not pile up: never more than twice what the table asks for.
+#[test]
+fn what_a_table_leaves_behind_is_bounded() {
+    let file = memfd(1 << 30);
+    let mapped = || {
         let inode = format!(" {} ", file.metadata().unwrap().ino());
         let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
-        maps.lines()
-            .filter(|l| format!("{l} ").contains(&inode))
-            .count()
+        let lines = maps.lines().filter(|l| format!("{l} ").contains(&inode));
+        let sizes = lines.map(|l| {
+            let (start, rest) = l.split_once('-').unwrap();
+            let (end, _) = rest.split_once(' ').unwrap();
+            u64::from_str_radix(end, 16).unwrap() - u64::from_str_radix(start, 16).unwrap()
+        });
+        sizes.sum::<u64>()
     };
+    // It shrinks again and again: in the end a small part of it is a mapping of its own.
+    let mut memory = after(&GuestMemory::empty(), &file, &[(0, 1 << 30)]);
+    let was = host(&memory, 0);
+    for len in [1 << 29, 1 << 28, 1 << 20, PAGE] {
+        memory = after(&memory, &file, &[(0, len)]);
+        assert!(mapped() <= 2 * len, "{len:#x}: {:#x}", mapped());
+        assert_eq!(memory.maps(was), len == 1 << 29);
+    }
+    // It grows again and again.
+    for pages in 2..200 {
+        let len = pages * PAGE;
+        let was = host(&memory, 0);
+        memory = after(&memory, &file, &[(0, len)]);
+        assert!(mapped() <= 2 * len, "{len:#x}: {:#x}", mapped());
+        assert!(memory.maps(was));
+    }
+    // Many small pieces of one large mapping, each in a table with others.
+    let whole = after(&GuestMemory::empty(), &file, &[(0, 1 << 30)]);
+    let pieces: Vec<_> = (0..500).map(|i| (i << 20, PAGE)).collect();
+    let next = after(&whole, &file, &pieces);
+    drop((whole, memory));
+    assert!(mapped() <= 1000 * PAGE);
+    drop(next);
+    assert_eq!(mapped(), 0);
+}
+
+/// Against a look at every region, for as many as a front end may have.
+#[test]
+fn what_is_mapped_among_many_regions() {
+    let files: Vec<_> = (0..4).map(|_| memfd(1024 * PAGE)).collect();
+    let pieces = (0..509u64).map(|i| {
+        let len = (1 + i % 3) * PAGE - i % 2;
+        region(
+            &files[(i % 4) as usize],
+            i * 8 * PAGE,
+            len,
+            (i * 2) % 1000 * PAGE,
+        )
+    });
+    let memory = GuestMemory::new(pieces.collect()).unwrap();
+    let hosts = memory.regions().iter().map(|r| {
+        let at = memory.contiguous(Space::Guest, r.guest(), r.size(), 1);
+        (at.unwrap(), r.size() as usize)
+    });
+    let hosts: Vec<_> = hosts.collect();
+    let is_byte = |at: *mut u8| {
+        let inside = |h: &(*mut u8, usize)| at >= h.0 && at < h.0.wrapping_add(h.1);
+        hosts.iter().any(inside)
+    };
+    for (start, len) in &hosts {
+        let end = start.wrapping_add(*len);
+        assert!(memory.maps(IoVec::new(*start, *len)));
+        assert!(memory.maps(IoVec::new(end.wrapping_sub(1), 1)));
+        for (at, len) in [
+            (start.wrapping_sub(1), 1),
+            (start.wrapping_sub(1), 2),
+            (end, 1),
+            (end.wrapping_sub(1), 2),
+            (start.wrapping_sub(1), len + 2),
+        ] {
+            let want = (0..len).all(|i| is_byte(at.wrapping_add(i)));
+            assert_eq!(memory.maps(IoVec::new(at, len)), want, "{at:?}+{len}");
+        }
+    }
+    assert!(!memory.maps(IoVec::new(hosts[0].0, usize::MAX)));
+    assert!(!memory.maps(IoVec::new(std::ptr::null_mut(), 1)));
+}
+
+#[test]
+fn files_and_mappings_are_given_back() {
     let file = memfd(4 * PAGE);
     for _ in 0..times(20, 1000) {
         let old = GuestMemory::new(vec![region(&file, 0, 2 * PAGE, 0)]).unwrap();

@@ -203,6 +203,11 @@ impl Reactor {
             self.inner.now = Instant::now();
             self.run_timers();
             if self.inner.now - self.looked >= LOOK_EVERY {
+                // What the kernel did not take when it was submitted (EAGAIN for want of memory) is offered again
+                // here, as no sleep may come in which it would be.
+                if let Some(uring) = &self.inner.uring {
+                    uring.flush();
+                }
                 self.look(0);
             }
             if !worked && self.inner.uring.as_ref().is_some_and(Uring::is_busy) {

@@ -50,10 +50,19 @@ pub struct Full;
 
 impl Uring {
     pub(crate) fn new() -> io::Result<Self> {
-        let ring = IoUring::builder()
-            .setup_cqsize(ENTRIES * 4)
-            .setup_clamp()
-            .build(ENTRIES)?;
+        let build = |all: bool| {
+            let mut builder = IoUring::builder();
+            builder.setup_cqsize(ENTRIES * 4).setup_clamp();
+            if all {
+                // One entry that is refused does not keep those behind it from the kernel (Linux 5.18).
+                builder.setup_submit_all();
+            }
+            builder.build(ENTRIES)
+        };
+        let ring = match build(true) {
+            Err(e) if e.raw_os_error() == Some(libc::EINVAL) => build(false)?,
+            other => other?,
+        };
         let inner = Inner {
             ring,
             owners: Vec::new(),
@@ -174,10 +183,11 @@ impl Port {
         Ok(())
     }
 
-    /// Tells the kernel of what was pushed. What it is too busy for is told again next time.
+    /// Tells the kernel of what was pushed. What it is too busy for is told again by the reactor.
     pub fn submit(&self) {
         let inner = self.uring.0.borrow();
-        // EAGAIN, EBUSY, EINTR: entries stay in the queue, the next submit or sleep takes them.
+        // EAGAIN, EBUSY, EINTR, or fewer than there are: entries stay in the queue. The next submit takes them, or
+        // the reactor, when it looks at its descriptors or before it sleeps.
         let _ = inner.ring.submit();
     }
 

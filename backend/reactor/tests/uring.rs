@@ -191,6 +191,27 @@ fn nothing_is_left_in_the_queue() {
     assert!(!a.port.unsubmitted());
 }
 
+/// Never idle, so that the reactor does not sleep.
+struct Busy;
+
+impl Actor for Busy {
+    fn event(&mut self, _: &mut Context<'_>, _: Event) {}
+    fn turn(&mut self, _: &mut Context<'_>) -> Turn {
+        Turn::Worked
+    }
+}
+
+/// The same while the reactor is kept awake by others: nobody submits for somebody else.
+#[test]
+fn nothing_is_left_in_the_queue_of_a_reactor_that_never_sleeps() {
+    let Some(mut r) = reactor() else { return };
+    let a = share(&mut r);
+    r.context().insert(Poll::Always, |_, _| Box::new(Busy));
+    nop(&a.port, 3);
+    until(&mut r, || !a.taken.borrow().is_empty());
+    assert!(!a.port.unsubmitted());
+}
+
 /// The same in somebody else's loop.
 #[test]
 fn nothing_is_left_in_the_queue_at_rest() {

@@ -11,7 +11,7 @@ use bluff_card::control::{Request, Response};
 use bluff_card::ctl::top::Round;
 use bluff_card::spec::Id;
 use bluff_card::stats::Statistics;
-use bluff_card::{ctl, runtime_dir, units};
+use bluff_card::{ctl, runtime_dir};
 use clap::{Parser, Subcommand};
 use serde::Serialize;
 
@@ -70,7 +70,7 @@ enum VolumeVerb {
         /// Its ID
         id: Id,
         /// The size, such as 10GiB
-        #[arg(value_parser = units::parse_size)]
+        #[arg(value_parser = bluff_block::parse_size)]
         size: u64,
     },
 }

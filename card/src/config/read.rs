@@ -216,6 +216,16 @@ impl<'a> Section<'a> {
         self.word(name, words, sink)
     }
 
+    /// `true` or `false`.
+    pub fn boolean(&mut self, name: &str, sink: &mut Sink) -> Option<bool> {
+        let value = self.take(name)?;
+        let found = value.get_ref().as_bool();
+        if found.is_none() {
+            self.wrong(name, value, "`true` or `false`", sink);
+        }
+        found
+    }
+
     /// A whole number within bounds.
     pub fn integer<T>(&mut self, name: &str, range: RangeInclusive<T>, sink: &mut Sink) -> Option<T>
     where

@@ -126,7 +126,7 @@ fn each_mistake_has_its_place_and_says_what_is_allowed() {
         (
             "\"2ms\"",
             "\"2 ms\"",
-            "volume.disk0.layers.read: a duration is a whole number with",
+            "volume.disk0.layers.read: \"2 ms\" is not a time such as 200us, 2ms or 1s",
         ),
         (
             "\"2ms\"",
@@ -147,6 +147,11 @@ fn each_mistake_has_its_place_and_says_what_is_allowed() {
             "volume = \"disk0\"",
             "volume = \"disk1\"",
             "15:10: function.blk0.volume: no volume `disk1`; there are `disk0`",
+        ),
+        (
+            "queues = 2",
+            "config_wce = 1",
+            "16:14: function.blk0.config_wce: `true` or `false` is wanted, not integer",
         ),
         (
             "queues = 2",
@@ -193,6 +198,69 @@ fn each_mistake_has_its_place_and_says_what_is_allowed() {
             "{expected}\n  not in {found:#?}"
         );
     }
+}
+
+/// What the kinds of volumes and layers read themselves: each mistake with its place, its key and what is allowed.
+#[test]
+fn mistakes_in_volumes_and_layers_are_found_before_anything_is_opened() {
+    let volume = |uri: &str, layers: &str| {
+        format!("[volume.disk0]\nuri = \"{uri}\"\nlayers = [\n  {layers}\n]\n")
+    };
+    let delay = "{ kind = \"delay\", read = \"2ms\" }";
+    for (uri, layers, expected) in [
+        (
+            "null:?size=1XiB",
+            delay,
+            "card.toml:2:7: volume.disk0.uri: option \"size\": \"1XiB\" is no size: a whole number, alone or with KiB, MiB, GiB, TiB or PiB",
+        ),
+        (
+            "ram:?size=1GiB&block_size=1024",
+            delay,
+            "card.toml:2:7: volume.disk0.uri: option \"block_size\": 1024 is not 512 or 4096",
+        ),
+        (
+            "ram:?size=1000",
+            delay,
+            "card.toml:2:7: volume.disk0.uri: option \"size\": 1000 is not a multiple of 512 over 0",
+        ),
+        (
+            "file:/x",
+            "{ kind = \"fault\", kinds = \"read\" }",
+            "card.toml:4:3: volume.disk0.layers.action: missing; allowed: error, stall, torn or reorder",
+        ),
+        (
+            "file:/x",
+            "{ kind = \"fault\", action = \"torn\", kinds = \"reads\" }",
+            "card.toml:4:38: volume.disk0.layers.kinds: \"reads\" is not all, or some of read,write,flush,discard,write_zeroes",
+        ),
+        (
+            "file:/x",
+            "{ kind = \"delay\", rate = \"1.5\" }",
+            "card.toml:4:21: volume.disk0.layers.rate: \"1.5\" is not a number from 0 to 1",
+        ),
+        (
+            "file:/x",
+            "{ kind = \"delay\", range = \"2MiB-1MiB\" }",
+            "card.toml:4:21: volume.disk0.layers.range: \"2MiB-1MiB\" is not two sizes such as 0-1MiB, the first below the second",
+        ),
+        (
+            "file:/x",
+            "{ kind = \"delay\", raed = \"2ms\" }",
+            "card.toml:4:21: volume.disk0.layers.raed: unknown key; allowed: read, write",
+        ),
+    ] {
+        assert!(parse(&volume("file:/x", delay)).is_ok());
+        let found = mistakes(&volume(uri, layers));
+        assert_eq!(found.len(), 1, "{found:#?}");
+        assert!(
+            found[0].starts_with(expected),
+            "{expected}\n  is not {found:#?}"
+        );
+    }
+    // One of the wrong type is not missing as well.
+    let found = mistakes(&volume("file:/x", "{ kind = \"fault\", action = 1.5 }"));
+    assert_eq!(found.len(), 1, "{found:#?}");
+    assert!(parse(&volume("null:?size=1PiB", delay)).is_ok());
 }
 
 #[test]

@@ -15,9 +15,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use bluff_vhost_user::keeper::{Commit, Direct, Keeper, Progress};
 use bluff_vhost_user::limit::Limit;
-use bluff_vhost_user::{
-    Attachment, AttachmentEvent, Mode, Negotiated, Options, Resume, SessionState,
-};
+use bluff_vhost_user::{Attachment, AttachmentEvent, Negotiated, Options, Resume, SessionState};
 use bluff_virtio::VirtioDevice;
 
 use super::{Data, Teller};
@@ -56,14 +54,17 @@ impl Data {
                 AttachmentEvent::NeedsReset => warn("its driver has to reset it"),
             }
         });
-        let mut options = Options::new(Mode::Given);
-        options.descriptors = descriptors as usize;
-        options.keeper = match self.keeps {
+        let keeper: Box<dyn Keeper> = match self.keeps {
             true => Box::new(Recorder {
                 teller: self.teller.clone(),
                 function: id.clone(),
             }),
             false => Box::new(Direct::default()),
+        };
+        let options = Options {
+            descriptors: descriptors as usize,
+            keeper,
+            ..Options::default()
         };
         let attachment = Attachment::new(id.to_string(), device, options, listener);
         let added = self.sessions.handle().add(attachment);

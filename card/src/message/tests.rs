@@ -41,6 +41,7 @@ fn function_spec() -> FunctionSpec {
         volume: id("disk0"),
         queues: 2,
         poll: None,
+        config_wce: false,
     }
 }
 
@@ -332,6 +333,7 @@ fn large_statistics_come_in_parts_that_fit() {
         written_bytes: u64::MAX,
         errors: u64::MAX,
         interrupts: u64::MAX,
+        hung: u64::MAX,
         in_flight: u32::MAX,
         queue: u16::MAX,
         reactor: u16::MAX,

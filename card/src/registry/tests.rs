@@ -29,6 +29,7 @@ fn function(volume: &str) -> FunctionSpec {
         volume: id(volume),
         queues: 1,
         poll: None,
+        config_wce: false,
     }
 }
 

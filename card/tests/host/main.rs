@@ -9,8 +9,10 @@
 //! `BLUFF_TEST_LONG=1` runs more rounds of each.
 
 mod kill;
+mod libblkio;
 mod memory;
 mod neighbours;
+mod orderly_end;
 mod sessions;
 mod silence;
 mod storage;

@@ -2,13 +2,14 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use bluff_virtio_driver::Request;
+use bluff_virtio_driver::{DriverQueue, Request};
+use vmm_sys_util::eventfd::EventFd;
 
 use crate::support::checker::{BLOCK, Checker};
-use crate::support::daemon::{Place, function};
+use crate::support::daemon::{Daemon, Place, function};
 use crate::support::guest::{DATA, Guest, RINGS, SECTORS, Shape};
 use crate::support::{LIMIT, times, until};
 
@@ -126,6 +127,73 @@ fn data_memory_that_shrinks_harms_only_its_owner() {
 fn ring_memory_that_shrinks_harms_only_its_owner() {
     shrinks(RINGS, Shape::SPLIT.without_inflight());
     shrinks(RINGS, Shape::PACKED);
+}
+
+/// Fills an event descriptor and has writes to it wait, as whoever shares the open file can at any time.
+#[allow(unsafe_code)]
+fn block(event: &EventFd) {
+    until("a full counter", || {
+        let _ = event.read();
+        event.write(u64::MAX - 1).ok()
+    });
+    // SAFETY: no memory is involved.
+    let rc = unsafe { libc::fcntl(event.as_raw_fd(), libc::F_SETFL, 0) };
+    assert_eq!(rc, 0);
+}
+
+fn hung(daemon: &Daemon) -> u64 {
+    let queues = daemon.queues("blk0");
+    queues.iter().map(|q| q.hung).sum()
+}
+
+/// A front end makes its call descriptor block: nobody waits, and its own queue goes on without interrupts.
+fn blocks_its_call_descriptor(card: &str, shape: Shape) {
+    let place = Place::new(&format!(
+        "[card]\n{card}\n[volume.disk0]\nuri = \"file:$DIR/disk0.raw\"\n\
+         [volume.disk1]\nuri = \"file:$DIR/disk1.raw\"\n{}{}",
+        function("blk0", "disk0"),
+        function("blk1", "disk1"),
+    ));
+    for name in ["disk0.raw", "disk1.raw"] {
+        place.make_file(name, BLOCKS * BLOCK as u64);
+    }
+    let mut daemon = place.start();
+    beside_a_neighbour(&place, |goes_on| {
+        let mut guest = Guest::start(&place.socket("blk0"), shape);
+        let mut checker = Checker::new(BLOCKS);
+        guest.run(&mut checker, 50, 8);
+        guest.settle(&mut checker);
+        for round in 1..=3 {
+            block(&guest.front_end.events(0).call);
+            // The queue goes on. That its descriptor hangs shows when it is to be notified again, at the latest.
+            until("the count", || {
+                guest.blks[0].queue().enable_interrupts();
+                guest.submit(&mut checker, 0, Request::In { sector: 0 });
+                guest.publish();
+                until("I/O", || (guest.take(&mut checker) > 0).then_some(()));
+                (hung(&daemon) == round).then_some(())
+            });
+            goes_on();
+            guest.front_end.replace_events(0).unwrap();
+            // It sleeps between requests, so it is notified.
+            guest.run(&mut checker, 50, 1);
+            guest.settle(&mut checker);
+        }
+        guest.verify(&mut checker);
+    });
+    let log = daemon.log();
+    assert!(
+        log.contains("its call or error descriptor blocks and is given up"),
+        "{log}"
+    );
+    daemon.assert_alive();
+    daemon.terminate();
+}
+
+#[test]
+fn a_call_descriptor_that_blocks_harms_only_its_owner() {
+    blocks_its_call_descriptor("", Shape::SPLIT);
+    blocks_its_call_descriptor("data = \"process\"", Shape::PACKED);
 }
 
 #[test]

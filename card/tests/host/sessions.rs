@@ -180,7 +180,10 @@ fn a_second_front_end_is_turned_away_and_the_first_goes_on() {
         assert!(is_over, "{said:?}");
     }
     guest.verify(&mut checker);
-    assert_eq!(daemon.descriptors(), connected);
+    // The last of the first one's messages may have been in work when they were counted.
+    until("the end of the others", || {
+        (daemon.descriptors() <= connected).then_some(())
+    });
     drop(guest);
     daemon.terminate();
 }

@@ -81,6 +81,7 @@ impl Half {
             volume: id("disk0"),
             queues: 2,
             poll: None,
+            config_wce: false,
         };
         let function = id("blk0");
         let message = ToData::AttachFunction {

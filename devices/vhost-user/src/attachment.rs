@@ -1,8 +1,7 @@
-//! A function and how front ends reach it.
+//! A function and its front ends.
 
 use std::fmt;
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,33 +15,18 @@ use crate::state::{Descriptors, SessionState};
 /// How long stopping a ring or giving memory back may take: far below the time that front ends wait.
 pub const DEFAULT_BOUND: Duration = Duration::from_secs(1);
 
-/// Who connects to whom.
-#[derive(Debug)]
-pub enum Mode {
-    /// Front ends connect here, one at a time; see [`unix::listen`](crate::unix::listen).
-    Server(UnixListener),
-    /// The front end listens here; tried again and again, less and less often.
-    Client(PathBuf),
-    /// Only the connections that [`Options::resume`] and
-    /// [`LoopHandle::connection`](crate::LoopHandle::connection) bring.
-    Given,
-}
-
-/// A connection that another process accepted, and the session that a third may have begun on it. Its
-/// keeper knows the connection already: [`Keeper::connected`] is not called.
+/// A connection to a front end, and the session that another process may have begun on it.
 #[derive(Debug)]
 pub struct Resume {
     /// The connection.
     pub socket: UnixStream,
-    /// What was recorded last, and the descriptors that it names; `None` where the front end had
-    /// connected, but nothing was recorded yet.
+    /// What was recorded last, and the descriptors that it names; `None` where nothing was recorded yet. Where something
+    /// was, the keeper knows the connection already: [`Keeper::connected`] is not called.
     pub recorded: Option<(SessionState, Descriptors)>,
 }
 
 /// How an attachment works.
 pub struct Options {
-    /// Who connects to whom.
-    pub mode: Mode,
     /// How long stopping rings or giving memory back may take, plus what cancelling takes.
     pub bound: Duration,
     /// How many descriptors a front end may hold: no more than it can name where nothing else is said.
@@ -51,20 +35,16 @@ pub struct Options {
     pub net: Option<Box<dyn NetControl>>,
     /// Who records the session.
     pub keeper: Box<dyn Keeper>,
-    /// A session to go on with.
-    pub resume: Option<Resume>,
 }
 
-impl Options {
-    /// A session that lives and dies with this process.
-    pub fn new(mode: Mode) -> Self {
+impl Default for Options {
+    /// Sessions that live and die with this process.
+    fn default() -> Self {
         Self {
-            mode,
             bound: DEFAULT_BOUND,
             descriptors: MAX_DESCRIPTORS,
             net: None,
             keeper: Box::new(Direct::default()),
-            resume: None,
         }
     }
 }
@@ -98,7 +78,9 @@ pub enum AttachmentEvent {
 /// Who is told, on the loop's thread: it must not wait.
 pub type Listener = Arc<dyn Fn(&str, AttachmentEvent) + Send + Sync>;
 
-/// A function and how front ends reach it, ready to be added to a [`SessionLoop`](crate::SessionLoop).
+/// A function, ready to be added to a [`SessionLoop`](crate::SessionLoop). Its front ends come by
+/// [`LoopHandle::connection`](crate::LoopHandle::connection): who listens at its socket, or connects to a front end that does,
+/// is the embedder, who may live longer than the loop.
 pub struct Attachment {
     pub(crate) name: String,
     pub(crate) device: Box<dyn VirtioDevice>,
@@ -127,7 +109,6 @@ impl fmt::Debug for Attachment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Attachment")
             .field("name", &self.name)
-            .field("mode", &self.options.mode)
             .finish_non_exhaustive()
     }
 }

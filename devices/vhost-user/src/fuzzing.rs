@@ -385,6 +385,9 @@ impl Run {
             }
         }
         let parsed = SessionState::from_bytes(&state).expect("what was recorded");
+        // What the device has not said yet is never said; it holds the device, which holds it.
+        let unsaid = std::mem::take(&mut self.seen().held);
+        drop(unsaid);
         *self = Self::new(self.keep);
         self.kept = Some((state, files));
         let resumed = self.session.resume(parsed, dup);
@@ -522,6 +525,22 @@ mod tests {
                 run.end();
             }
         }
+    }
+
+    /// Found by the fuzzer: what a process held when it died is gone with it.
+    #[test]
+    fn nothing_is_left_of_a_process_that_died() {
+        let mut run = Run::new(true);
+        run.session.connect();
+        set_up_ring(&mut run, &mut Choices(&[], 0));
+        run.seen().hold = true;
+        // Ring 0 is to stop, and does not.
+        message(&mut run, &mut Choices(&[], 0), 11);
+        assert_eq!(run.seen().held.len(), 1);
+        let before = Arc::downgrade(&run.seen);
+        run.kill();
+        assert!(before.upgrade().is_none());
+        run.end();
     }
 
     /// Both rings, each by a few bytes.

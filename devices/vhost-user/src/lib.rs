@@ -14,8 +14,8 @@
 //!   what has to happen before it holds, and the reply; a refused message changes nothing.
 //! * [`state`] is everything that was negotiated as one value. With a [`keeper`] that records it, a session outlives
 //!   the process that serves it, and the front end sees no disconnection.
-//! * [`SessionLoop`] is one thread for the sockets of all functions; an [`Attachment`] is a function and how front
-//!   ends reach it. Devices answer from their reactors' threads through a mailbox.
+//! * [`SessionLoop`] is one thread for the sessions of all functions; an [`Attachment`] is a function. Who embeds it
+//!   listens, or connects, and gives it the connections ([`LoopHandle::connection`]). Devices answer from their reactors' threads through a mailbox.
 //!
 //! # The protocol
 //! Follows the vhost-user protocol as QEMU 11.1 documents it. Protocol features: MQ, LOG_SHMFD, REPLY_ACK,
@@ -63,7 +63,7 @@ pub mod state;
 pub mod unix;
 
 pub use attachment::{
-    Attachment, AttachmentEvent, DEFAULT_BOUND, Listener, Mode, Negotiated, Options, Resume,
+    Attachment, AttachmentEvent, DEFAULT_BOUND, Listener, Negotiated, Options, Resume,
 };
 pub use error::Error;
 pub use session::NetControl;

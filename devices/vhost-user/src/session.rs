@@ -326,7 +326,11 @@ impl Session {
     fn offer(&self) -> Offer {
         let is_net = self.net.is_some() && self.device.device_id() == spec::DEVICE_NET;
         Offer {
-            features: self.device.features() | features::LOG_ALL | spec::F_PROTOCOL_FEATURES,
+            // No message resets a ring alone. A front end can do it by stopping and starting the ring, but QEMU's block
+            // device passes the bit on and does nothing when a driver then resets one.
+            features: self.device.features() & !features::RING_RESET
+                | features::LOG_ALL
+                | spec::F_PROTOCOL_FEATURES,
             protocol: protocol::ANY | if is_net { protocol::NET } else { 0 },
             queues: self.state.vrings.len() as u16,
             config_len: self.device.config_len(),

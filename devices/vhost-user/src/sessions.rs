@@ -13,7 +13,7 @@ use event_manager::{
     EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberId, SubscriberOps,
 };
 
-use crate::attachment::{Attachment, Resume};
+use crate::attachment::{Attachment, Options, Resume};
 use crate::mailbox::{Id, Letter, Mailbox};
 use crate::session::Session;
 use crate::slot::{Role, Slot};
@@ -28,11 +28,10 @@ pub struct LoopHandle {
 }
 
 impl LoopHandle {
-    /// Adds an attachment, and waits until it listens.
+    /// Adds an attachment, and waits until it takes connections.
     ///
     /// # Errors
-    /// `AlreadyExists` where the name is taken; `BrokenPipe` where the loop has ended; else what its
-    /// socket says.
+    /// `AlreadyExists` where the name is taken; `BrokenPipe` where the loop has ended.
     pub fn add(&self, attachment: Attachment) -> io::Result<()> {
         let (answer, question) = sync_channel(1);
         self.mailbox.post(Letter::Add(Box::new(attachment), answer));
@@ -162,10 +161,8 @@ impl Driver {
     }
 
     fn timeout(&self, now: Instant) -> Option<Duration> {
-        let retries = self.slots.values().filter_map(Slot::deadline);
         let look = self.slots.values().any(Slot::is_connected);
-        let first = retries.chain(look.then_some(self.looked + LOOK)).min()?;
-        Some(first.saturating_duration_since(now))
+        look.then(|| (self.looked + LOOK).saturating_duration_since(now))
     }
 
     fn letter(&mut self, letter: Letter, now: Instant, ops: &mut EventOps) {
@@ -203,10 +200,8 @@ impl Driver {
                 id
             }
             Letter::Add(attachment, answer) => {
-                let (id, result) = self.add(*attachment, now);
-                self.settle(id, ops);
                 // Whoever asked may have lost interest.
-                let _ = answer.send(result);
+                let _ = answer.send(self.add(*attachment));
                 return;
             }
             Letter::Remove(name, then) => {
@@ -232,21 +227,27 @@ impl Driver {
         self.settle(id, ops);
     }
 
-    fn add(&mut self, attachment: Attachment, now: Instant) -> (Id, io::Result<()>) {
-        let id = self.next_id;
-        self.next_id += 1;
+    fn add(&mut self, attachment: Attachment) -> io::Result<()> {
         if self.stopping {
-            return (id, Err(io::ErrorKind::BrokenPipe.into()));
+            return Err(io::ErrorKind::BrokenPipe.into());
         }
         if self.names.contains_key(&attachment.name) {
-            return (id, Err(io::ErrorKind::AlreadyExists.into()));
+            return Err(io::ErrorKind::AlreadyExists.into());
         }
+        let id = self.next_id;
+        self.next_id += 1;
         let Attachment {
             name,
             mut device,
-            mut options,
+            options,
             events,
         } = attachment;
+        let Options {
+            bound,
+            descriptors,
+            net,
+            keeper,
+        } = options;
         let mailbox = self.mailbox.clone();
         device.on_event(Arc::new(move |event| {
             mailbox.post(Letter::Event(id, event));
@@ -254,20 +255,16 @@ impl Driver {
         let mailbox = self.mailbox.clone();
         let mut session = Session::new(
             device,
-            options.net.take(),
-            options.bound,
-            options.keeper.keeps(),
+            net,
+            bound,
+            keeper.keeps(),
             Arc::new(move |done| mailbox.post(Letter::Done(id, done))),
         );
-        session.limit_descriptors(options.descriptors);
-        let (mut slot, resume) = match Slot::new(name.clone(), session, options, events) {
-            Ok(made) => made,
-            Err(e) => return (id, Err(e)),
-        };
-        slot.begin(resume, now);
+        session.limit_descriptors(descriptors);
+        let slot = Slot::new(name.clone(), session, keeper, events);
         self.names.insert(name, id);
         self.slots.insert(id, slot);
-        (id, Ok(()))
+        Ok(())
     }
 
     /// Brings the epoll to what a slot wants now.
@@ -318,18 +315,11 @@ impl Driver {
     }
 
     fn tick(&mut self, now: Instant, ops: &mut EventOps) {
-        let look = now.saturating_duration_since(self.looked) >= LOOK;
-        if look {
-            self.looked = now;
+        if now.saturating_duration_since(self.looked) < LOOK {
+            return;
         }
-        let due = |slot: &Slot| look || slot.deadline().is_some_and(|at| at <= now);
-        let due: Vec<_> = self
-            .slots
-            .iter()
-            .filter(|(_, slot)| due(slot))
-            .map(|(id, _)| *id)
-            .collect();
-        for id in due {
+        self.looked = now;
+        for id in self.slots.keys().copied().collect::<Vec<_>>() {
             if let Some(slot) = self.slots.get_mut(&id) {
                 slot.tick(now);
             }

@@ -1,18 +1,17 @@
-//! One attachment on the loop: its sockets, its session, its keeper.
+//! One attachment on the loop: its connection, its session, its keeper.
 //!
 //! What a slot wants to be woken for is a value ([`Slot::interests`]) that the loop compares with what
 //! is registered; nothing here touches the epoll.
 
-use std::io;
 use std::net::Shutdown;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bluff_virtio::DeviceEvent;
 use event_manager::EventSet;
 
-use crate::attachment::{AttachmentEvent, Listener, Mode, Negotiated, Options, Resume};
+use crate::attachment::{AttachmentEvent, Listener, Negotiated, Resume};
 use crate::keeper::{Keeper, Progress};
 use crate::limit::Limit;
 use crate::mailbox::Removed;
@@ -21,16 +20,9 @@ use crate::{Error, channel, reader, unix};
 
 /// Reads from one front end in a turn of the loop, so that a flood of messages does not hold up others.
 const BUDGET: usize = 64;
-/// First and longest pause between attempts to connect.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
-/// Pause after `accept` has failed for want of descriptors or memory.
-const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
-
 /// Which of a slot's descriptors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Role {
-    /// Where front ends connect.
-    Listener,
     /// The front end.
     Connection,
     /// The channel for requests of the back end.
@@ -49,7 +41,6 @@ pub struct Slot {
     name: String,
     session: Session,
     keeper: Box<dyn Keeper>,
-    mode: Mode,
     events: Listener,
     socket: Option<UnixStream>,
     /// Connections that are over, until the loop has forgotten them.
@@ -57,9 +48,6 @@ pub struct Slot {
     sending: Sending,
     /// A front end that waits until the one before it is gone.
     next: Option<UnixStream>,
-    /// When to connect, or to accept, again.
-    retry: Option<Instant>,
-    backoff: Duration,
     why: Option<String>,
     /// What was last told of this connection's session.
     told: Option<Negotiated>,
@@ -70,90 +58,48 @@ pub struct Slot {
 }
 
 impl Slot {
-    /// A slot that [`Slot::begin`] sets to work.
-    ///
-    /// # Errors
-    /// Where the listening socket cannot be used.
-    pub fn new(
-        name: String,
-        session: Session,
-        options: Options,
-        events: Listener,
-    ) -> io::Result<(Self, Option<Resume>)> {
-        if let Mode::Server(listener) = &options.mode {
-            listener.set_nonblocking(true)?;
-        }
-        let slot = Self {
+    /// A slot that waits for a front end.
+    pub fn new(name: String, session: Session, keeper: Box<dyn Keeper>, events: Listener) -> Self {
+        Self {
             name,
             session,
-            keeper: options.keeper,
-            mode: options.mode,
+            keeper,
             events,
             socket: None,
             retired: Vec::new(),
             sending: Sending::No,
             next: None,
-            retry: None,
-            backoff: BACKOFF.0,
             why: None,
             told: None,
             removal: None,
             limit: Limit::default(),
             vain: 0,
-        };
-        Ok((slot, options.resume))
-    }
-
-    /// Takes up a session of another process, or waits for a front end.
-    pub fn begin(&mut self, resume: Option<Resume>, now: Instant) {
-        match resume {
-            Some(Resume {
-                socket,
-                recorded: Some((state, files)),
-            }) => {
-                self.socket = Some(socket);
-                let step = match self.session.resume(state, files) {
-                    Ok(()) => Step::Ready,
-                    Err(e) => Step::Close(e),
-                };
-                (self.events)(&self.name, AttachmentEvent::Connected);
-                self.drive(step, now);
-            }
-            Some(Resume {
-                socket,
-                recorded: None,
-            }) => {
-                self.socket = Some(socket);
-                self.session.connect();
-                (self.events)(&self.name, AttachmentEvent::Connected);
-                self.drive(Step::Ready, now);
-            }
-            None => self.look_for_front_end(now),
         }
     }
 
-    /// Takes up a connection that somebody else has accepted.
+    /// Takes up a connection, in mid-session where one is recorded.
     pub fn given(&mut self, resume: Resume, now: Instant) {
-        let is_free = self.session.is_idle() && self.socket.is_none() && self.removal.is_none();
-        match resume.recorded {
-            Some(_) if is_free => self.begin(Some(resume), now),
-            Some(_) => {
-                self.log(now, "a second session is turned away");
-                (self.events)(&self.name, AttachmentEvent::Refused);
-            }
-            None => self.accepted(resume.socket, now),
-        }
-    }
-
-    fn look_for_front_end(&mut self, now: Instant) {
-        if self.removal.is_some() {
+        let Resume { socket, recorded } = resume;
+        let Some((state, files)) = recorded else {
+            return self.accepted(socket, now);
+        };
+        if !self.is_free() {
+            self.log(now, "a second session is turned away");
+            (self.events)(&self.name, AttachmentEvent::Refused);
             return;
         }
-        if let Some(next) = self.next.take() {
-            self.connected(next, now);
-        } else if matches!(self.mode, Mode::Client(_)) {
-            self.retry = Some(now);
-        }
+        self.socket = Some(socket);
+        let step = match self.session.resume(state, files) {
+            Ok(()) => Step::Ready,
+            Err(e) => Step::Close(e),
+        };
+        (self.events)(&self.name, AttachmentEvent::Connected);
+        self.drive(step, now);
+    }
+
+    /// Whether a front end can be taken up.
+    fn is_free(&self) -> bool {
+        self.session.is_idle() && self.socket.is_none() && self.removal.is_none()
     }
 
     fn connected(&mut self, socket: UnixStream, now: Instant) {
@@ -163,7 +109,6 @@ impl Slot {
         }
         self.socket = Some(socket);
         self.session.connect();
-        self.backoff = BACKOFF.0;
         self.vain = 0;
         (self.events)(&self.name, AttachmentEvent::Connected);
         self.drive(Step::Ready, now);
@@ -182,11 +127,6 @@ impl Slot {
     /// What the slot wants to be woken for.
     pub fn interests(&mut self) -> Vec<(Role, RawFd, EventSet)> {
         let mut wants = Vec::new();
-        if let (Mode::Server(listener), None) = (&self.mode, self.retry)
-            && self.removal.is_none()
-        {
-            wants.push((Role::Listener, listener.as_raw_fd(), EventSet::IN));
-        }
         if let Some(socket) = &self.socket {
             // While a message is being worked on only the end of the connection is of interest.
             let mut set = EventSet::READ_HANG_UP;
@@ -214,11 +154,6 @@ impl Slot {
         drop(self.session.take_retired());
     }
 
-    /// When [`Slot::tick`] is to be called at the latest.
-    pub fn deadline(&self) -> Option<Instant> {
-        self.retry
-    }
-
     /// Whether memory has to be looked after.
     pub fn is_connected(&self) -> bool {
         self.socket.is_some()
@@ -227,7 +162,6 @@ impl Slot {
     /// One of its descriptors is ready.
     pub fn ready(&mut self, role: Role, set: EventSet, now: Instant) {
         match role {
-            Role::Listener => self.accept(now),
             Role::Connection => self.connection_ready(set, now),
             Role::Channel => {
                 let state = self.session.channel().map(|c| c.ready());
@@ -278,30 +212,6 @@ impl Slot {
         }
     }
 
-    fn accept(&mut self, now: Instant) {
-        // Those beyond wait for the next turn.
-        for _ in 0..BUDGET {
-            let Mode::Server(listener) = &self.mode else {
-                return;
-            };
-            match listener.accept() {
-                Ok((socket, _)) => self.accepted(socket, now),
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,
-                // The connection ended before it was accepted.
-                Err(e)
-                    if matches!(
-                        e.kind(),
-                        io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted
-                    ) => {}
-                Err(e) => {
-                    self.log(now, &format!("cannot accept: {e}"));
-                    self.retry = Some(now + ACCEPT_PAUSE);
-                    return;
-                }
-            }
-        }
-    }
-
     fn accepted(&mut self, socket: UnixStream, now: Instant) {
         // A front end that comes back at once may be seen before its old connection's end is.
         if let Some(old) = &self.socket
@@ -311,7 +221,7 @@ impl Slot {
         }
         // One that waits may have given up: it must not bar who comes after it.
         self.next = self.next.take().filter(|n| !unix::is_hung_up(n.as_fd()));
-        if self.session.is_idle() && self.socket.is_none() && self.removal.is_none() {
+        if self.is_free() {
             self.connected(socket, now);
         } else if self.socket.is_none() && self.next.is_none() && self.removal.is_none() {
             self.next = Some(socket);
@@ -429,18 +339,15 @@ impl Slot {
         // There is one still where it was to see the answers first.
         self.close(None);
         (self.events)(&self.name, AttachmentEvent::Disconnected(why));
-        if matches!(self.mode, Mode::Client(_)) && self.next.is_none() {
-            // Not at once: a front end that closes every connection would keep us busy.
-            self.retry = Some(now + self.backoff);
-        } else {
-            self.look_for_front_end(now);
+        // None where the function is being removed.
+        if let Some(next) = self.next.take() {
+            self.connected(next, now);
         }
     }
 
     /// The device goes to `removal` when nothing of a front end is left.
     pub fn remove(&mut self, removal: Removed, now: Instant) {
         self.removal = Some(removal);
-        self.retry = None;
         self.next = None;
         if self.socket.is_some() {
             self.why = Some("the function is removed".into());
@@ -457,14 +364,8 @@ impl Slot {
     /// Gives the device back.
     pub fn finish(self) {
         let Self {
-            session,
-            removal,
-            socket,
-            mode,
-            ..
+            session, removal, ..
         } = self;
-        // The sockets first: whoever is told may want to use the path again.
-        drop((socket, mode));
         if let Some(removal) = removal {
             removal(session.into_device());
         }
@@ -475,25 +376,6 @@ impl Slot {
         if self.socket.is_some() && self.session.is_poisoned() {
             self.log(now, &format!("connection is closed: {}", Error::Poisoned));
             self.hang_up(Some(Error::Poisoned.to_string()), now);
-        }
-        if self.retry.is_none_or(|at| at > now) {
-            return;
-        }
-        self.retry = None;
-        let Mode::Client(path) = &self.mode else {
-            return;
-        };
-        if self.socket.is_some() || !self.session.is_idle() {
-            return;
-        }
-        match unix::connect(path) {
-            Ok(socket) => self.connected(socket, now),
-            Err(e) => {
-                let line = format!("cannot connect to {}: {e}", path.display());
-                log::debug!("{}: {line}", self.name);
-                self.retry = Some(now + self.backoff);
-                self.backoff = (2 * self.backoff).min(BACKOFF.1);
-            }
         }
     }
 

@@ -6,10 +6,6 @@
 use std::io;
 use std::mem::{size_of, zeroed};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::FileTypeExt;
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
 
 use vmm_sys_util::eventfd::EventFd;
 
@@ -204,14 +200,26 @@ fn kind(file: BorrowedFd<'_>) -> io::Result<libc::mode_t> {
     Ok(stat.st_mode & libc::S_IFMT)
 }
 
+/// Makes sure that a socket is a Unix socket. Others may wait when they are closed (`SO_LINGER`), and a notifier is
+/// closed on its reactor.
+fn check_unix(file: BorrowedFd<'_>) -> io::Result<()> {
+    match option(file, libc::SO_DOMAIN)? {
+        libc::AF_UNIX => Ok(()),
+        _ => Err(io::ErrorKind::InvalidInput.into()),
+    }
+}
+
 /// Makes a descriptor that a front end sent usable for notifications: it must be able to signal
-/// (an eventfd, a pipe, a socket), and reading or writing it never blocks a reactor.
+/// (an eventfd, a pipe, a Unix socket), and neither reads nor writes wait as long as the front end leaves it so. It can
+/// have them wait at any time: who writes to it is prepared for that (`bluff_virtio::Notifier`).
 ///
 /// # Errors
 /// `InvalidInput` for a file of another kind.
 pub fn set_notifier(file: BorrowedFd<'_>) -> io::Result<()> {
-    if !matches!(kind(file)?, 0 | libc::S_IFIFO | libc::S_IFSOCK) {
-        return Err(io::ErrorKind::InvalidInput.into());
+    match kind(file)? {
+        0 | libc::S_IFIFO => {}
+        libc::S_IFSOCK => check_unix(file)?,
+        _ => return Err(io::ErrorKind::InvalidInput.into()),
     }
     set_nonblocking(file)
 }
@@ -234,12 +242,10 @@ pub fn set_kick(file: BorrowedFd<'_>) -> io::Result<()> {
 /// # Errors
 /// `InvalidInput` for a file of another kind.
 pub fn set_channel(file: BorrowedFd<'_>) -> io::Result<()> {
-    let is_stream = kind(file)? == libc::S_IFSOCK
-        && option(file, libc::SO_DOMAIN)? == libc::AF_UNIX
-        && option(file, libc::SO_TYPE)? == libc::SOCK_STREAM;
-    if !is_stream {
+    if kind(file)? != libc::S_IFSOCK || option(file, libc::SO_TYPE)? != libc::SOCK_STREAM {
         return Err(io::ErrorKind::InvalidInput.into());
     }
+    check_unix(file)?;
     set_nonblocking(file)
 }
 
@@ -285,61 +291,6 @@ pub fn is_hung_up(socket: BorrowedFd<'_>) -> bool {
     n == 1 && poll.revents & (libc::POLLRDHUP | libc::POLLHUP | libc::POLLERR) != 0
 }
 
-/// Connects to a listening socket without ever waiting for it.
-///
-/// # Errors
-/// `WouldBlock` where its queue is full; `InvalidInput` for a path that is too long; else whatever
-/// `connect` says.
-pub fn connect(path: &Path) -> io::Result<UnixStream> {
-    // SAFETY: plain data.
-    let mut addr: libc::sockaddr_un = unsafe { zeroed() };
-    addr.sun_family = libc::AF_UNIX as libc::sa_family_t;
-    let bytes = path.as_os_str().as_bytes();
-    // One byte less: the path ends with a zero.
-    if bytes.len() >= addr.sun_path.len() {
-        return Err(io::ErrorKind::InvalidInput.into());
-    }
-    for (to, from) in addr.sun_path.iter_mut().zip(bytes) {
-        *to = *from as libc::c_char;
-    }
-    // SAFETY: no memory is involved; the descriptor is owned at once.
-    let socket = unsafe {
-        let kind = libc::SOCK_STREAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
-        let fd = libc::socket(libc::AF_UNIX, kind, 0);
-        if fd < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        OwnedFd::from_raw_fd(fd)
-    };
-    let len = size_of::<libc::sockaddr_un>() as libc::socklen_t;
-    // SAFETY: the address is ours and as long as we say.
-    if unsafe { libc::connect(socket.as_raw_fd(), (&raw const addr).cast(), len) } != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(socket.into())
-}
-
-/// Listens at `path`. A socket that nobody listens on any more, left over by a process that was
-/// killed, is replaced.
-///
-/// # Errors
-/// `AddrInUse` where somebody listens there or the path is no socket; else whatever binding says.
-pub fn listen(path: &Path) -> io::Result<UnixListener> {
-    match UnixListener::bind(path) {
-        Err(e) if e.kind() == io::ErrorKind::AddrInUse => {
-            let is_socket = path.symlink_metadata()?.file_type().is_socket();
-            match connect(path) {
-                Err(gone) if is_socket && gone.kind() == io::ErrorKind::ConnectionRefused => {
-                    std::fs::remove_file(path)?;
-                    UnixListener::bind(path)
-                }
-                _ => Err(e),
-            }
-        }
-        other => other,
-    }
-}
-
 /// The descriptor as the type that devices take.
 pub fn event_fd(file: OwnedFd) -> EventFd {
     // SAFETY: an open descriptor changes its owner. That it may be a pipe or a socket (User-Mode
@@ -377,6 +328,7 @@ mod tests {
     use super::*;
     use std::io::Write;
     use std::os::fd::AsFd;
+    use std::os::unix::net::UnixStream;
 
     #[test]
     fn peeked_bytes_stay_and_discarded_ones_go() {
@@ -418,22 +370,6 @@ mod tests {
     }
 
     #[test]
-    fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("s");
-        let first = listen(&path).unwrap();
-        assert_eq!(listen(&path).unwrap_err().kind(), io::ErrorKind::AddrInUse);
-        assert!(connect(&path).is_ok());
-        drop(first);
-        let _second = listen(&path).unwrap();
-        let file = dir.path().join("f");
-        std::fs::write(&file, b"precious").unwrap();
-        assert!(listen(&file).is_err());
-        assert_eq!(std::fs::read(&file).unwrap(), b"precious");
-        assert!(connect(&dir.path().join("x".repeat(200))).is_err());
-    }
-
-    #[test]
     fn sealed_memory_keeps_its_size() {
         let file = std::fs::File::from(sealed_memory(c"x", 4096).unwrap());
         assert!(file.set_len(0).is_err() && file.set_len(8192).is_err());
@@ -441,11 +377,17 @@ mod tests {
     }
 
     #[test]
-    fn a_regular_file_is_no_notifier() {
+    fn only_what_signals_is_a_notifier() {
         let file = sealed_memory(c"x", 10).unwrap();
         assert!(set_notifier(file.as_fd()).is_err());
         let (a, _b) = UnixStream::pair().unwrap();
         set_notifier(a.as_fd()).unwrap();
+        set_channel(a.as_fd()).unwrap();
+        let (_end, pipe) = io::pipe().unwrap();
+        set_notifier(pipe.as_fd()).unwrap();
+        assert!(set_channel(pipe.as_fd()).is_err());
+        let udp = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        assert!(set_notifier(udp.as_fd()).is_err() && set_channel(udp.as_fd()).is_err());
         // SAFETY: the descriptor has no other owner.
         let event = unsafe { OwnedFd::from_raw_fd(EventFd::new(0).unwrap().into_raw_fd()) };
         set_notifier(event.as_fd()).unwrap();

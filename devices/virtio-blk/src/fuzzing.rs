@@ -148,6 +148,7 @@ fn device(hold: &Arc<AtomicBool>) -> (Reactor, Blk) {
     let options = BlkOptions {
         queues: 1,
         serial: "fuzz".into(),
+        config_wce: true,
         poll: Poll::Always,
         reactors: vec![reactor.handle()],
     };
@@ -527,9 +528,13 @@ mod tests {
     }
 
     fn cases() -> ProptestConfig {
-        let long = std::env::var("BLUFF_TEST_LONG").as_deref() == Ok("1");
+        let is = |name| std::env::var(name).as_deref() == Ok("1");
         ProptestConfig {
-            cases: if long { 100_000 } else { 2000 },
+            cases: match (is("BLUFF_TEST_LONG"), is("BLUFF_EMULATED")) {
+                (true, _) => 100_000,
+                (_, true) => 500,
+                _ => 2000,
+            },
             failure_persistence: None,
             ..ProptestConfig::default()
         }

@@ -9,7 +9,7 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::Receiver;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bluff_block::{
     BlockError, Buffers, ChannelHandle, Completion, Geometry, InUse, Kind, Op, Volume,
@@ -34,6 +34,10 @@ use control::{Revocation, State};
 const CHAINS: usize = 32;
 /// Bytes after which a turn takes no more chains.
 const BYTES: u64 = 1 << 20;
+/// What a descriptor counts: a chain of as many as a ring has is a turn of its own.
+const DESCRIPTOR: u64 = 256;
+/// How often a ring without a kick descriptor is looked at while it is idle.
+const UNTOLD: Duration = Duration::from_millis(1);
 /// The token of the kick descriptor.
 const KICK: u16 = 0;
 
@@ -91,6 +95,17 @@ struct Io {
     left: usize,
     /// The ring must not be touched any more: it is broken, or the driver has gone.
     mute: bool,
+}
+
+/// Which chains a turn may take.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Take {
+    /// All that there are.
+    All,
+    /// Those that an earlier life left.
+    Again,
+    /// None.
+    Nothing,
 }
 
 /// What a turn adds to the counters.
@@ -178,12 +193,15 @@ impl Worker {
     /// Serves the ring: completions first, then new chains, as far as the budget goes.
     fn serve(&mut self, now: Instant) -> Result<bool, RingError> {
         self.io.geometry.size = self.shared.size.load(Ordering::Relaxed);
-        self.io.mode.writeback = self.shared.writeback.load(Ordering::Relaxed);
-        let take = self.serves() || self.finishes_again();
-        let id = &self.shared.id;
-        let io = &mut self.io;
+        let take = match (self.serves(), self.finishes_again()) {
+            (true, _) => Take::All,
+            // What the driver has made available since is for whoever starts the queue next.
+            (false, true) => Take::Again,
+            (false, false) => Take::Nothing,
+        };
+        let (io, shared) = (&mut self.io, &*self.shared);
         // One match for the batch; below it the ring's kind is known.
-        let batch = with_ring!(&mut self.queue, ring => io.batch(&mut **ring, take, id, now));
+        let batch = with_ring!(&mut self.queue, ring => io.batch(&mut **ring, take, shared, now));
         // Completions may have come also where the ring then turned out to be broken.
         let (worked, notify) = match &batch {
             Ok(done) => *done,
@@ -242,14 +260,14 @@ impl Io {
     fn batch<R: Ring>(
         &mut self,
         ring: &mut R,
-        take: bool,
-        id: &[u8; ID_LEN],
+        take: Take,
+        shared: &Shared,
         now: Instant,
     ) -> Result<(bool, bool), RingError> {
         let mut worked = self.collect(ring, now);
         // What is waiting for the channel goes first; while it waits, the ring is not read.
-        if take && self.ops.is_empty() {
-            worked |= self.take(ring, id)?;
+        if take != Take::Nothing && self.ops.is_empty() {
+            worked |= self.take(ring, take, shared)?;
         }
         if !self.ops.is_empty() && self.submit() {
             worked = true;
@@ -262,22 +280,28 @@ impl Io {
 
     /// Takes chains off the ring and turns them into operations, or answers them.
     #[inline(always)]
-    fn take<R: Ring>(&mut self, ring: &mut R, id: &[u8; ID_LEN]) -> Result<bool, RingError> {
+    fn take<R: Ring>(
+        &mut self,
+        ring: &mut R,
+        take: Take,
+        shared: &Shared,
+    ) -> Result<bool, RingError> {
         let (mut chains, mut bytes) = (0, 0);
-        while chains < CHAINS && bytes < BYTES {
+        while chains < CHAINS && bytes < BYTES && (take == Take::All || ring.again() > 0) {
             let Some(index) = self.slots.take() else {
                 break;
             };
             let chain = &mut self.slots.get(index).chain;
             match ring.pop(chain) {
                 Ok(Pop::Chain) => {
-                    bytes += self.begin(ring, index, id);
+                    bytes += u64::from(chain.walked()) * DESCRIPTOR;
+                    bytes += self.begin(ring, index, shared);
                 }
                 Ok(Pop::Bad(e)) => {
                     log::debug!("bad chain: {e}");
-                    ring.complete(chain, 0);
-                    self.tally.errors += 1;
-                    self.slots.give(index);
+                    bytes += u64::from(chain.walked()) * DESCRIPTOR;
+                    let refused = refuse(chain);
+                    self.answer(ring, index, Err(refused));
                 }
                 Ok(Pop::Empty) => {
                     self.slots.give(index);
@@ -295,7 +319,9 @@ impl Io {
 
     /// Begins the request in a slot; says how many bytes it moves.
     #[inline(always)]
-    fn begin<R: Ring>(&mut self, ring: &mut R, index: u32, id: &[u8; ID_LEN]) -> u64 {
+    fn begin<R: Ring>(&mut self, ring: &mut R, index: u32, shared: &Shared) -> u64 {
+        // After the chain was taken: a mode that was set before it was made available holds for it.
+        self.mode.writeback = shared.writeback.load(Ordering::Relaxed);
         let tag = self.channel.tag(index, 0);
         let slot = self.slots.get(index);
         let answer = match request::parse(&mut slot.chain, &self.mode) {
@@ -317,6 +343,9 @@ impl Io {
                 };
                 match op.check(&self.geometry) {
                     Ok(()) => {
+                        if kind == Kind::Read {
+                            slot.chain.fill();
+                        }
                         slot.begin(Class::of(kind), len, 1);
                         self.ops.push(op);
                         return len;
@@ -336,7 +365,7 @@ impl Io {
                 });
                 return 0;
             }
-            Ok(Request::Id) => Ok(copy_id(&slot.chain, id)),
+            Ok(Request::Id) => Ok(copy_id(&mut slot.chain, &shared.id)),
             Ok(Request::Ranges { zeroes }) => {
                 match request::ranges(
                     &mut slot.chain,
@@ -507,10 +536,20 @@ fn written_without_data(chain: &Chain) -> u32 {
     u32::from(chain.writable().is_empty())
 }
 
+/// How a bad chain is answered: with an error where its status byte is known, which is so where a buffer lies in
+/// memory that we do not have. A driver need not look at the used length.
+pub(crate) fn refuse(chain: &mut Chain) -> Refused {
+    if chain.take_status() {
+        Refused::Status(status::IOERR)
+    } else {
+        Refused::NoStatus
+    }
+}
+
 /// Copies the identification into a chain, as much as fits; says how much that is.
-fn copy_id(chain: &Chain, id: &[u8; ID_LEN]) -> u32 {
+fn copy_id(chain: &mut Chain, id: &[u8; ID_LEN]) -> u32 {
     // SAFETY: the chain's memory is mapped, and the name does not leave this function.
-    let buffers = unsafe { Buffers::new(chain.writable()) };
+    let buffers = unsafe { Buffers::new(chain.fill()) };
     buffers.copy_from(id) as u32
 }
 
@@ -566,7 +605,8 @@ impl Actor for Worker {
             return true;
         }
         if self.kick.is_none() {
-            return false;
+            // Nobody tells, so it is looked at now and then; who wants more says `poll = "always"`.
+            cx.timer(cx.id(), cx.now() + UNTOLD, 0);
         }
         let more = with_ring!(&mut self.queue, ring => ring.enable_notifications());
         if more {

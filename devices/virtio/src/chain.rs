@@ -5,7 +5,7 @@
 
 use bluff_memory::{DirtyLog, GuestMemory, Hint, IoVec};
 
-use crate::ChainError;
+use crate::{ChainError, QueueLog};
 
 /// The most pieces of a chain: what the kernel takes in one vector (`IOV_MAX`). It also bounds what a
 /// driver with a long queue can have a chain grow to, which is kept.
@@ -33,6 +33,16 @@ pub struct Chain {
     status: Option<(*mut u8, u64)>,
     /// The driver has begun with writable buffers.
     writing: bool,
+    /// It was walked to its end, so the last writable byte is known.
+    whole: bool,
+    /// The first buffer that lies in no memory.
+    unmapped: Option<(u64, u32)>,
+    /// That is so of the last writable one.
+    status_unmapped: bool,
+    /// The device may have written the data buffers.
+    filled: bool,
+    /// Descriptors that were looked at.
+    walked: u32,
 }
 
 // SAFETY: the status pointer is an address like those in the pieces; a chain goes where its ring goes.
@@ -44,10 +54,22 @@ impl Chain {
         self.iov.clear();
         self.addr.clear();
         (self.first, self.readable, self.status) = (0, 0, None);
-        self.writing = false;
+        (self.writing, self.whole, self.unmapped) = (false, false, None);
+        (self.status_unmapped, self.filled, self.walked) = (false, false, 0);
     }
 
-    /// Appends a buffer. One without bytes is skipped, wherever it points.
+    /// Says that nothing comes after what was pushed.
+    #[inline(always)]
+    pub(crate) fn end(&mut self) -> Result<(), ChainError> {
+        self.whole = true;
+        match self.unmapped {
+            None => Ok(()),
+            Some((addr, len)) => Err(ChainError::Unmapped { addr, len }),
+        }
+    }
+
+    /// Appends a buffer. One without bytes is skipped, wherever it points; one that is not in memory
+    /// is told at the end, as a status byte that comes after it can be written all the same.
     #[inline(always)]
     pub(crate) fn push(
         &mut self,
@@ -57,6 +79,7 @@ impl Chain {
         len: u32,
         writable: bool,
     ) -> Result<(), ChainError> {
+        self.walked += 1;
         if writable {
             self.writing = true;
         } else if self.writing {
@@ -72,8 +95,9 @@ impl Chain {
             Some(ptr) => {
                 self.iov.push(IoVec::new(ptr, len as usize));
                 self.addr.push(addr);
+                self.status_unmapped = false;
             }
-            None => self.push_pieces(memory, addr, len)?,
+            None => self.push_pieces(memory, addr, len, writable)?,
         }
         if !writable {
             self.readable = self.iov.len();
@@ -83,11 +107,19 @@ impl Chain {
 
     /// A buffer over several regions.
     #[cold]
-    fn push_pieces(&mut self, memory: &GuestMemory, addr: u64, len: u32) -> Result<(), ChainError> {
+    fn push_pieces(
+        &mut self,
+        memory: &GuestMemory,
+        addr: u64,
+        len: u32,
+        writable: bool,
+    ) -> Result<(), ChainError> {
         let before = self.iov.len();
-        memory
-            .segments(addr, len, &mut self.iov)
-            .map_err(|_| ChainError::Unmapped { addr, len })?;
+        let found = memory.segments(addr, len, &mut self.iov);
+        self.status_unmapped = writable && found.is_err();
+        if found.is_err() {
+            self.unmapped.get_or_insert((addr, len));
+        }
         if self.iov.len() > PIECES {
             return Err(ChainError::TooLong(PIECES as u16));
         }
@@ -110,10 +142,24 @@ impl Chain {
         &self.iov[self.first..self.readable]
     }
 
-    /// What the device may write, in order. No piece is empty.
+    /// What the device may write, in order. No piece is empty. To write there, [`Chain::fill`] it.
     #[inline]
     pub fn writable(&self) -> &[IoVec] {
         &self.iov[self.readable..]
+    }
+
+    /// What the device may write, in order, to be written: from now on it counts as changed for a
+    /// dirty log.
+    #[inline]
+    pub fn fill(&mut self) -> &[IoVec] {
+        self.filled = true;
+        self.writable()
+    }
+
+    /// How many descriptors it was made of, which is what finding it cost.
+    #[inline]
+    pub fn walked(&self) -> u32 {
+        self.walked
     }
 
     /// Copies the first `to.len()` readable bytes and takes them off; `false`, and nothing is taken,
@@ -124,8 +170,8 @@ impl Chain {
         if let Some(piece) = self.iov[self.first..self.readable].first()
             && piece.len() == to.len()
         {
-            // SAFETY: resolved in the ring's epoch, which the ring keeps; `to` is ours.
-            unsafe { std::ptr::copy_nonoverlapping(piece.ptr(), to.as_mut_ptr(), to.len()) };
+            // SAFETY: resolved in the ring's epoch, which the ring keeps; as long as `to`.
+            unsafe { copy(piece.ptr(), to) };
             self.first += 1;
             return true;
         }
@@ -141,8 +187,8 @@ impl Chain {
         while done < to.len() {
             let piece = &mut self.iov[self.first];
             let n = piece.len().min(to.len() - done);
-            // SAFETY: as above; both have n bytes.
-            unsafe { std::ptr::copy_nonoverlapping(piece.ptr(), to[done..].as_mut_ptr(), n) };
+            // SAFETY: as above; n bytes are left of it.
+            unsafe { copy(piece.ptr(), &mut to[done..done + n]) };
             done += n;
             piece.advance(n);
             // Readable pieces are not logged, so their guest addresses need not follow.
@@ -152,10 +198,13 @@ impl Chain {
     }
 
     /// Takes the last writable byte off, to be written by [`Chain::set_status`]; `false` where there
-    /// is none.
+    /// is none, or where a bad chain does not tell which it is.
     #[inline]
     pub fn take_status(&mut self) -> bool {
         if self.iov.len() == self.readable || self.status.is_some() {
+            return false;
+        }
+        if !self.whole || self.status_unmapped {
             return false;
         }
         let (last, at) = (self.iov.len() - 1, self.addr[self.iov.len() - 1]);
@@ -187,14 +236,47 @@ impl Chain {
     }
 
     /// Marks everything that the device may have written. How much it did write is not always known
-    /// (a read that failed, an I/O that was cut short), so all of it counts.
-    pub(crate) fn mark(&self, log: &DirtyLog) {
-        for (piece, addr) in self.iov.iter().zip(&self.addr).skip(self.readable) {
-            log.mark(*addr, piece.len() as u64);
+    /// (a read that failed, an I/O that was cut short), so all of it counts that was to be filled; buffers of a
+    /// request that was refused may be as long as the memory, and were not touched.
+    #[inline]
+    pub(crate) fn mark(&self, log: Option<&QueueLog>) {
+        if let Some(QueueLog { log, .. }) = log {
+            self.mark_pages(log);
+        }
+    }
+
+    #[cold]
+    fn mark_pages(&self, log: &DirtyLog) {
+        if self.filled {
+            for (piece, addr) in self.iov.iter().zip(&self.addr).skip(self.readable) {
+                log.mark(*addr, piece.len() as u64);
+            }
         }
         if let Some((_, addr)) = self.status {
             log.mark(addr, 1);
         }
+    }
+}
+
+/// Copies bytes that the driver may change meanwhile, each of them read once: what is decided on the copy stays decided.
+///
+/// # Safety
+/// `to.len()` bytes at `from` are mapped.
+#[inline]
+unsafe fn copy(from: *const u8, to: &mut [u8]) {
+    let mut done = 0;
+    // By words where they are aligned, as headers and ranges are in every driver.
+    if from.cast::<u64>().is_aligned() {
+        for word in to.as_chunks_mut::<8>().0 {
+            // SAFETY: inside, and aligned, as `done` is a multiple of 8.
+            *word = unsafe { from.add(done).cast::<u64>().read_volatile() }.to_ne_bytes();
+            done += 8;
+        }
+    }
+    for byte in &mut to[done..] {
+        // SAFETY: inside.
+        *byte = unsafe { from.add(done).read_volatile() };
+        done += 1;
     }
 }
 

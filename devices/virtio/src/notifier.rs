@@ -34,7 +34,7 @@ use crate::watchdog::{self, Written};
 pub enum Notice {
     /// It was given.
     Given,
-    /// Writing blocked, and the notifier is given up. Said once.
+    /// Writing blocked, and the notifier is given up. Said once; where the carrier found it, by the next notification.
     Hung,
     /// The notifier was given up before.
     Dropped,

@@ -10,7 +10,7 @@ use bluff_memory::{GuestMemory, MemoryError};
 
 use crate::chain::{INDIRECT, NEXT, WRITE};
 use crate::inflight::{Again, Packed as Tracker, Saved, Step, step};
-use crate::ring::{Done, InUse, Order, Translator, stopped};
+use crate::ring::{Done, Held, Translator};
 use crate::sync::{AtomicU16, AtomicU32, AtomicU64, Ordering, fence, need_event};
 use crate::table::Table;
 use crate::{
@@ -121,12 +121,9 @@ pub struct Ring {
     addresses: RingAddresses,
     avail: Place,
     used: Place,
-    in_use: InUse,
+    held: Held,
     /// Slots of chains in flight: the driver cannot have more of them than there are.
     slots: u32,
-    in_flight: u16,
-    done: Vec<Done>,
-    order: Option<Order>,
     tracker: Option<Tracker>,
     /// Chains that are to be done again, the first one last.
     again: Vec<Again>,
@@ -201,11 +198,8 @@ impl Ring {
             avail,
             used,
             // A buffer ID is the driver's choice among all 16-bit numbers.
-            in_use: InUse::new(1 << 16),
+            held: Held::new(1 << 16, size, setup.features),
             slots,
-            in_flight: 0,
-            done: Vec::with_capacity(usize::from(size)),
-            order: has(features::IN_ORDER).then(Order::default),
             tracker,
             again,
             saved: Vec::new(),
@@ -305,18 +299,11 @@ impl Ring {
         }
         (chain.slots, chain.entry) = (count as u16, again.entry);
         chain.id = again.chain.last().map_or(0, |d| d.id);
-        self.popped(chain)?;
-        Ok(result.map_or_else(Pop::Bad, |()| Pop::Chain))
-    }
-
-    #[inline(always)]
-    fn popped(&mut self, chain: &Chain) -> Result<(), RingError> {
-        self.in_use.take(chain.id)?;
-        self.in_flight += 1;
-        if let Some(order) = &mut self.order {
-            order.popped(chain.id);
+        self.held.popped(chain.id)?;
+        if let Err(e) = result.and_then(|()| chain.end()) {
+            return Ok(Pop::Bad(e));
         }
-        Ok(())
+        Ok(Pop::Chain)
     }
 
     /// Marks a used slot.
@@ -404,39 +391,36 @@ impl crate::Ring for Ring {
             flags = u16::from_le(self.slot(place.at).flags.load(Ordering::Relaxed));
         }
         chain.slots = count;
-        self.popped(chain)?;
+        self.held.popped(chain.id)?;
         if let Some(tracker) = &mut self.tracker {
             chain.entry = tracker.popped(&self.saved)?;
         }
         self.avail = place;
         self.slots += u32::from(count);
-        Ok(result.map_or_else(Pop::Bad, |()| Pop::Chain))
+        if let Err(e) = result.and_then(|()| chain.end()) {
+            return Ok(Pop::Bad(e));
+        }
+        Ok(Pop::Chain)
     }
 
     #[inline]
     fn complete(&mut self, chain: &Chain, written: u32) {
-        if let Some(QueueLog { log, .. }) = &self.log {
-            // After the data, before the used descriptor.
-            chain.mark(log);
-        }
-        let done = Done::new(chain, written);
-        match &mut self.order {
-            None => self.done.push(done),
-            Some(order) => order.done(done, &mut self.done),
-        }
+        // After the data, before the used descriptor.
+        chain.mark(self.log.as_ref());
+        self.held.complete(chain, written);
     }
 
     #[inline]
     fn publish(&mut self) -> bool {
-        let Some(first) = self.done.first() else {
+        let Some(first) = self.held.done.first() else {
             return false;
         };
         let (start, first_slots) = (self.used, first.slots);
-        let total = self.done.iter().fold(0, |n, d| n + d.slots);
+        let total = self.held.done.iter().fold(0, |n, d| n + d.slots);
         self.used = start.plus(total, self.size);
         if let Some(tracker) = &self.tracker {
             tracker.batch(
-                self.done.iter().map(|d| d.entry),
+                self.held.done.iter().map(|d| d.entry),
                 self.used.at,
                 self.used.wrap,
             );
@@ -444,7 +428,7 @@ impl crate::Ring for Ring {
         // All but the first: the driver looks at slots in order, so it sees none of them before the
         // first one's flags (§2.8.9, §2.8.22).
         let mut place = start.plus(first_slots, self.size);
-        for done in &self.done[1..] {
+        for done in &self.held.done[1..] {
             let slot = self.slot(place.at);
             slot.id.store(done.id.to_le(), Ordering::Relaxed);
             slot.len.store(done.written.to_le(), Ordering::Relaxed);
@@ -458,7 +442,7 @@ impl crate::Ring for Ring {
             }
             place = place.plus(done.slots, self.size);
         }
-        let first = self.done[0];
+        let first = self.held.done[0];
         let slot = self.slot(start.at);
         slot.id.store(first.id.to_le(), Ordering::Relaxed);
         slot.len.store(first.written.to_le(), Ordering::Relaxed);
@@ -471,14 +455,14 @@ impl crate::Ring for Ring {
             self.log_slot(start.at);
         }
         if let Some(tracker) = &self.tracker {
-            tracker.settle(self.done.iter().map(|d| d.entry));
+            tracker.settle(self.held.done.iter().map(|d| d.entry));
         }
-        for done in &self.done {
-            self.in_use.give(done.id);
+        for done in &self.held.done {
+            self.held.in_use.give(done.id);
         }
-        self.in_flight -= self.done.len() as u16;
+        self.held.count -= self.held.done.len() as u16;
         self.slots -= u32::from(total);
-        self.done.clear();
+        self.held.done.clear();
         // As for split rings: what was used must be visible before we look at the driver's wish.
         fence(Ordering::SeqCst);
         self.wants_event(total)
@@ -523,9 +507,7 @@ impl crate::Ring for Ring {
     }
 
     fn cut_short(&self, chain: &Chain) {
-        if let Some(QueueLog { log, .. }) = &self.log {
-            chain.mark(log);
-        }
+        chain.mark(self.log.as_ref());
     }
 
     fn again(&self) -> usize {
@@ -533,13 +515,15 @@ impl crate::Ring for Ring {
     }
 
     fn position(&self) -> StoppedQueue {
-        let position = Position {
-            avail: self.avail.at,
-            avail_wrap: self.avail.wrap,
-            used: self.used.at,
-            used_wrap: self.used.wrap,
-        };
-        stopped(position, self.in_flight + self.again.len() as u16)
+        StoppedQueue {
+            position: Position {
+                avail: self.avail.at,
+                avail_wrap: self.avail.wrap,
+                used: self.used.at,
+                used_wrap: self.used.wrap,
+            },
+            in_flight: self.held.count + self.again.len() as u16,
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bluff_memory::{GuestMemory, Hint, IoVec, Space};
 
-use crate::{Chain, ChainError, Position, QueueLog, RingError, StoppedQueue};
+use crate::{Chain, ChainError, QueueLog, RingError, StoppedQueue, features};
 
 /// What was found on a ring.
 #[derive(Debug, PartialEq, Eq)]
@@ -109,13 +109,13 @@ impl Translator {
 pub(crate) struct InUse(Box<[u64]>);
 
 impl InUse {
-    pub(crate) fn new(bits: usize) -> Self {
+    fn new(bits: usize) -> Self {
         Self(vec![0; bits.div_ceil(64)].into_boxed_slice())
     }
 
     /// Takes `id`; an error where it is taken.
     #[inline]
-    pub(crate) fn take(&mut self, id: u16) -> Result<(), RingError> {
+    fn take(&mut self, id: u16) -> Result<(), RingError> {
         let (word, bit) = (&mut self.0[usize::from(id) / 64], 1u64 << (id % 64));
         if *word & bit != 0 {
             return Err(RingError::InUse(id));
@@ -132,6 +132,51 @@ impl InUse {
     }
 }
 
+/// The chains that the device holds: those that it popped, and has not given back.
+#[derive(Debug)]
+pub(crate) struct Held {
+    pub(crate) in_use: InUse,
+    /// How many there are.
+    pub(crate) count: u16,
+    /// What the next publication gives back.
+    pub(crate) done: Vec<Done>,
+    order: Option<Order>,
+}
+
+impl Held {
+    /// None yet, of a ring of `size` whose buffers have one of `ids` names.
+    pub(crate) fn new(ids: usize, size: u16, features: u64) -> Self {
+        let in_order = features & features::IN_ORDER != 0;
+        Self {
+            in_use: InUse::new(ids),
+            count: 0,
+            done: Vec::with_capacity(usize::from(size)),
+            order: in_order.then(Order::default),
+        }
+    }
+
+    /// One more; an error where the device holds it already.
+    #[inline(always)]
+    pub(crate) fn popped(&mut self, id: u16) -> Result<(), RingError> {
+        self.in_use.take(id)?;
+        self.count += 1;
+        if let Some(order) = &mut self.order {
+            order.popped(id);
+        }
+        Ok(())
+    }
+
+    /// Has the next publication give `chain` back, or a later one where those before it are not complete.
+    #[inline]
+    pub(crate) fn complete(&mut self, chain: &Chain, written: u32) {
+        match &mut self.order {
+            // Made in its place: a copy by way of the stack would be read before it is written out.
+            None => self.done.push(Done::new(chain, written)),
+            Some(order) => order.done(Done::new(chain, written), &mut self.done),
+        }
+    }
+}
+
 /// A completion that the driver does not see yet.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Done {
@@ -143,7 +188,7 @@ pub(crate) struct Done {
 
 impl Done {
     #[inline]
-    pub(crate) fn new(chain: &Chain, written: u32) -> Self {
+    fn new(chain: &Chain, written: u32) -> Self {
         Self {
             id: chain.id,
             slots: chain.slots,
@@ -155,7 +200,7 @@ impl Done {
 
 /// Completions that wait for their turn (`VIRTIO_F_IN_ORDER`, virtio 1.3 §2.7.9, §2.8.8).
 #[derive(Debug, Default)]
-pub(crate) struct Order {
+struct Order {
     /// In the order in which they were popped.
     waiting: std::collections::VecDeque<Option<Done>>,
     /// How many have left `waiting`.
@@ -165,7 +210,7 @@ pub(crate) struct Order {
 }
 
 impl Order {
-    pub(crate) fn popped(&mut self, id: u16) {
+    fn popped(&mut self, id: u16) {
         let (id, count) = (usize::from(id), self.waiting.len() as u64);
         if self.place.len() <= id {
             self.place.resize(id + 1, 0);
@@ -175,7 +220,7 @@ impl Order {
     }
 
     /// Moves what may be given back now to `out`.
-    pub(crate) fn done(&mut self, done: Done, out: &mut Vec<Done>) {
+    fn done(&mut self, done: Done, out: &mut Vec<Done>) {
         let place = (self.place[usize::from(done.id)] - self.left) as usize;
         assert!(self.waiting[place].is_none(), "completed once");
         self.waiting[place] = Some(done);
@@ -184,13 +229,5 @@ impl Order {
             self.waiting.pop_front();
             self.left += 1;
         }
-    }
-}
-
-/// Where a ring's counters stand, for what both kinds report.
-pub(crate) fn stopped(position: Position, in_flight: u16) -> StoppedQueue {
-    StoppedQueue {
-        position,
-        in_flight,
     }
 }

@@ -10,7 +10,7 @@ use bluff_memory::{GuestMemory, MemoryError};
 
 use crate::chain::{Descriptor, INDIRECT, NEXT, WRITE};
 use crate::inflight::{Split as Tracker, Step, step};
-use crate::ring::{Done, InUse, Order, Translator, stopped};
+use crate::ring::{Held, Translator};
 use crate::sync::{AtomicU16, AtomicU32, AtomicU64, Ordering, fence, need_event};
 use crate::table::{self, Table};
 use crate::{
@@ -83,10 +83,7 @@ pub struct Ring {
     next_used: u16,
     /// Where `next_used` stood when the driver was last considered for a notification.
     told_used: Option<u16>,
-    in_use: InUse,
-    in_flight: u16,
-    done: Vec<Done>,
-    order: Option<Order>,
+    held: Held,
     tracker: Option<Tracker>,
     /// Heads that are to be done again, the first one last.
     again: Vec<u16>,
@@ -138,10 +135,7 @@ impl Ring {
             seen_avail: avail,
             next_used: used,
             told_used: None,
-            in_use: InUse::new(usize::from(size)),
-            in_flight: 0,
-            done: Vec::with_capacity(usize::from(size)),
-            order: has(features::IN_ORDER).then(Order::default),
+            held: Held::new(usize::from(size), size, setup.features),
             tracker,
             again,
             log: None,
@@ -154,7 +148,7 @@ impl Ring {
     #[inline(always)]
     fn next_head(&mut self) -> Result<Option<u16>, RingError> {
         if let Some(head) = self.again.pop() {
-            self.in_use.take(head)?;
+            self.held.popped(head)?;
             return Ok(Some(head));
         }
         if self.next_avail == self.seen_avail {
@@ -182,7 +176,7 @@ impl Ring {
         if head >= self.size {
             return Err(RingError::Head(head));
         }
-        self.in_use.take(head)?;
+        self.held.popped(head)?;
         self.next_avail = self.next_avail.wrapping_add(1);
         if let Some(tracker) = &mut self.tracker {
             tracker.popped(head);
@@ -214,7 +208,7 @@ impl Ring {
             let Translator { memory, hint, .. } = &mut self.translator;
             chain.push(memory, hint, d.addr, d.len, d.flags & WRITE != 0)?;
             if d.flags & NEXT == 0 {
-                return Ok(());
+                return chain.end();
             }
             if d.next >= self.size {
                 return Err(ChainError::Index(d.next));
@@ -243,7 +237,7 @@ impl Ring {
             }
             chain.push(memory, hint, d.addr, d.len, d.flags & WRITE != 0)?;
             if d.flags & NEXT == 0 {
-                return Ok(());
+                return chain.end();
             }
             index = u32::from(d.next);
             if index >= table.count() {
@@ -297,10 +291,6 @@ impl crate::Ring for Ring {
         };
         chain.clear();
         chain.id = head;
-        self.in_flight += 1;
-        if let Some(order) = &mut self.order {
-            order.popped(head);
-        }
         match self.walk(head, chain) {
             Ok(()) => Ok(Pop::Chain),
             Err(e) => Ok(Pop::Bad(e)),
@@ -309,29 +299,23 @@ impl crate::Ring for Ring {
 
     #[inline]
     fn complete(&mut self, chain: &Chain, written: u32) {
-        if let Some(QueueLog { log, .. }) = &self.log {
-            // After the data, before the used entry.
-            chain.mark(log);
-        }
-        let done = Done::new(chain, written);
-        match &mut self.order {
-            None => self.done.push(done),
-            Some(order) => order.done(done, &mut self.done),
-        }
+        // After the data, before the used entry.
+        chain.mark(self.log.as_ref());
+        self.held.complete(chain, written);
     }
 
     #[inline]
     fn publish(&mut self) -> bool {
-        if self.done.is_empty() {
+        if self.held.done.is_empty() {
             return false;
         }
         if let Some(tracker) = &self.tracker {
-            tracker.batch(self.done.iter().map(|d| d.id));
+            tracker.batch(self.held.done.iter().map(|d| d.id));
         }
         let old = self.next_used;
         let mut new = old;
-        for done in &self.done {
-            self.in_use.give(done.id);
+        for done in &self.held.done {
+            self.held.in_use.give(done.id);
             // SAFETY: below the size.
             let slot = unsafe { &*self.parts.used_ring.add(usize::from(new & self.mask)) };
             // Relaxed: the release of the index orders them.
@@ -340,7 +324,7 @@ impl crate::Ring for Ring {
             new = new.wrapping_add(1);
         }
         self.next_used = new;
-        self.in_flight -= self.done.len() as u16;
+        self.held.count -= self.held.done.len() as u16;
         if self.log.is_some() {
             self.log_used(old, new);
         }
@@ -353,9 +337,9 @@ impl crate::Ring for Ring {
             self.log_part(2, 2);
         }
         if let Some(tracker) = &self.tracker {
-            tracker.settle(self.done.iter().map(|d| d.id), new);
+            tracker.settle(self.held.done.iter().map(|d| d.id), new);
         }
-        self.done.clear();
+        self.held.done.clear();
         // The index must be visible before we look whether the driver sleeps; the driver makes its
         // wish visible before it looks at the index (§2.7.7.2). Both need a full fence, or each may
         // read the other's old value and the notification is lost.
@@ -415,9 +399,7 @@ impl crate::Ring for Ring {
     }
 
     fn cut_short(&self, chain: &Chain) {
-        if let Some(QueueLog { log, .. }) = &self.log {
-            chain.mark(log);
-        }
+        chain.mark(self.log.as_ref());
     }
 
     fn again(&self) -> usize {
@@ -425,13 +407,15 @@ impl crate::Ring for Ring {
     }
 
     fn position(&self) -> StoppedQueue {
-        let position = Position {
-            avail: self.next_avail,
-            avail_wrap: true,
-            used: self.next_used,
-            used_wrap: true,
-        };
-        stopped(position, self.in_flight + self.again.len() as u16)
+        StoppedQueue {
+            position: Position {
+                avail: self.next_avail,
+                avail_wrap: true,
+                used: self.next_used,
+                used_wrap: true,
+            },
+            in_flight: self.held.count + self.again.len() as u16,
+        }
     }
 }
 

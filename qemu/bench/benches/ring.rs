@@ -20,7 +20,7 @@ fn rings(c: &mut Criterion) {
                     let (spent, done) = time(device, depth, requests).expect("it works");
                     // Whole turns only, so the time is scaled to what was asked for.
                     spent.mul_f64(requests as f64 / done as f64)
-                })
+                });
             });
         }
     }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use bluff_qemu::hostdir::HostDir;
 
+use crate::attack::{self, Attack, Latency};
 use crate::load::{self, Count};
 use crate::report::One;
 use crate::ring;
@@ -186,6 +187,18 @@ pub fn idle(programs: &Programs, functions: u16, span: Duration) -> Result<f64> 
     }
     running.end()?;
     Ok(share)
+}
+
+/// The latency of a function beside another one on the same reactor that is attacked.
+pub fn attacked(programs: &Programs, attack: Attack, span: Duration) -> Result<Latency> {
+    let folder = programs.folder.path();
+    let command = card(programs, "always", "null:?size=1TiB", 2, 1)?;
+    let [good, bad] = ["blk0.sock", "blk1.sock"].map(|name| folder.join(name));
+    let mut running = Running::start(command, &bad)?;
+    let latency = attack::measure(&good, &bad, attack, span)
+        .with_context(|| format!("{attack:?}: {}", running.said()))?;
+    running.end()?;
+    Ok(latency)
 }
 
 fn bluffd(programs: &Programs, poll: &str, work: &Work, file: Option<&Path>) -> Result<Command> {

@@ -8,6 +8,7 @@
 //! The work of a row is done by each back end in turn, in several rounds, since these machines' speed
 //! drifts: what counts is the ratio of the medians. The driver rewrites the header of every request and checks every status.
 
+pub mod attack;
 pub mod backend;
 pub mod load;
 pub mod report;

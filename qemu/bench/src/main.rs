@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
 
+use bluff_bench::attack::{Attack, Latency};
 use bluff_bench::backend::{self, Programs};
 use bluff_bench::report::{Measured, Table};
 use bluff_bench::{load, rows};
@@ -29,6 +30,9 @@ struct Arguments {
     /// Only rows whose name contains this
     #[arg(long)]
     only: Option<String>,
+    /// Measure instead how long requests take beside a function that is attacked
+    #[arg(long)]
+    attack: bool,
     /// Write the table into this file, between its markers
     #[arg(long)]
     write: Option<PathBuf>,
@@ -46,6 +50,9 @@ fn main() -> Result<ExitCode> {
     load::pin(0).context("core 0")?;
     let programs = Programs::new(&arguments.programs, &arguments.disk)?;
     let span = Duration::from_millis(arguments.millis);
+    if arguments.attack {
+        return attacks(&programs, arguments.rounds, span);
+    }
     let mut table = Table::default();
     let wanted = |name: &str| {
         arguments
@@ -84,6 +91,43 @@ fn main() -> Result<ExitCode> {
         table.write(&path, arguments.rounds, arguments.millis)?;
     }
     Ok(if table.reached() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// How much longer 99 of 100 requests may take beside an attack.
+const SLOWER: f64 = 1.05;
+
+fn attacks(programs: &Programs, rounds: usize, span: Duration) -> Result<ExitCode> {
+    let mut all: Vec<Vec<Latency>> = vec![Vec::new(); Attack::ALL.len()];
+    for _ in 0..rounds {
+        for (attack, of) in Attack::ALL.iter().zip(&mut all) {
+            of.push(backend::attacked(programs, *attack, span)?);
+        }
+    }
+    let median = |of: &[Latency], which: fn(&Latency) -> Duration| {
+        let mut values: Vec<Duration> = of.iter().map(which).collect();
+        values.sort_unstable();
+        values[values.len() / 2]
+    };
+    let quiet = median(&all[0], |l| l.p99).as_secs_f64();
+    let mut reached = true;
+    println!("| the neighbour              | p50, ns | p99, ns | of quiet |");
+    println!("| ---                        | ---     | ---     | ---      |");
+    for (attack, of) in Attack::ALL.iter().zip(&all) {
+        let (p50, p99) = (median(of, |l| l.p50), median(of, |l| l.p99));
+        let ratio = p99.as_secs_f64() / quiet;
+        reached &= ratio <= SLOWER;
+        println!(
+            "| {:26} | {:7} | {:7} | {ratio:<8.2} |",
+            attack.name(),
+            p50.as_nanos(),
+            p99.as_nanos()
+        );
+    }
+    Ok(if reached {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE

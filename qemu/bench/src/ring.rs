@@ -166,7 +166,7 @@ fn serve<R: Ring>(ring: &mut R, chain: &mut Chain) -> Result<u64> {
             chain.take_front(&mut header) && chain.take_status(),
             "a header and a status byte are there"
         );
-        std::hint::black_box(header);
+        std::hint::black_box(&header);
         chain.set_status(0);
         ring.complete(chain, DATA + 1);
         done += 1;
@@ -206,7 +206,7 @@ fn serve_stock(memory: &Mapped, vring: &VringRwLock<Mapped>) -> Result<u64> {
         }
         let (header, status) = header.zip(status).context("a header and a status byte")?;
         let memory = memory.memory();
-        std::hint::black_box(memory.read_obj::<[u8; 16]>(header)?);
+        std::hint::black_box(&memory.read_obj::<[u8; 16]>(header)?);
         memory.write_obj(0u8, status)?;
         vring.add_used(head, DATA + 1)?;
         if vring.needs_notification()? {

@@ -22,6 +22,9 @@ pub struct Options {
     /// Folder for the files of O_DIRECT rows [default: below the build folder]
     #[arg(long)]
     disk: Option<PathBuf>,
+    /// Measure instead how long requests take beside a function that is attacked
+    #[arg(long)]
+    attack: bool,
     /// Write the table into docs/performance.md
     #[arg(long)]
     write: bool,
@@ -44,6 +47,9 @@ pub fn run(workspace: &Workspace, options: &Options) -> Result<bool> {
     command.arg("--disk").arg(disk);
     if let Some(only) = &options.only {
         command.args(["--only", only]);
+    }
+    if options.attack {
+        command.arg("--attack");
     }
     if options.write {
         command

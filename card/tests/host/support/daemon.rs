@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use bluff_card::control::client::Client;
 use bluff_card::control::{Request, Response};
+use bluff_card::stats::QueueStatistics;
 use rustix::event::{PollFd, PollFlags};
 use rustix::process::{Pid, PidfdFlags, Signal};
 
@@ -203,13 +204,15 @@ impl Daemon {
 
     /// How many requests of a function are on their way to its volume.
     pub fn in_flight(&self, function: &str) -> u32 {
+        self.queues(function).iter().map(|q| q.in_flight).sum()
+    }
+
+    /// What the queues of a function have counted.
+    pub fn queues(&self, function: &str) -> Vec<QueueStatistics> {
         let mut client = Client::connect(&self.runtime_dir).unwrap();
         let function = Some(function.parse().unwrap());
         match client.ask(Request::Statistics { function }).unwrap() {
-            Response::Statistics(all) => {
-                let queues = all.functions.iter().flat_map(|f| &f.queues);
-                queues.map(|q| q.in_flight).sum()
-            }
+            Response::Statistics(all) => all.functions.into_iter().flat_map(|f| f.queues).collect(),
             other => panic!("{other:?}"),
         }
     }

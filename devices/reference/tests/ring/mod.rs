@@ -28,18 +28,24 @@ pub struct Ring {
 
 impl Ring {
     pub fn new(mem: Arc<GuestMemoryMmap>, base: u64, size: u16) -> Self {
+        Self::at(mem, base, size, 0)
+    }
+
+    /// A ring that has been in use: both indices are there already.
+    pub fn at(mem: Arc<GuestMemoryMmap>, base: u64, size: u16, index: u16) -> Self {
         assert!(size <= 512);
-        for at in (base..base + 0xa000).step_by(8) {
-            mem.write_obj(0u64, GuestAddress(at)).unwrap();
-        }
-        Self {
+        mem.write_slice(&[0; 0xa000], GuestAddress(base)).unwrap();
+        let this = Self {
             mem,
             base,
             size,
             next: 0,
-            avail: 0,
-            used: 0,
-        }
+            avail: index,
+            used: index,
+        };
+        this.put(this.avail_at() + 2, index);
+        this.put(this.used_at() + 2, index);
+        this
     }
 
     pub fn avail_at(&self) -> u64 {
@@ -63,6 +69,8 @@ impl Ring {
         queue
             .try_set_used_ring_address(GuestAddress(self.used_at()))
             .unwrap();
+        queue.set_next_avail(self.avail);
+        queue.set_next_used(self.used);
         queue.set_ready(true);
         queue
     }
@@ -148,6 +156,12 @@ impl Ring {
         let at = GuestAddress(self.avail_at() + 4 + 2 * u64::from(self.size));
         let event = self.used.wrapping_add(after);
         self.mem.store(event, at, Ordering::SeqCst).unwrap();
+    }
+
+    /// Where there is no event index: whether the driver wants no interrupts.
+    pub fn set_no_interrupt(&self, on: bool) {
+        let at = GuestAddress(self.avail_at());
+        self.mem.store(u16::from(on), at, Ordering::SeqCst).unwrap();
     }
 
     /// Takes the next used entry: head and length.

@@ -9,7 +9,12 @@
 //! The messages are those of the `vhost` crate, which no one here wrote; only the two that it cannot
 //! carry whole are sent from here: the 32-bit base of a packed ring, and its answer.
 //!
+//! With the feature `libblkio` there is also a front end that is wholly another's ([`libblkio`]).
+//!
 //! Not here: migration logs, back-end requests.
+
+#[cfg(feature = "libblkio")]
+pub mod libblkio;
 
 use std::fs::File;
 use std::io::Write;

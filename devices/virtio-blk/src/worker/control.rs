@@ -12,6 +12,7 @@ use bluff_virtio::{
 };
 
 use super::{Io, Worker};
+use crate::request::Refused;
 use crate::spec::status;
 
 /// When to say that it is held.
@@ -320,12 +321,17 @@ impl Io {
         let mut chain = Chain::default();
         for _ in 0..ring.again() {
             match ring.pop(&mut chain) {
-                Ok(Pop::Chain) if chain.take_status() => {
-                    chain.set_status(status::IOERR);
-                    ring.complete(&chain, super::written_without_data(&chain));
-                }
                 Ok(Pop::Empty) => break,
-                Ok(_) => ring.complete(&chain, 0),
+                Ok(Pop::Chain | Pop::Bad(_)) => {
+                    let written = match super::refuse(&mut chain) {
+                        Refused::Status(s) => {
+                            chain.set_status(s);
+                            super::written_without_data(&chain)
+                        }
+                        Refused::NoStatus => 0,
+                    };
+                    ring.complete(&chain, written);
+                }
                 // A record that lied; the queue ends in any case.
                 Err(e) => {
                     log::warn!("{e}");

@@ -4,12 +4,11 @@
 //! The flag that says whether a write blocks is the open file's, which the front end shares; so it can block our
 //! writes at any time, whatever was set when the descriptor came.
 
-use crate::alone;
-
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
+use crate::alone;
 use crate::rig::{BASE, FINISH, Kind, PATIENCE, Rig, epoch, ram, wait};
 use bluff_memory::GuestMemory;
 use bluff_reactor::Poll;
@@ -66,6 +65,7 @@ impl Pair {
             BlkOptions {
                 queues: 1,
                 serial: "hostile".into(),
+                config_wce: true,
                 poll: Poll::Never,
                 reactors: vec![good.reactor.clone()],
             },

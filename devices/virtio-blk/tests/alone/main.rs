@@ -1,7 +1,9 @@
-//! What is measured: the files and the memory of a process, and the time that a stop takes. A program of its own whose
-//! tests run one at a time, as a neighbour's files, or reactors that poll on every core, would be measured too.
+//! What is measured: the files and the memory of a process, and how long a stop or a neighbour's request takes. A program
+//! of its own whose tests run one at a time: a neighbour's files, and reactors that poll on every core, would be measured
+//! too.
 
 mod baseline;
+mod dropped;
 mod hung_notifiers;
 #[allow(dead_code)] // The other program uses the rest.
 #[path = "../blk/rig/mod.rs"]

@@ -11,7 +11,7 @@ use crate::rig::raw::{Attack, D, KINDS, Raw, SEAM, TURNS, WRITE, d};
 use crate::rig::stall::{self, FILL};
 use crate::rig::{RESET, inflight, ram, wait};
 use bluff_memory::GuestMemory;
-use bluff_virtio::{Notifier, QueueChange, Stop, StoppedQueue, VirtioDevice};
+use bluff_virtio::{Notifier, QueueChange, Stop, StoppedQueue, VirtioDevice, features};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 /// What anything may take.
@@ -89,6 +89,122 @@ fn left_in_flight_and_done_again_at_the_next_start() {
             assert!(call.read().is_ok(), "the driver is told");
             a.queue_lives();
         }
+    }
+}
+
+/// A completion that waits for its turn is one that the driver has not seen: it is done again with those before it.
+#[test]
+fn left_in_flight_in_order_and_done_again_in_order() {
+    let _alone = alone();
+    for packed in KINDS {
+        let (volume, desk) = stall::desk(false);
+        let (_region, record) = inflight(16);
+        let set = record.clone();
+        let mut a = Attack::with(packed, 16, volume, |s| {
+            s.features |= features::IN_ORDER;
+            s.inflight = Some(set);
+        });
+        let requests = in_flight(&mut a, 0);
+        // The third is done as well as the first, and is not given back before the second.
+        desk.through.lock().unwrap().extend([0, 2 * 4096]);
+        assert_eq!(a.back(), Some((requests[0].0, 1025)));
+        wait(|| {
+            a.turns(1);
+            (a.status(requests[2].1) == 0).then_some(())
+        });
+        assert_eq!(a.back(), None);
+        let stopped = stop(&mut a, LEAVE);
+        assert_eq!(stopped.in_flight, N as u16 - 1);
+        assert_eq!(a.raw.used(), None, "nothing is given back out of order");
+        assert_eq!(desk.held.load(Ordering::SeqCst), 0);
+        desk.release();
+        let mut setup = a.setup();
+        setup.features |= features::IN_ORDER;
+        setup.inflight = Some(record);
+        setup.position = stopped.position;
+        a.start(setup);
+        // The volume answers the last one first.
+        for (id, status, c) in &requests[1..] {
+            assert_eq!(a.back(), Some((*id, 1025)), "in order, each once");
+            assert_eq!(a.status(*status), 0);
+            assert_eq!(a.memory.read_u8(c[1].addr).unwrap(), FILL);
+        }
+        assert_eq!(a.back(), None);
+        assert_eq!(desk.accepted.load(Ordering::SeqCst), N + N - 1);
+        a.queue_lives();
+    }
+}
+
+/// A channel that cannot cancel: nobody is told that a queue has stopped while something may still write.
+#[test]
+fn what_cannot_be_cancelled_is_waited_for() {
+    let _alone = alone();
+    for packed in KINDS {
+        for how in [LEAVE, ANSWER, RESET] {
+            let (volume, desk) = stall::desk(false);
+            desk.stubborn.store(true, Ordering::SeqCst);
+            let (_region, record) = inflight(16);
+            let mut a = Attack::with(packed, 16, volume, |s| {
+                s.inflight = Some(record);
+            });
+            let requests = in_flight(&mut a, 0);
+            let before = a.snapshot();
+            let stopped = a.begin_stop(how);
+            wait(|| {
+                a.turns(1);
+                (desk.refused.load(Ordering::SeqCst) == N).then_some(())
+            });
+            a.turns(TURNS);
+            assert!(stopped.try_recv().is_err(), "they still have buffers");
+            assert!(before == a.snapshot());
+            desk.release();
+            let stopped = wait(|| {
+                a.turns(1);
+                stopped.try_recv().ok()
+            });
+            // They were done, so there is nothing to do again; after a reset nobody wants to hear of it.
+            let (status, answers) = if how.answer { (0, N) } else { (0xff, 0) };
+            let back = std::iter::from_fn(|| a.raw.used()).count();
+            assert_eq!(back, answers);
+            for (_, at, _) in &requests {
+                assert_eq!(a.status(*at), status);
+            }
+            if how.answer {
+                assert_eq!(stopped.expect("it ran").in_flight, 0);
+            }
+        }
+    }
+}
+
+/// As above, of memory: it stays mapped.
+#[test]
+fn memory_that_something_may_still_write_to_stays_mapped() {
+    let _alone = alone();
+    for packed in KINDS {
+        let (volume, desk) = stall::desk(false);
+        desk.stubborn.store(true, Ordering::SeqCst);
+        let mut a = Attack::with(packed, 16, volume, |_| {});
+        let (mut c, status) = a.request(0, 0, 1024);
+        c[1] = d(SEAM, 1024, WRITE);
+        a.raw.chain(&c);
+        a.turns(TURNS);
+        let memory = half(&a);
+        let old = Arc::downgrade(&std::mem::replace(&mut a.epoch, memory.clone()));
+        let changed = a.begin_memory(memory, Duration::from_millis(50));
+        wait(|| {
+            a.turns(1);
+            (desk.refused.load(Ordering::SeqCst) == 1).then_some(())
+        });
+        a.turns(TURNS);
+        assert!(changed.try_recv().is_err() && old.upgrade().is_some());
+        desk.release();
+        wait(|| {
+            a.turns(1);
+            changed.try_recv().ok()
+        });
+        assert!(old.upgrade().is_none());
+        assert!(a.back().is_some());
+        assert_eq!(a.status(status), 0, "it was done");
     }
 }
 

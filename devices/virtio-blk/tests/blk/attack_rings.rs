@@ -140,11 +140,12 @@ fn a03_buffer_past_the_end() {
             (BASE - 4096, 8192),
         ] {
             for flags in [0, WRITE] {
-                let (mut c, _) = a.request(u32::from(flags == 0), 0, 512);
+                // A driver with memory that we were not given is told so, and does not take the chain for served.
+                let (mut c, status) = a.request(u32::from(flags == 0), 0, 512);
                 c[1] = d(addr, len, flags);
                 let id = a.raw.chain(&c);
                 let before = a.snapshot();
-                a.refused(id, &before);
+                a.failed(id, status, &before);
             }
         }
     }
@@ -165,14 +166,17 @@ fn a04_length_wraps() {
             (u64::from(u32::MAX), u32::MAX),
         ] {
             for flags in [0, WRITE, INDIRECT] {
-                let (mut c, _) = a.request(u32::from(flags == 0), 0, 512);
+                let (mut c, status) = a.request(u32::from(flags == 0), 0, 512);
                 c[1] = d(addr, len, flags);
-                let id = match flags {
-                    INDIRECT => a.raw.chain(&[d(addr, len & !15, INDIRECT)]),
-                    _ => a.raw.chain(&c),
-                };
-                let before = a.snapshot();
-                a.refused(id, &before);
+                if flags == INDIRECT {
+                    let id = a.raw.chain(&[d(addr, len & !15, INDIRECT)]);
+                    let before = a.snapshot();
+                    a.refused(id, &before);
+                } else {
+                    let id = a.raw.chain(&c);
+                    let before = a.snapshot();
+                    a.failed(id, status, &before);
+                }
             }
         }
     }

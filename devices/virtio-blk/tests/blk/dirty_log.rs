@@ -80,6 +80,31 @@ fn every_page_that_is_written_is_marked() {
     }
 }
 
+/// What a refused request names is not written, however long it is, and so not marked: a driver that has the device
+/// refuse chains of many gigabytes would keep its reactor busy with the log.
+#[test]
+fn what_is_refused_is_not_marked() {
+    for packed in KINDS {
+        let mut a = Attack::new(packed, 16);
+        let log = Log::new(END);
+        a.set_log(log.queue(used_ring(&a)));
+        let (c, status) = a.request(0, 0, 512);
+        let large = d(BASE, (END - BASE) as u32, WRITE);
+        for (what, chain) in [
+            ("no sectors", vec![c[0], large, d(BASE, 7, WRITE), c[2]]),
+            ("bad", vec![c[0], large, d(END, 1, WRITE), c[2]]),
+            ("no request", vec![d(status, 16, 0), large, c[2]]),
+        ] {
+            log.take();
+            a.raw.chain(&chain);
+            assert!(a.back().is_some());
+            let marked = log.take();
+            assert!(marked.contains(&(status & !4095)), "{what}: {marked:x?}");
+            assert!(marked.len() <= 2, "{what}: status and ring: {marked:x?}");
+        }
+    }
+}
+
 /// A device that sleeps writes its wishes: the event index, flags, the event structure.
 #[test]
 fn event_fields_are_marked() {
@@ -215,6 +240,65 @@ fn b06_b07_log_arithmetic() {
         a.set_log(log.queue(used));
         a.queue_lives();
         a.neighbour_lives();
+    }
+}
+
+/// How many pages are marked depends on what is written, not on how many descriptors say so: there is no
+/// list of what is to be logged that a driver could have grow past its end (CVE-2019-14835).
+#[test]
+fn b07_more_descriptors_than_there_is_to_log() {
+    // SEG_MAX + 2, the header and the status among them.
+    const MOST: usize = 256;
+    const TABLE: u64 = BASE + (900 << 10);
+    for packed in KINDS {
+        for full in [1, 2, 126, 127, 253, 254] {
+            let mut a = Attack::new(packed, MOST as u16);
+            let log = Log::new(END);
+            a.set_log(log.queue(a.raw.device));
+            let (c, status) = a.request(0, 0, 512);
+            // Of 254 buffers so many have bytes, each on a page of its own; the others are empty, and are everywhere.
+            let nowhere = [SEAM, END, u64::MAX];
+            let data: Vec<_> = (0..MOST - 2)
+                .map(|i| match i < full {
+                    true => d(SEAM + 4096 * i as u64, 512, WRITE),
+                    false => d(nowhere[i % 3], 0, WRITE),
+                })
+                .collect();
+            let chain = [vec![c[0]], data, vec![c[2]]].concat();
+            let mut pages: BTreeSet<u64> = (0..full as u64).map(|i| SEAM + 4096 * i).collect();
+            pages.insert(status & !4095);
+            let (start, len) = a.raw.writable()[0];
+            let ring = (start & !4095..start + len).step_by(4096);
+            let most: BTreeSet<u64> = pages.iter().copied().chain(ring).collect();
+            for indirect in [false, true] {
+                // What is read are zeroes.
+                a.memory.write(SEAM, &[3; 254 * 4096]).unwrap();
+                let id = match indirect {
+                    true => {
+                        let table = a.table(TABLE, &chain);
+                        a.raw.chain(&[table])
+                    }
+                    false => a.raw.chain(&chain),
+                };
+                log.take();
+                let before = a.snapshot();
+                assert_eq!(a.back(), Some((id, 512 * full as u32 + 1)));
+                assert_eq!(a.status(status), 0);
+                let marked: BTreeSet<u64> = log.take().into_iter().collect();
+                assert!(pages.is_subset(&marked), "{full} of {MOST}");
+                assert!(marked.is_subset(&most), "{marked:x?} for {full} of {MOST}");
+                assert!(changed(&before, &a.snapshot()).is_subset(&marked));
+            }
+            // One descriptor more, and nothing is done; what it named may be marked, and nothing else.
+            let long = [&chain[..1], &[d(SEAM, 0, WRITE)], &chain[1..]].concat();
+            let table = a.table(TABLE, &long);
+            let id = a.raw.chain(&[table]);
+            let before = a.snapshot();
+            assert_eq!(a.back(), Some((id, 0)));
+            a.unchanged(&before, &[]);
+            assert!(log.take().iter().all(|page| most.contains(page)));
+            a.neighbour_lives();
+        }
     }
 }
 

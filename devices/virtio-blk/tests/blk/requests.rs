@@ -1,7 +1,10 @@
 //! Every request, over every kind of ring, by a driver that was written apart from the device.
 
-use crate::rig::{BASE, FINISH, Kind, Rig, epoch, ram, wait};
+use std::sync::atomic::Ordering;
+
+use crate::rig::{BASE, FINISH, Kind, RESET, Rig, epoch, ram, stall, wait};
 use bluff_reactor::Poll;
+use bluff_virtio::{Position, VirtioDevice, features};
 use bluff_virtio_driver::{Blk, BlkConfig, Completion, DriverQueue, Memory, Request, Status};
 
 type Driver = Blk<Box<dyn DriverQueue>>;
@@ -105,5 +108,109 @@ fn a_sleeping_driver_and_a_sleeping_device_lose_no_notification() {
                 wait(|| blk.poll().unwrap());
             }
         }
+    }
+}
+
+/// A front end that gives no kick descriptor is served all the same (`VHOST_USER_SET_VRING_KICK` without one).
+#[test]
+fn a_ring_without_a_kick_descriptor_is_looked_at() {
+    for kind in Kind::all() {
+        let memory = Memory::flat(BASE, 4 << 20).unwrap();
+        let mut rig = Rig::new(ram("size=1MiB"), 1, Poll::Never);
+        let queue = kind.driver(&memory, 64);
+        let mut setup = rig.setup(0, kind, &*queue, &epoch(&memory));
+        setup.kick = None;
+        rig.start(setup);
+        let mut blk = Blk::new(&memory, queue, BlkConfig::default()).unwrap();
+        let sleeps = || rig.reactor.counters().sleeps.load(Ordering::Relaxed);
+        for _ in 0..3 {
+            let before = sleeps();
+            wait(|| (sleeps() > before + 2).then_some(()));
+            blk.submit(Request::In { sector: 0 }).unwrap();
+            blk.publish();
+            wait(|| blk.poll().unwrap());
+        }
+        rig.stop(0, FINISH);
+    }
+}
+
+/// The cache mode, where the driver chooses it (`VIRTIO_BLK_F_CONFIG_WCE`): a front end that was there before the device
+/// tells its driver what it remembers.
+#[test]
+fn a_device_that_cannot_know_the_mode_writes_through() {
+    const WRITEBACK: u32 = 32;
+    const FLUSH: u64 = 1 << 9;
+    const CONFIG_WCE: u64 = 1 << 11;
+    let volume = stall::volume(false);
+    let features = |device: &dyn VirtioDevice| {
+        let offered = device.features();
+        assert_eq!(offered & (FLUSH | CONFIG_WCE), FLUSH | CONFIG_WCE);
+        offered & (features::VERSION_1 | FLUSH | CONFIG_WCE)
+    };
+    let mode = |device: &dyn VirtioDevice| {
+        let mut byte = [0xff];
+        device.read_config(WRITEBACK, &mut byte);
+        byte[0]
+    };
+    let memory = Memory::flat(BASE, 4 << 20).unwrap();
+    let kind = Kind::all().next().unwrap();
+    let start = |rig: &mut Rig, position| {
+        let queue = kind.driver(&memory, 64);
+        let wanted = features(&rig.device);
+        rig.device.set_features(wanted);
+        let mut setup = rig.setup(0, kind, &*queue, &epoch(&memory));
+        (setup.features, setup.position) = (wanted, position);
+        rig.start(setup);
+        rig.stop(0, RESET);
+    };
+    let later = Position {
+        avail: 5,
+        used: 5,
+        ..Position::START
+    };
+    let new = || Rig::new(volume.clone(), 1, Poll::Never);
+
+    // A new driver that has read the mode knows it, and goes on knowing it.
+    let mut rig = new();
+    assert_eq!(mode(&rig.device), 1);
+    start(&mut rig, Position::START);
+    start(&mut rig, later);
+    assert_eq!(mode(&rig.device), 1);
+    // What it sets outlives resets: nobody says it again.
+    rig.device.write_config(WRITEBACK, &[0]).unwrap();
+    rig.device.reset();
+    start(&mut rig, Position::START);
+    assert_eq!(mode(&rig.device), 0);
+    // And it goes with the state to a new process.
+    let saved = rig.device.save();
+    let mut rig = new();
+    rig.device.load(&saved).unwrap();
+    start(&mut rig, later);
+    assert_eq!(mode(&rig.device), 0);
+    rig.device.write_config(WRITEBACK, &[1]).unwrap();
+    start(&mut rig, later);
+    assert_eq!(mode(&rig.device), 1);
+
+    // A front end that has been there before, and one whose driver comes from elsewhere.
+    let mut rig = new();
+    start(&mut rig, Position::START);
+    assert_eq!(mode(&rig.device), 0);
+    let mut rig = new();
+    assert_eq!(mode(&rig.device), 1);
+    start(&mut rig, later);
+    assert_eq!(mode(&rig.device), 0);
+
+    // Without FLUSH nothing would ever be durable otherwise; but the next driver begins as if that had not been.
+    let mut rig = new();
+    for firmware in [features::VERSION_1 | CONFIG_WCE, features::VERSION_1] {
+        rig.device.set_features(firmware);
+        if firmware & CONFIG_WCE != 0 {
+            assert_eq!(mode(&rig.device), 0);
+        }
+        rig.device.reset();
+        assert_eq!(mode(&rig.device), 1);
+        start(&mut rig, Position::START);
+        assert_eq!(mode(&rig.device), 1);
+        rig.device.reset();
     }
 }

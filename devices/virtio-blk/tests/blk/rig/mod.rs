@@ -178,6 +178,7 @@ impl Rig {
         let options = BlkOptions {
             queues,
             serial: "rig".into(),
+            config_wce: true,
             poll,
             reactors: vec![reactor.clone()],
         };

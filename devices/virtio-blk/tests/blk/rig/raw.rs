@@ -1,7 +1,7 @@
 //! A ring whose every byte the test writes, beside a neighbour that behaves, on a reactor that the test steps.
 
 use std::collections::HashMap;
-use std::sync::mpsc::channel;
+use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -232,6 +232,7 @@ impl Attack {
         let options = BlkOptions {
             queues: 2,
             serial: "attack".into(),
+            config_wce: true,
             poll: Poll::Always,
             reactors: vec![reactor.handle()],
         };
@@ -436,21 +437,35 @@ impl Attack {
         }
     }
 
-    /// A second look at everything: the neighbour, and the attacker's queue after it was stopped and started.
+    /// Stops queue 0 and waits for it.
     pub fn stop(&mut self, stop: Stop) -> Option<StoppedQueue> {
-        let (tx, rx) = channel();
-        self.device
-            .stop_queue(0, stop, Box::new(move |s| tx.send(s).unwrap()));
+        let rx = self.begin_stop(stop);
         super::wait(|| {
             self.turns(1);
             rx.try_recv().ok()
         })
     }
 
+    pub fn begin_stop(&mut self, stop: Stop) -> Receiver<Option<StoppedQueue>> {
+        let (tx, rx) = channel();
+        let done = Box::new(move |s| tx.send(s).unwrap());
+        self.device.stop_queue(0, stop, done);
+        rx
+    }
+
     /// A chain that is given back with nothing done; everybody lives.
     pub fn refused(&mut self, id: u16, before: &[u8]) {
         assert_eq!(self.back(), Some((id, 0)), "given back as it was");
         self.unchanged(before, &[]);
+        self.neighbour_lives();
+        self.queue_lives();
+    }
+
+    /// A chain that is answered with an error and nothing else; everybody lives.
+    pub fn failed(&mut self, id: u16, status: u64, before: &[u8]) {
+        assert_eq!(self.back(), Some((id, 1)), "the status alone was written");
+        assert_eq!(self.status(status), 1, "VIRTIO_BLK_S_IOERR");
+        self.unchanged(before, &[(status, 1)]);
         self.neighbour_lives();
         self.queue_lives();
     }

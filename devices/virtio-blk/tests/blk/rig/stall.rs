@@ -1,4 +1,4 @@
-//! A volume that never answers, until it is told to or cancelled.
+//! A volume that never answers, until it is told to or cancelled; or that cannot be cancelled either.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -17,6 +17,12 @@ pub struct Desk {
     /// Operations that were ever accepted.
     pub accepted: AtomicUsize,
     open: AtomicBool,
+    /// Operations at these offsets are done, while the others lie there.
+    pub through: Mutex<Vec<u64>>,
+    /// Nothing can be cancelled.
+    pub stubborn: AtomicBool,
+    /// How often that was said.
+    pub refused: AtomicUsize,
     /// More than this many are not accepted; 0: any number.
     pub limit: AtomicUsize,
     wakers: Mutex<Vec<Waker>>,
@@ -107,25 +113,34 @@ impl Channel for Held {
 
     fn poll(&mut self, _: Instant, done: &mut Vec<Completion>) {
         done.append(&mut self.done);
-        if self.desk.open.load(Ordering::SeqCst) {
-            // The last one first: nobody may count on an order.
-            for op in self.ops.drain(..).rev() {
-                if op.kind == Kind::Read {
-                    op.buffers.copy_from(&vec![FILL; op.len as usize]);
-                }
-                done.push(Completion {
-                    tag: op.tag,
-                    result: Ok(()),
-                });
+        let open = self.desk.open.load(Ordering::SeqCst);
+        let through = self.desk.through.lock().unwrap();
+        // The last one first: nobody may count on an order.
+        for i in (0..self.ops.len()).rev() {
+            let op = self.ops[i];
+            if !open && !through.contains(&op.offset) {
+                continue;
             }
-            self.desk.held.store(0, Ordering::SeqCst);
+            self.ops.remove(i);
+            if op.kind == Kind::Read {
+                op.buffers.copy_from(&vec![FILL; op.len as usize]);
+            }
+            done.push(Completion {
+                tag: op.tag,
+                result: Ok(()),
+            });
         }
+        self.desk.held.store(self.ops.len(), Ordering::SeqCst);
     }
 
     fn cancel(&mut self, tag: Tag) -> Cancel {
         let Some(i) = self.ops.iter().position(|op| op.tag == tag) else {
             return Cancel::Unknown;
         };
+        if self.desk.stubborn.load(Ordering::SeqCst) {
+            self.desk.refused.fetch_add(1, Ordering::SeqCst);
+            return Cancel::Never;
+        }
         let op = self.ops.swap_remove(i);
         self.desk.held.store(self.ops.len(), Ordering::SeqCst);
         self.done.push(Completion {

@@ -1,8 +1,6 @@
 //! A function that is removed while a front end is there: requests under way are answered first, and only then is
 //! the connection closed. That is the end of a daemon, too.
 
-mod support;
-
 use std::net::Shutdown;
 use std::os::fd::AsFd;
 use std::sync::mpsc::{Receiver, channel};
@@ -10,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use bluff_vhost_user::AttachmentEvent;
 use bluff_virtio::Stop;
-use support::*;
+
+use crate::support::*;
 
 const BOUND: Duration = Duration::from_millis(300);
 
@@ -43,8 +42,7 @@ fn what_is_under_way_is_answered_before_the_connection_ends() {
     let _alone = alone();
     for recorded in [false, true] {
         let function = Function::new(2);
-        let front = function.connect();
-        front.negotiate();
+        let front = function.negotiated();
         if recorded {
             let (answer, files) = front
                 .ask(GET_INFLIGHT_FD, &inflight(0, 0, 2, 128), &[])
@@ -85,8 +83,7 @@ fn what_is_under_way_is_answered_before_the_connection_ends() {
 fn a_front_end_that_has_gone_is_not_answered() {
     let _alone = alone();
     let function = Function::new(1);
-    let front = function.connect();
-    front.negotiate();
+    let front = function.negotiated();
     let _memory = front.memory();
     front.start(0);
     function.control.take_calls();
@@ -108,8 +105,7 @@ fn a_front_end_that_has_gone_is_not_answered() {
 fn a_front_end_that_goes_before_the_stop_is_not_answered() {
     let _alone = alone();
     let function = Function::new(1);
-    let front = function.connect();
-    front.negotiate();
+    let front = function.negotiated();
     let _memory = front.memory();
     front.start(0);
     function.control.take_calls();
@@ -134,8 +130,7 @@ fn a_front_end_that_goes_before_the_stop_is_not_answered() {
 fn storage_that_never_answers_ends_within_the_bound() {
     let _alone = alone();
     let function = Function::new(4);
-    let front = function.connect();
-    front.negotiate();
+    let front = function.negotiated();
     let _memory = front.memory();
     for i in 0..4 {
         front.start(i);

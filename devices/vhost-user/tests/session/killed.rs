@@ -1,7 +1,5 @@
 //! The process that serves a session dies at every step, and another goes on with what was recorded.
 
-mod support;
-
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{Receiver, channel};
@@ -12,10 +10,11 @@ use bluff_vhost_user::keeper::{Commit, Keeper, Ledger, Progress};
 use bluff_vhost_user::session::{Done, Session, Step};
 use bluff_vhost_user::state::{Descriptors, SessionState};
 use bluff_vhost_user::{
-    Attachment, LoopHandle, Mode, Options, Resume, SessionLoop, framing, reader, unix,
+    Attachment, LoopHandle, Options, Resume, SessionLoop, framing, reader, unix,
 };
 use bluff_virtio::features;
-use support::*;
+
+use crate::support::*;
 
 /// A process that serves one session, without a process.
 struct Half {
@@ -246,6 +245,7 @@ fn play(script: &[Line], cut: usize, kills: &[usize]) -> (Outcome, usize) {
 
 #[test]
 fn killed_at_every_step() {
+    let _beside = beside();
     for in_flight in [false, true] {
         let script = script(in_flight);
         for cut in [100_000, 7] {
@@ -262,6 +262,7 @@ fn killed_at_every_step() {
 
 #[test]
 fn killed_again_while_going_on() {
+    let _beside = beside();
     let script = script(false);
     let (want, steps) = play(&script, 100_000, &[]);
     let every = if std::env::var_os("BLUFF_TEST_LONG").is_some() {
@@ -279,6 +280,7 @@ fn killed_again_while_going_on() {
 
 #[test]
 fn what_a_ring_had_in_flight_is_there_for_the_next_process() {
+    let _beside = beside();
     let script = script(false);
     let (front, back) = UnixStream::pair().unwrap();
     let front = Raw::new(front);
@@ -418,6 +420,7 @@ fn region_files(half: &Half) -> Vec<(u16, bluff_memory::FileId)> {
 
 #[test]
 fn records_that_do_not_fit_are_refused() {
+    let _beside = beside();
     let fresh = || {
         let (fake, control) = device(2);
         let done = Arc::new(|_| {});
@@ -525,6 +528,7 @@ fn control_process(wire: UnixStream, kept: Arc<Mutex<Kept>>, handle: LoopHandle)
 
 #[test]
 fn another_process_records_and_a_third_goes_on() {
+    let _beside = beside();
     let kept: Arc<Mutex<Kept>> = Arc::default();
     let (front, back) = UnixStream::pair().unwrap();
     let front = Raw::new(front);
@@ -538,16 +542,12 @@ fn another_process_records_and_a_third_goes_on() {
             std::thread::spawn(move || control_process(theirs, kept, handle))
         };
         let (fake, device) = device(2);
-        let mut options = Options::new(Mode::Given);
-        let mut keeper = Remote { wire: ours };
+        let keeper = Box::new(Remote { wire: ours });
         let resume = match back.take() {
-            Some(socket) => {
-                keeper.connected(socket.as_fd()).unwrap();
-                Resume {
-                    socket,
-                    recorded: None,
-                }
-            }
+            Some(socket) => Resume {
+                socket,
+                recorded: None,
+            },
             None => {
                 let kept = kept.lock().unwrap();
                 let (state, files) = kept.ledger.snapshot().unwrap().unwrap();
@@ -559,13 +559,16 @@ fn another_process_records_and_a_third_goes_on() {
                 }
             }
         };
-        options.keeper = Box::new(keeper);
-        options.resume = Some(resume);
+        let options = Options {
+            keeper,
+            ..Options::default()
+        };
         let listener = Arc::new(|_: &str, _| {});
         sessions
             .handle()
             .add(Attachment::new("f", fake, options, listener))
             .unwrap();
+        sessions.handle().connection("f", resume);
         if life == 0 {
             front.negotiate();
             guest = Some(front.memory());

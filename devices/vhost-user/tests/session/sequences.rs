@@ -4,6 +4,8 @@
 use bluff_vhost_user::fuzzing::fuzz_messages;
 use proptest::prelude::*;
 
+use crate::support::beside;
+
 fn cases() -> u32 {
     if std::env::var_os("BLUFF_TEST_LONG").is_some() {
         50_000
@@ -17,6 +19,7 @@ proptest! {
 
     #[test]
     fn any_bytes_are_survived(data in prop::collection::vec(any::<u8>(), 0..3000)) {
+        let _beside = beside();
         fuzz_messages(&data);
     }
 
@@ -25,6 +28,7 @@ proptest! {
     fn sensible_messages_are_survived(
         data in prop::collection::vec(prop_oneof![8 => 0..60u8, 1 => 210..=255u8], 0..3000)
     ) {
+        let _beside = beside();
         fuzz_messages(&data);
     }
 }

@@ -17,7 +17,7 @@ mod mistake;
 mod read;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 use std::path::{Path, PathBuf};
 
 pub use mistake::{Mistake, Mistakes};
@@ -28,11 +28,13 @@ use toml::de::{DeTable, DeValue};
 use crate::kinds::{LayerKind, VolumeUri, list};
 use crate::spec::{
     Attach, CardSpec, DataMode, FunctionKind, FunctionSpec, Id, LayerSpec, Parameter, Poll,
-    SocketMode, VolumeSpec,
+    STOP_TIMEOUT_MS_DEFAULT, SocketMode, VolumeSpec,
 };
 
 /// Most queues of one function: what one reactor may have to visit for one host.
 pub const QUEUES_MAX: u16 = 256;
+/// How long a function may let its front end wait for a stop, in milliseconds. QEMU waits in its main loop, with all of the VM.
+pub const STOP_TIMEOUT_MS: RangeInclusive<u32> = 10..=60_000;
 /// The longest time that adaptive polling may go on after the last work: a second, in microseconds.
 pub const POLL_US_MAX: u32 = 1_000_000;
 /// The longest path of a Unix socket, in bytes, without the closing zero (unix(7)).
@@ -283,6 +285,7 @@ impl Reader<'_> {
             .unwrap_or(SocketMode::Server);
         let queues = section.integer("queues", 1..=QUEUES_MAX, sink).unwrap_or(1);
         let poll = section.word("poll", Poll::WORDS, sink);
+        let stop_timeout_ms = section.integer("stop_timeout_ms", STOP_TIMEOUT_MS, sink);
         let config_wce = section.boolean("config_wce", sink).unwrap_or(false);
         let volume = section.required_text("volume", "the ID of a volume", sink);
         let volume =
@@ -297,6 +300,7 @@ impl Reader<'_> {
             queues,
             poll,
             config_wce,
+            stop_timeout_ms: stop_timeout_ms.unwrap_or(STOP_TIMEOUT_MS_DEFAULT),
         })
     }
 

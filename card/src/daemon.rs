@@ -31,7 +31,7 @@ use crate::runtime_dir::{BoundSocket, CONTROL_SOCKET, RuntimeDir};
 use crate::spec::{CardSpec, DataMode, Id};
 use crate::stats::Statistics;
 
-/// How long the data half may take to stop all queues.
+/// How long the data half may take to stop all queues, where no function's own bound is longer.
 const DRAIN: Duration = Duration::from_secs(5);
 /// How long it may take to end after that; also how long past its own bound draining may take.
 const END: Duration = Duration::from_secs(2);
@@ -262,9 +262,12 @@ impl Daemon {
                 log::info!("ending");
                 // Nobody listens for systemd's sake in a test or on a terminal, which is no error.
                 let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
-                let now = Instant::now();
-                self.phase = Phase::Draining(now + DRAIN + END);
-                let within_ms = u32::try_from(DRAIN.as_millis()).expect("a few seconds");
+                let functions = self.registry.functions().values();
+                let longest = functions.map(|f| f.spec.stop_timeout_ms).max();
+                let longest = Duration::from_millis(longest.unwrap_or_default().into());
+                let within = DRAIN.max(longest + END);
+                self.phase = Phase::Draining(Instant::now() + within + END);
+                let within_ms = u32::try_from(within.as_millis()).expect("a minute or so");
                 self.send(ToData::Drain { within_ms }, Vec::new());
             }
         }

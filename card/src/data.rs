@@ -340,13 +340,14 @@ impl Data {
                 .collect(),
         };
         let FunctionKind::VirtioBlk = spec.kind;
+        let stop_timeout = Duration::from_millis(spec.stop_timeout_ms.into());
         let device = Blk::new(volume.clone(), options);
         let counters = device.counters().to_vec();
         let spread = count.min(volume.max_channels()).max(1);
         let reactors = (0..usize::from(spec.queues))
             .map(|q| order[q % spread] as u16)
             .collect();
-        self.present(id, Box::new(device), descriptors)?;
+        self.present(id, Box::new(device), stop_timeout, descriptors)?;
         self.functions.insert(
             id.clone(),
             Function {

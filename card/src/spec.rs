@@ -224,6 +224,17 @@ pub struct FunctionSpec {
     /// Whether the host may switch a block device's cache between write-back and write-through.
     #[serde(default)]
     pub config_wce: bool,
+    /// How long stopping its queues or giving memory back may take, in milliseconds, plus what cancelling takes. Then
+    /// requests end with an error, where the front end has no record of them.
+    #[serde(default = "stop_timeout_ms")]
+    pub stop_timeout_ms: u32,
+}
+
+/// A silent volume never holds a front end for 2 s.
+pub const STOP_TIMEOUT_MS_DEFAULT: u32 = 1000;
+
+fn stop_timeout_ms() -> u32 {
+    STOP_TIMEOUT_MS_DEFAULT
 }
 
 impl FunctionSpec {
@@ -269,6 +280,7 @@ mod tests {
             queues: 1,
             poll: None,
             config_wce: false,
+            stop_timeout_ms: STOP_TIMEOUT_MS_DEFAULT,
         };
         let id: Id = "blk0".parse().unwrap();
         assert_eq!(

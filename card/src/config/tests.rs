@@ -47,6 +47,12 @@ fn the_file_of_the_user_guide() {
     );
     let function = &config.functions[&"blk0".parse().unwrap()];
     assert_eq!((function.queues, function.poll), (2, Some(Poll::Always)));
+    assert_eq!(function.stop_timeout_ms, 1000, "unless told");
+    let slow = parse(&format!("{SOUND}stop_timeout_ms = 5000\n")).unwrap();
+    assert_eq!(
+        slow.functions[&"blk0".parse().unwrap()].stop_timeout_ms,
+        5000
+    );
     assert_eq!(
         (function.mode, &function.socket),
         (SocketMode::Server, &None)
@@ -157,6 +163,11 @@ fn each_mistake_has_its_place_and_says_what_is_allowed() {
             "queues = 2",
             "queues = 0",
             "16:10: function.blk0.queues: a whole number from 1 to 256 is wanted",
+        ),
+        (
+            "queues = 2",
+            "stop_timeout_ms = 0",
+            "16:19: function.blk0.stop_timeout_ms: a whole number from 10 to 60000 is wanted",
         ),
         (
             "queues = 2",

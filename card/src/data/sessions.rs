@@ -10,7 +10,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use bluff_vhost_user::keeper::{Commit, Direct, Keeper, Progress};
@@ -28,6 +28,7 @@ impl Data {
         &self,
         id: &Id,
         device: Box<dyn VirtioDevice>,
+        bound: Duration,
         descriptors: u32,
     ) -> Result<()> {
         let (teller, function) = (self.teller.clone(), id.clone());
@@ -62,6 +63,7 @@ impl Data {
             false => Box::new(Direct::default()),
         };
         let options = Options {
+            bound,
             descriptors: descriptors as usize,
             keeper,
             ..Options::default()

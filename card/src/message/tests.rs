@@ -42,6 +42,7 @@ fn function_spec() -> FunctionSpec {
         queues: 2,
         poll: None,
         config_wce: false,
+        stop_timeout_ms: 1000,
     }
 }
 

@@ -30,6 +30,7 @@ fn function(volume: &str) -> FunctionSpec {
         queues: 1,
         poll: None,
         config_wce: false,
+        stop_timeout_ms: 1000,
     }
 }
 

@@ -82,6 +82,7 @@ impl Half {
             queues: 2,
             poll: None,
             config_wce: false,
+            stop_timeout_ms: 1000,
         };
         let function = id("blk0");
         let message = ToData::AttachFunction {

@@ -63,7 +63,7 @@ mod tests {
 
     #[test]
     fn shares_fit_into_the_limit_and_serve_a_plain_front_end() {
-        assert!(share(524_288, 100, 4) as u64 * 100 * TIMES + OWN <= 524_288);
+        assert!(u64::from(share(524_288, 100, 4)) * 100 * TIMES + OWN <= 524_288);
         assert!(share(524_288, 100, 4) > 509 + 16 + 4 * 4);
         for tight in [0, 10, 1024] {
             assert_eq!(u64::from(share(tight, 1000, 8)), needed(8));

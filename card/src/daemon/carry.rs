@@ -237,7 +237,7 @@ impl Daemon {
                 about: Subject::Card,
                 error,
             } if self.reactors_unknown() => {
-                self.useless = Some(anyhow!("it cannot start: {error}"))
+                self.useless = Some(anyhow!("it cannot start: {error}"));
             }
             FromData::Failed {
                 about: Subject::Card,

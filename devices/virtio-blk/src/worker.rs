@@ -247,7 +247,7 @@ impl Worker {
         match cx.register(kick.as_raw_fd(), KICK, events) {
             Ok(()) => self.kick = Some(kick),
             // The ring is polled from now on, as without a descriptor.
-            Err(e) => log::warn!(
+            Err(e) => log::debug!(
                 "queue {}: kick descriptor cannot be watched: {e}",
                 self.index
             ),

@@ -267,7 +267,6 @@ impl Worker {
 
     /// The ring cannot be used any more.
     pub(super) fn broken(&mut self, e: &RingError) {
-        log::warn!("queue {} is broken: {e}", self.index);
         self.io.mute = true;
         // A stop under way goes on: somebody waits for it.
         if !matches!(self.state, State::Stopping(_)) {
@@ -276,7 +275,10 @@ impl Worker {
         if self.error.as_ref().map(Notifier::notify) == Some(Notice::Hung) {
             self.hung();
         }
-        (self.tell)(DeviceEvent::QueueBroken(self.index));
+        (self.tell)(DeviceEvent::QueueBroken {
+            queue: self.index,
+            cause: e.to_string().into(),
+        });
     }
 }
 
@@ -308,7 +310,7 @@ impl Io {
             if !revoked || slot.revoked {
                 for part in 0..slot.parts {
                     if self.channel.cancel(self.channel.tag(index, part)) == Cancel::Never {
-                        log::warn!("an operation cannot be cancelled; its end is waited for");
+                        log::debug!("an operation cannot be cancelled; its end is waited for");
                     }
                 }
             }

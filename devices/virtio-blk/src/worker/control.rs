@@ -11,7 +11,8 @@ use bluff_virtio::{
     with_ring,
 };
 
-use super::{Io, Worker};
+use super::Worker;
+use super::batch::Io;
 use crate::request::Refused;
 use crate::spec::status;
 
@@ -325,10 +326,10 @@ impl Io {
             match ring.pop(&mut chain) {
                 Ok(Pop::Empty) => break,
                 Ok(Pop::Chain | Pop::Bad(_)) => {
-                    let written = match super::refuse(&mut chain) {
+                    let written = match super::batch::refuse(&mut chain) {
                         Refused::Status(s) => {
                             chain.set_status(s);
-                            super::written_without_data(&chain)
+                            super::batch::written_without_data(&chain)
                         }
                         Refused::NoStatus => 0,
                     };
@@ -358,7 +359,7 @@ impl Io {
         }
         slot.chain.set_status(status::IOERR);
         self.tally.errors += 1;
-        ring.complete(&slot.chain, super::written_without_data(&slot.chain));
+        ring.complete(&slot.chain, super::batch::written_without_data(&slot.chain));
         self.slots.give(index);
     }
 }

@@ -15,6 +15,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
+use bluff_vhost_user::limit::Limit;
 use event_manager::{EventManager, EventOps, Events, MutEventSubscriber, SubscriberOps};
 use fronts::Fronts;
 use half::Health;
@@ -23,6 +24,7 @@ use vmm_sys_util::epoll::EventSet;
 use crate::config::Config;
 use crate::control::server::{ClientNumber, Server};
 use crate::data_half::{Body, DataHalf, Options};
+use crate::descriptors;
 use crate::message::{FromData, Numbered, Outbox, ToData};
 use crate::registry::{FunctionState, Registry, VolumeState};
 use crate::runtime_dir::{BoundSocket, CONTROL_SOCKET, RuntimeDir};
@@ -134,10 +136,16 @@ struct Daemon {
     fronts: Fronts,
     /// When to connect next, for functions in client mode without a front end.
     connect_at: BTreeMap<Id, Instant>,
+    /// When to open volumes again that could not be, and the pause before that.
+    reopen: BTreeMap<Id, (Option<Instant>, Duration)>,
+    /// What may be logged of functions whose front ends cause it.
+    limits: BTreeMap<Id, Limit>,
     pending: BTreeMap<u64, Pending>,
     next_number: u64,
     phase: Phase,
     started: Instant,
+    /// Why the data half is of no use, where it says so itself.
+    useless: Option<anyhow::Error>,
     outcome: Option<Result<()>>,
 }
 
@@ -155,6 +163,14 @@ impl Daemon {
         }
         for (id, spec) in config.functions {
             registry.create_function(id, spec)?;
+        }
+        let functions = registry.functions().values();
+        let needed = descriptors::needed_by_all(functions.map(|function| function.spec.queues));
+        if needed > descriptors::limit() {
+            log::warn!(
+                "the functions need up to {needed} open descriptors, and {} are allowed (RLIMIT_NOFILE)",
+                descriptors::limit()
+            );
         }
         let options = Options {
             state_dir,
@@ -176,10 +192,13 @@ impl Daemon {
             reactors: 0,
             fronts: Fronts::new().context("the functions' sockets")?,
             connect_at: BTreeMap::new(),
+            reopen: BTreeMap::new(),
+            limits: BTreeMap::new(),
             pending: BTreeMap::new(),
             next_number: 1,
             phase: Phase::Starting,
             started: now,
+            useless: None,
             outcome: None,
         };
         daemon.begin();
@@ -198,6 +217,8 @@ impl Daemon {
     }
 
     fn tick(&mut self, now: Instant) {
+        self.server.tick(now);
+        self.reopen_volumes(now);
         self.connect_clients(now);
         self.fronts_turn(now);
         if let Phase::Draining(deadline) = self.phase
@@ -214,7 +235,10 @@ impl Daemon {
             Phase::Starting | Phase::Ready => None,
         };
         let connect = self.connect_at.values().copied();
-        let next = connect.chain(deadline).chain(self.fronts.deadline()).min();
+        let reopen = self.reopen.values().filter_map(|(at, _)| *at);
+        let next = connect.chain(reopen).chain(deadline);
+        let accept = self.server.deadline().into_iter();
+        let next = next.chain(accept).chain(self.fronts.deadline()).min();
         // Rounded up, so that the loop does not spin through the last millisecond.
         let wait = |at: Instant| at.saturating_duration_since(now).as_millis() + 1;
         next.map_or(-1, |at| i32::try_from(wait(at)).unwrap_or(i32::MAX))
@@ -255,6 +279,9 @@ impl Daemon {
             match self.link.receive() {
                 Ok(Some((Numbered { number, message }, descriptors))) => {
                     self.report(number, message, descriptors);
+                    if let Some(error) = self.useless.take() {
+                        return self.give_up_data_half(error, ops);
+                    }
                 }
                 Ok(None) => return,
                 Err(error) => return self.lose_data_half(error.into(), ops),

@@ -124,8 +124,11 @@ impl Teller {
         descriptors: &[BorrowedFd<'_>],
     ) -> Result<(), LinkError> {
         let link = self.0.lock().expect("telling does not panic");
-        link.send(&Numbered { number, message }, descriptors)?;
-        Ok(())
+        match link.send(&Numbered { number, message }, descriptors)? {
+            true => Ok(()),
+            // It waits for room, so what there is none for are descriptors.
+            false => Err(LinkError::Full),
+        }
     }
 }
 
@@ -211,8 +214,12 @@ impl Data {
                     size: open.volume.geometry().size,
                 }]
             }
-            ToData::AttachFunction { function, spec } => {
-                self.attach(&function, spec)?;
+            ToData::AttachFunction {
+                function,
+                spec,
+                descriptors,
+            } => {
+                self.attach(&function, spec, descriptors)?;
                 vec![FromData::FunctionAttached { function }]
             }
             ToData::DetachFunction { function } => {
@@ -234,13 +241,18 @@ impl Data {
             ToData::Restore { function, keys } => {
                 let found = self.functions.get_mut(&function);
                 let found = found.context("it is not attached")?;
+                // Those that this process had no room for are missed when the session is taken up.
                 found.restored.extend(keys.into_iter().zip(descriptors));
                 Vec::new()
             }
-            ToData::Connection { function, .. } => {
-                self.connect(&function, descriptors)?;
-                Vec::new()
-            }
+            ToData::Connection { function, .. } => match self.connect(&function, descriptors) {
+                Ok(()) => Vec::new(),
+                // Nothing is wrong with the function: its next front end may be served.
+                Err(error) => {
+                    let reason = Some(format!("it cannot be served: {error:#}"));
+                    vec![FromData::FrontEndGone { function, reason }]
+                }
+            },
             ToData::Committed { function, seq } => {
                 self.sessions.handle().committed(function.as_str(), seq);
                 Vec::new()
@@ -305,7 +317,7 @@ impl Data {
         })
     }
 
-    fn attach(&mut self, id: &Id, spec: FunctionSpec) -> Result<()> {
+    fn attach(&mut self, id: &Id, spec: FunctionSpec, descriptors: u32) -> Result<()> {
         ensure!(!self.functions.contains_key(id), "it is attached already");
         ensure!(!self.reactors.is_empty(), "there are no reactors");
         let volume = &self
@@ -334,7 +346,7 @@ impl Data {
         let reactors = (0..usize::from(spec.queues))
             .map(|q| order[q % spread] as u16)
             .collect();
-        self.present(id, Box::new(device))?;
+        self.present(id, Box::new(device), descriptors)?;
         self.functions.insert(
             id.clone(),
             Function {

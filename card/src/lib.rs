@@ -25,6 +25,7 @@ pub mod ctl;
 pub mod daemon;
 pub mod data;
 pub mod data_half;
+pub mod descriptors;
 pub mod kinds;
 pub mod message;
 pub mod registry;

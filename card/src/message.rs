@@ -87,9 +87,12 @@ pub enum ToData {
         function: Id,
         /// What it is.
         spec: FunctionSpec,
+        /// How many descriptors its front end may hold.
+        descriptors: u32,
     },
     /// The connection to a front end, for a function that has none; with it, where another data half had begun the session,
-    /// the [`record`] of its state. Not answered, but for [`FromData::FrontEnd`] and [`FromData::FrontEndGone`].
+    /// the [`record`] of its state. Not answered, but for [`FromData::FrontEnd`] and [`FromData::FrontEndGone`]; the latter
+    /// also where it cannot be served.
     Connection {
         /// The function.
         function: Id,

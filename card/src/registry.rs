@@ -200,6 +200,13 @@ impl Registry {
         Ok(())
     }
 
+    /// Tries a volume again that could not be opened. Of no effect on others.
+    pub fn reopen_volume(&mut self, id: &Id) {
+        if self.step_volume(id, VolumeStep::Reopen).is_ok() {
+            self.actions.push(Action::OpenVolume(id.clone()));
+        }
+    }
+
     /// Whether a volume could be given this size. What it is given is told by [`FromData::VolumeResized`].
     ///
     /// # Errors

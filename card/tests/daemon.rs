@@ -1,12 +1,16 @@
 //! The real `bluffd` and `bluffctl`, from outside.
 
 use std::io::{BufRead, BufReader, Read, Write};
+use std::net::Shutdown;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::mpsc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use bluff_vhost_user::{framing, unix};
 
 const LIMIT: Duration = Duration::from_secs(30);
 
@@ -261,7 +265,7 @@ fn a_data_half_that_dies_is_started_again() {
     let first = i32::try_from(status()["data_pid"].as_i64().unwrap()).unwrap();
     let first = rustix::process::Pid::from_raw(first).unwrap();
     rustix::process::kill_process(first, rustix::process::Signal::KILL).unwrap();
-    let start = std::time::Instant::now();
+    let start = Instant::now();
     while status()["restarts"] != 1 {
         assert!(start.elapsed() < LIMIT, "no other was started");
     }
@@ -300,4 +304,173 @@ fn a_hostile_client_keeps_nobody_waiting() {
     }
     assert!(place.ctl(&["status"]).status.success());
     assert_eq!(daemon.terminate().code(), Some(0));
+}
+
+/// A front end that sends plain messages.
+struct Front(UnixStream);
+
+impl Front {
+    fn connect(place: &Place, function: &str) -> Self {
+        let socket =
+            UnixStream::connect(place.path("run").join(format!("{function}.sock"))).unwrap();
+        socket.set_read_timeout(Some(LIMIT)).unwrap();
+        Self(socket)
+    }
+
+    /// The answer; `None` where the connection has ended.
+    fn ask(&mut self, code: u32, payload: &[u8], files: &[BorrowedFd<'_>]) -> Option<u64> {
+        let message = framing::request(code, true, payload);
+        unix::send(self.0.as_fd(), &message, files).ok()?;
+        let mut reply = [0; framing::HEADER_LEN + 8];
+        self.0.read_exact(&mut reply).ok()?;
+        Some(u64::from_ne_bytes(*reply.last_chunk().unwrap()))
+    }
+
+    /// SET_PROTOCOL_FEATURES: acknowledgements and memory by slots.
+    fn negotiate(&mut self) -> Option<u64> {
+        let wanted = 1u64 << 3 | 1 << 15;
+        self.ask(16, &wanted.to_ne_bytes(), &[])
+    }
+
+    /// ADD_MEM_REG of the region of this number.
+    fn add_region(&mut self, number: u64, file: BorrowedFd<'_>) -> Option<u64> {
+        let at = number << 12;
+        let region = [0, at, 4096, 1 << 40 | at, 0];
+        let payload: Vec<u8> = region.iter().flat_map(|w: &u64| w.to_ne_bytes()).collect();
+        self.ask(37, &payload, &[file])
+    }
+}
+
+fn many_functions(data: &str, count: usize) -> String {
+    let mut text = format!("[card]\ndata = \"{data}\"\npoll = \"never\"\n");
+    for i in 0..count {
+        text += &format!(
+            "[volume.disk{i}]\nuri = \"null:?size=1GiB\"\n[function.blk{i}]\nkind = \"virtio-blk\"\n\
+             attach = \"vhost-user\"\nvolume = \"disk{i}\"\n"
+        );
+    }
+    text
+}
+
+/// Started with so few descriptors.
+fn with_descriptors(place: &Place, soft: u32, hard: u32) -> Daemon {
+    let bluffd = place.bluffd();
+    let mut shell = Command::new("sh");
+    shell
+        .arg("-c")
+        .arg(format!(
+            "ulimit -Sn {soft} && ulimit -Hn {hard} && exec \"$0\" \"$@\""
+        ))
+        .arg(bluffd.get_program())
+        .args(bluffd.get_args());
+    Daemon::start(&mut shell)
+}
+
+#[test]
+fn front_ends_that_take_all_descriptors_end_neither_half() {
+    for data in ["threads", "process"] {
+        let place = Place::new(&many_functions(data, 12));
+        let daemon = with_descriptors(&place, 64, 300);
+        let status = || -> serde_json::Value {
+            let output = place.ctl(&["status", "--json"]);
+            serde_json::from_slice(&output.stdout).unwrap()
+        };
+        let before = status();
+        let halves = [before["pid"].as_u64(), before["data_pid"].as_u64()];
+        for pid in halves.into_iter().flatten() {
+            let limits = std::fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
+            let files = limits.lines().find(|l| l.contains("open files")).unwrap();
+            let numbers: Vec<_> = files.split_whitespace().skip(3).take(2).collect();
+            assert_eq!(numbers, ["300", "300"], "the soft limit is raised");
+        }
+        let memory = unix::sealed_memory(c"guest", 4096).unwrap();
+        let mut fronts = Vec::new();
+        let mut taken = 0;
+        for function in 0..12 {
+            let mut front = Front::connect(&place, &format!("blk{function}"));
+            // Later ones are turned away.
+            if front.negotiate() == Some(0) {
+                let added =
+                    (0..600).take_while(|&n| front.add_region(n, memory.as_fd()) == Some(0));
+                let added = added.count();
+                assert!(added <= 32 + 4, "{added} of its share");
+                taken += added;
+            }
+            fronts.push(front);
+        }
+        assert!(taken > 100, "{taken} regions");
+        drop(fronts);
+        // What they held is free again.
+        until("a front end that is served", || {
+            let mut front = Front::connect(&place, "blk11");
+            (front.negotiate() == Some(0)).then_some(())
+        });
+        let after = status();
+        for same in ["pid", "data_pid", "restarts", "phase"] {
+            assert_eq!(after[same], before[same], "{data}: {same}");
+        }
+        assert!(daemon.terminate().success());
+    }
+}
+
+fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + LIMIT;
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "waited in vain for {what}");
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn a_daemon_that_goes_is_an_error_of_the_client() {
+    let place = Place::new(EMPTY);
+    std::fs::create_dir(place.path("run")).unwrap();
+    let listener = UnixListener::bind(place.path("run").join("control.sock")).unwrap();
+    let daemon = std::thread::spawn(move || {
+        let mut client = BufReader::new(listener.accept().unwrap().0);
+        let mut question = String::new();
+        client.read_line(&mut question).unwrap();
+        let question: serde_json::Value = serde_json::from_str(&question).unwrap();
+        // The second question finds nobody who reads it: as a broken pipe.
+        client.get_ref().shutdown(Shutdown::Read).unwrap();
+        let answer = serde_json::json!({
+            "version": question["version"],
+            "id": question["id"],
+            "result": { "statistics": { "at_ns": 0, "functions": [], "reactors": [] } },
+        });
+        writeln!(client.get_mut(), "{answer}").unwrap();
+        client
+    });
+    let output = place.ctl(&["top", "--once"]);
+    drop(daemon.join().unwrap());
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output.stderr));
+    assert!(text(&output.stderr).contains("asking bluffd"));
+}
+
+#[test]
+fn clients_for_whom_there_is_no_descriptor_keep_nothing_busy() {
+    let place = Place::new(EMPTY);
+    let mut daemon = with_descriptors(&place, 40, 40);
+    let socket = place.path("run").join("control.sock");
+    let connect = |_| UnixStream::connect(&socket).unwrap();
+    let clients: Vec<_> = (0..60).map(connect).collect();
+    let ticks = || -> u64 {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", daemon.0.id())).unwrap();
+        let rest = stat.rsplit(')').next().unwrap();
+        let numbers = rest.split_whitespace().skip(11).take(2);
+        numbers.map(|n| n.parse::<u64>().unwrap()).sum()
+    };
+    let before = ticks();
+    std::thread::sleep(Duration::from_secs(1));
+    // Of about 100 in a second.
+    assert!(ticks() - before < 30, "{} ticks", ticks() - before);
+    drop(clients);
+    let output = place.ctl(&["status"]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let said = daemon.kill();
+    let lines = said.lines().filter(|l| l.contains("the control socket"));
+    assert!((1..10).contains(&lines.count()), "{said}");
 }

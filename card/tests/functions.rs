@@ -156,7 +156,37 @@ fn resize(client: &mut Client, size: u64) -> Result<Response> {
     })
 }
 
-// One test, as a signal ends every daemon of the process.
+/// Has no luck with its reactors.
+fn cannot_start(socket: OwnedFd, _: &Options) -> Result<()> {
+    let mut link: Link<Numbered<FromData>, Numbered<ToData>> = Link::new(socket);
+    while let Ok(Some((Numbered { number, message }, _))) = link.receive() {
+        if matches!(message, ToData::Start { .. }) {
+            let error = "no more threads".to_owned();
+            let about = Subject::Card;
+            let message = FromData::Failed { about, error };
+            link.send(&Numbered { number, message }, &[])?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_data_half_that_cannot_start_ends_the_daemon() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = dir.path().join("run");
+    let settings = Settings {
+        config: config(&run, &dir.path().join("front.sock")),
+        runtime_dir: run,
+        state_dir: dir.path().join("state"),
+        body: cannot_start,
+    };
+    let daemon = std::thread::spawn(|| daemon::run(settings));
+    until("its end", || daemon.is_finished().then_some(()));
+    let error = format!("{:#}", daemon.join().unwrap().unwrap_err());
+    assert!(error.contains("cannot start: no more threads"), "{error}");
+}
+
+// No other sends a signal, as that ends every daemon of the process.
 #[test]
 fn functions_are_reached_connected_counted_and_let_go() {
     let dir = tempfile::tempdir().unwrap();

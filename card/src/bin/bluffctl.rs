@@ -79,7 +79,7 @@ fn main() -> ExitCode {
     match run(Arguments::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         // `bluffctl … | head` has what it wanted.
-        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) if is_output_closed(&error) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("bluffctl: {error:#}");
             ExitCode::FAILURE
@@ -87,9 +87,14 @@ fn main() -> ExitCode {
     }
 }
 
-fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    let error = error.downcast_ref::<std::io::Error>();
-    error.is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+/// The standard output failed: not to be taken for the socket of the daemon, which can break in the same way.
+#[derive(Debug, thiserror::Error)]
+#[error("standard output")]
+struct OutputError(#[from] std::io::Error);
+
+fn is_output_closed(error: &anyhow::Error) -> bool {
+    let error = error.downcast_ref::<OutputError>();
+    error.is_some_and(|OutputError(error)| error.kind() == std::io::ErrorKind::BrokenPipe)
 }
 
 fn run(arguments: Arguments) -> Result<()> {
@@ -168,7 +173,7 @@ fn top(client: &mut Client, json: bool, once: bool) -> Result<()> {
         let round = Round::between(&before, &after);
         if is_screen {
             // From the top left, over what was there.
-            write!(std::io::stdout(), "\x1b[H\x1b[2J")?;
+            write!(std::io::stdout(), "\x1b[H\x1b[2J").map_err(OutputError)?;
         }
         print(json, &round, || round.table())?;
         if once {
@@ -185,8 +190,8 @@ fn print(json: bool, value: &impl Serialize, text: impl FnOnce() -> String) -> R
         text()
     };
     let mut stdout = std::io::stdout().lock();
-    stdout.write_all(text.as_bytes())?;
-    stdout.flush()?;
+    let written = stdout.write_all(text.as_bytes());
+    written.and_then(|()| stdout.flush()).map_err(OutputError)?;
     Ok(())
 }
 

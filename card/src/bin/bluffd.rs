@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use bluff_card::config::{Config, Surroundings};
 use bluff_card::data_half::{ARGUMENT, Options};
-use bluff_card::{daemon, data, runtime_dir};
+use bluff_card::{daemon, data, descriptors, runtime_dir};
 use clap::Parser;
 
 /// Presents the functions of a card to their hosts.
@@ -34,6 +34,13 @@ struct Arguments {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info")).init();
+    // A thread that panics would leave the others to serve half of a card. The process dies, and another goes on: of the
+    // daemon's own making, or of whoever watches the daemon.
+    let print = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        print(panic);
+        std::process::abort();
+    }));
     match run(arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -48,12 +55,6 @@ fn run(arguments: Arguments) -> Result<()> {
         .state_dir
         .map_or_else(daemon::default_state_dir, Ok);
     let Some(file) = arguments.config else {
-        // A thread that panics would leave the others to serve half of a card. The process dies, and another goes on.
-        let print = std::panic::take_hook();
-        std::panic::set_hook(Box::new(move |panic| {
-            print(panic);
-            std::process::abort();
-        }));
         let socket = std::io::stdin()
             .as_fd()
             .try_clone_to_owned()
@@ -78,6 +79,8 @@ fn run(arguments: Arguments) -> Result<()> {
     if arguments.check {
         return Ok(());
     }
+    // Before the data half is there, which inherits it.
+    descriptors::raise();
     daemon::run(daemon::Settings {
         config,
         runtime_dir,

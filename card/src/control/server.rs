@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 
@@ -19,6 +19,8 @@ use crate::runtime_dir::BoundSocket;
 const CLIENTS_MAX: usize = 64;
 /// The listener's number; clients begin after it.
 const LISTENER: u64 = 0;
+/// Pause after `accept` has failed for want of descriptors or memory.
+const PAUSE: Duration = Duration::from_secs(1);
 /// Bytes that are read from a client in one turn.
 const READ_SIZE: usize = 4096;
 
@@ -33,6 +35,8 @@ pub struct Server {
     clients: BTreeMap<ClientNumber, Client>,
     next: ClientNumber,
     turn: u64,
+    /// Until when nobody is accepted.
+    paused: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -67,6 +71,7 @@ impl Server {
             clients: BTreeMap::new(),
             next: LISTENER + 1,
             turn: 0,
+            paused: None,
         })
     }
 
@@ -120,8 +125,10 @@ impl Server {
         let stream = match self.socket.listener.accept() {
             Ok((stream, _)) => stream,
             Err(error) if error.kind() == ErrorKind::WouldBlock => return,
+            Err(error) if error.kind() == ErrorKind::ConnectionAborted => return,
             Err(error) => {
                 log::warn!("the control socket: {error}");
+                self.pause();
                 return;
             }
         };
@@ -149,6 +156,30 @@ impl Server {
                 self.next += 1;
             }
             Err(error) => log::warn!("the control socket: {error}"),
+        }
+    }
+
+    /// Leaves those that want to connect for a while: nothing else ends the shortage, and they would keep the loop awake.
+    fn pause(&mut self) {
+        let quiet = self.listen_for(EventFlags::empty());
+        self.paused = quiet.is_ok().then(|| Instant::now() + PAUSE);
+    }
+
+    fn listen_for(&self, what: EventFlags) -> rustix::io::Result<()> {
+        let listener = EventData::new_u64(LISTENER);
+        epoll::modify(&self.epoll, &self.socket.listener, listener, what)
+    }
+
+    /// When [`Server::tick`] is to be called at the latest.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.paused
+    }
+
+    /// Time has passed.
+    pub fn tick(&mut self, now: Instant) {
+        if self.paused.is_some_and(|until| until <= now) {
+            let again = self.listen_for(EventFlags::IN);
+            self.paused = again.is_err().then_some(now + PAUSE);
         }
     }
 

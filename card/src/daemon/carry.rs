@@ -1,13 +1,15 @@
 //! Between the registry and the data half: actions become messages, reports become states.
 
+use std::fmt;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 
 use super::fronts::{HandOver, Happening};
 use super::{Daemon, Pending, Phase};
 use crate::control::{Response, VolumeEntry};
+use crate::descriptors;
 use crate::message::{DESCRIPTORS_MAX, FromData, Numbered, Subject, ToData};
 use crate::registry::{Action, FunctionState};
 use crate::runtime_dir::{self, BoundSocket};
@@ -19,6 +21,8 @@ use crate::stats::Statistics;
 const FUNCTION_MODE: u32 = 0o660;
 /// How long to wait before connecting again.
 const RECONNECT: Duration = Duration::from_millis(250);
+/// First and longest pause before a volume that could not be opened is tried again.
+const REOPEN: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 
 impl Daemon {
     /// Sends a message and returns its number.
@@ -84,8 +88,13 @@ impl Daemon {
             };
             self.fronts.open(id.clone(), listener)?;
         }
-        let function = id.clone();
-        self.send(ToData::AttachFunction { function, spec }, Vec::new());
+        let functions = self.registry.functions().len();
+        let message = ToData::AttachFunction {
+            function: id.clone(),
+            descriptors: descriptors::share(descriptors::limit(), functions, spec.queues),
+            spec,
+        };
+        self.send(message, Vec::new());
         Ok(())
     }
 
@@ -97,12 +106,20 @@ impl Daemon {
         }
         match self.fronts.hand_over(id) {
             Ok(Some(front)) => self.send_front(id, front),
-            Ok(None) => {}
+            Ok(None) if self.fronts.is_taken(id) => {}
+            Ok(None) => self.reconnect(id),
             Err(error) => {
-                log::error!("function {id}: its front end cannot be served: {error}");
+                self.warn(id, format_args!("its front end cannot be served: {error}"));
                 self.fronts.let_go(id);
+                self.reconnect(id);
             }
         }
+    }
+
+    /// In client mode. Not at once: a front end that closes every connection would keep us busy.
+    fn reconnect(&mut self, id: &Id) {
+        self.connect_at
+            .insert(id.clone(), Instant::now() + RECONNECT);
     }
 
     fn send_front(&mut self, id: &Id, front: HandOver) {
@@ -139,7 +156,7 @@ impl Daemon {
                 self.send(ToData::Committed { function, seq }, Vec::new());
             }
             Ok(None) => {}
-            Err(error) => log::warn!("function {function}: its front end is let go: {error}"),
+            Err(error) => self.warn(&function, format_args!("its front end is let go: {error}")),
         }
     }
 
@@ -215,6 +232,13 @@ impl Daemon {
             FromData::Commit { function, .. } => {
                 return self.commit(function.clone(), descriptors);
             }
+            // It could not even start: nothing will be served by this one.
+            FromData::Failed {
+                about: Subject::Card,
+                error,
+            } if self.reactors_unknown() => {
+                self.useless = Some(anyhow!("it cannot start: {error}"))
+            }
             FromData::Failed {
                 about: Subject::Card,
                 error,
@@ -224,9 +248,17 @@ impl Daemon {
                 error,
             } => {
                 log::error!("volume {id}: {error}");
-                // Whose disk cannot be opened any more is told by the end of its connection.
-                let users: Vec<Id> = self.registry.users(id).cloned().collect();
-                users.iter().for_each(|user| self.fronts.let_go(user));
+                // Whose disk cannot be opened any more is told by the end of its connection. One that is accepted and never
+                // answered would wait for ever.
+                self.bar_users(id, true);
+                let pause = self.reopen.get(id).map_or(REOPEN.0, |(_, last)| *last * 2);
+                let pause = pause.min(REOPEN.1);
+                self.reopen
+                    .insert(id.clone(), (Some(Instant::now() + pause), pause));
+            }
+            FromData::VolumeOpened { volume, .. } => {
+                self.reopen.remove(volume);
+                self.bar_users(volume, false);
             }
             FromData::Failed {
                 about: Subject::Function(id),
@@ -237,12 +269,10 @@ impl Daemon {
             }
             FromData::FrontEndGone { function, reason } => {
                 if let Some(reason) = reason {
-                    log::warn!("function {function}: its front end is gone: {reason}");
+                    self.warn(function, format_args!("its front end is gone: {reason}"));
                 }
                 self.fronts.gone(function);
-                // Not at once: a front end that closes every connection would keep us busy.
-                self.connect_at
-                    .insert(function.clone(), Instant::now() + RECONNECT);
+                self.reconnect(function);
             }
             FromData::FunctionAttached { function } => {
                 self.connect_at.insert(function.clone(), Instant::now());
@@ -258,6 +288,34 @@ impl Daemon {
         }
     }
 
+    /// Logs what a front end can cause, which may be often.
+    fn warn(&mut self, function: &Id, line: fmt::Arguments<'_>) {
+        let limit = self.limits.entry(function.clone()).or_default();
+        limit.warn(Instant::now(), format_args!("function {function}"), line);
+    }
+
+    fn bar_users(&mut self, volume: &Id, barred: bool) {
+        let users: Vec<Id> = self.registry.users(volume).cloned().collect();
+        for user in users {
+            self.fronts.bar(&user, barred);
+        }
+    }
+
+    /// Tries volumes again that could not be opened by a data half after the first.
+    pub(super) fn reopen_volumes(&mut self, now: Instant) {
+        if self.phase != Phase::Ready {
+            return;
+        }
+        for (id, (at, _)) in &mut self.reopen {
+            if at.is_some_and(|at| at <= now) {
+                // The next time is known when it has failed again.
+                *at = None;
+                self.registry.reopen_volume(id);
+            }
+        }
+        self.carry_out();
+    }
+
     fn tell_registry(&mut self, report: &FromData) {
         if let Err(error) = self.registry.report(report) {
             log::warn!("the data half reported {report:?}: {error}");
@@ -268,6 +326,7 @@ impl Daemon {
     pub(super) fn release(&mut self, id: &Id) {
         self.fronts.close(id);
         self.connect_at.remove(id);
+        self.limits.remove(id);
     }
 
     /// Connects functions in client mode to front ends that listen.

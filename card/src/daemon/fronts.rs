@@ -21,6 +21,7 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use bluff_vhost_user::keeper::{Commit, Ledger, Progress};
+use bluff_vhost_user::spec::MAX_DESCRIPTORS;
 use bluff_vhost_user::state::Key;
 use bluff_vhost_user::unix;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
@@ -29,8 +30,8 @@ use crate::message::record;
 use crate::runtime_dir::BoundSocket;
 use crate::spec::Id;
 
-/// Most descriptors that are kept for one function: guest memory of 509 regions, four for each of 256 queues, and some.
-const KEPT_MAX: usize = 509 + 4 * 256 + 16;
+/// Most descriptors that are kept for one function: all that a session can name, and those of one more message.
+const KEPT_MAX: usize = MAX_DESCRIPTORS + unix::MAX_FILES;
 /// Connections that are accepted at one door in a turn.
 const ACCEPTS: usize = 32;
 /// Pause after `accept` has failed for want of descriptors or memory.
@@ -72,6 +73,8 @@ struct Door {
     listener: Option<BoundSocket>,
     /// Until when nothing is accepted.
     paused: Option<Instant>,
+    /// Whether nobody can be served: who comes is told so by the end of the connection.
+    barred: bool,
     current: Option<Front>,
     next: Option<UnixStream>,
     /// When it was last logged that one was turned away.
@@ -146,6 +149,7 @@ impl Fronts {
             token,
             listener,
             paused: None,
+            barred: false,
             current: None,
             next: None,
             logged: None,
@@ -175,6 +179,16 @@ impl Fronts {
         }
     }
 
+    /// Sets whether who comes to a function is turned away at once, as it would not be served.
+    pub fn bar(&mut self, id: &Id, barred: bool) {
+        if let Some(door) = self.doors.get_mut(id) {
+            door.barred = barred;
+        }
+        if barred {
+            self.let_go(id);
+        }
+    }
+
     /// A connection that control has made.
     pub fn connected(&mut self, id: &Id, socket: OwnedFd) {
         if let Some(door) = self.doors.get_mut(id) {
@@ -195,8 +209,17 @@ impl Fronts {
     /// # Errors
     /// Where descriptors or memory are used up.
     pub fn hand_over(&mut self, id: &Id) -> io::Result<Option<HandOver>> {
-        let current = self.doors.get_mut(id).and_then(|d| d.current.as_mut());
-        let Some(front) = current.filter(|front| !front.handed && front.blocked.is_none()) else {
+        let Some(door) = self.doors.get_mut(id) else {
+            return Ok(None);
+        };
+        // One that has gone while nobody served it: its session is over, and its requests are not to be done again.
+        let has_gone = |f: &mut Front| !f.handed && unix::is_hung_up(f.socket.as_fd());
+        while let Some(gone) = door.current.take_if(has_gone) {
+            forget(&self.epoll, &gone);
+            door.current = door.next.take().map(Front::new);
+        }
+        let waits = |front: &&mut Front| !front.handed && front.blocked.is_none();
+        let Some(front) = door.current.as_mut().filter(waits) else {
             return Ok(None);
         };
         let recorded = match front.ledger.snapshot()? {
@@ -222,13 +245,16 @@ impl Fronts {
         let Some((door, front)) = door.and_then(|d| Some((d.token, d.current.as_mut()?))) else {
             return Err(io::ErrorKind::NotConnected.into());
         };
-        if !front.handed || descriptors.is_empty() {
+        if !front.handed {
             return Err(io::ErrorKind::InvalidData.into());
         }
-        let bytes = descriptors.remove(0);
-        let done = record::read(bytes.as_fd())
-            .and_then(|bytes| Commit::decode(&bytes, descriptors))
-            .and_then(|commit| apply(front, commit));
+        let done = match descriptors.is_empty() {
+            // This process has too many open to take them.
+            true => Err(io::Error::other("the descriptors of its step were lost")),
+            false => record::read(descriptors.remove(0).as_fd())
+                .and_then(|bytes| Commit::decode(&bytes, descriptors))
+                .and_then(|commit| apply(front, commit)),
+        };
         match done {
             Ok((seq, Progress::Done)) => Ok(Some(seq)),
             Ok((seq, _)) => {
@@ -363,6 +389,7 @@ impl Door {
     /// Whether there is a connection to hand over.
     fn accepted(&mut self, id: &Id, connection: UnixStream, now: Instant) -> bool {
         match &mut self.current {
+            _ if self.barred => false,
             None => {
                 self.current = Some(Front::new(connection));
                 true
@@ -384,6 +411,7 @@ impl Door {
 }
 
 fn apply(front: &mut Front, commit: Commit) -> io::Result<(u64, Progress)> {
+    // Those that a step replaces go after those that it brings.
     if front.ledger.descriptors() + commit.files.len() > KEPT_MAX {
         return Err(io::ErrorKind::InvalidData.into());
     }

@@ -71,6 +71,15 @@ impl Daemon {
         }
     }
 
+    /// The data half lives, and says that it cannot work. At the start that is for whoever started the daemon to see; later
+    /// it counts as one that died.
+    pub(super) fn give_up_data_half(&mut self, error: anyhow::Error, ops: &mut EventOps<'_>) {
+        match self.phase {
+            Phase::Starting => self.finish(Err(error.context("the data half"))),
+            Phase::Ready | Phase::Draining(_) => self.lose_data_half(error, ops),
+        }
+    }
+
     pub(super) fn lose_data_half(&mut self, error: anyhow::Error, ops: &mut EventOps<'_>) {
         let Some(mut half) = self.half.take() else {
             return;

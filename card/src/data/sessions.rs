@@ -9,10 +9,12 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use anyhow::{Context, Result};
 use bluff_vhost_user::keeper::{Commit, Direct, Keeper, Progress};
+use bluff_vhost_user::limit::Limit;
 use bluff_vhost_user::{Attachment, AttachmentEvent, Negotiated, Options, Resume, SessionState};
 use bluff_virtio::VirtioDevice;
 
@@ -22,9 +24,19 @@ use crate::spec::Id;
 
 impl Data {
     /// Gives a device to the loop of sessions.
-    pub(super) fn present(&self, id: &Id, device: Box<dyn VirtioDevice>) -> Result<()> {
+    pub(super) fn present(
+        &self,
+        id: &Id,
+        device: Box<dyn VirtioDevice>,
+        descriptors: u32,
+    ) -> Result<()> {
         let (teller, function) = (self.teller.clone(), id.clone());
+        let limit = Mutex::new(Limit::default());
         let listener = Arc::new(move |_: &str, event| {
+            let warn = |line| {
+                let mut limit = limit.lock().expect("logging does not panic");
+                limit.warn(Instant::now(), format_args!("function {function}"), line);
+            };
             let function = function.clone();
             match event {
                 // What is negotiated, if only nothing, is told right after it.
@@ -37,11 +49,9 @@ impl Data {
                     teller.tell(0, FromData::FrontEndGone { function, reason });
                 }
                 AttachmentEvent::Refused => {
-                    log::error!("function {function}: a front end too many was handed over");
+                    warn("a front end too many was handed over");
                 }
-                AttachmentEvent::NeedsReset => {
-                    log::warn!("function {function}: its driver has to reset it");
-                }
+                AttachmentEvent::NeedsReset => warn("its driver has to reset it"),
             }
         });
         let keeper: Box<dyn Keeper> = match self.keeps {
@@ -52,6 +62,7 @@ impl Data {
             false => Box::new(Direct::default()),
         };
         let options = Options {
+            descriptors: descriptors as usize,
             keeper,
             ..Options::default()
         };

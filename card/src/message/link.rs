@@ -31,7 +31,7 @@ pub enum LinkError {
     /// A message is longer than [`MESSAGE_MAX`].
     #[error("a message of {0} bytes is too long")]
     TooLong(usize),
-    /// A message was cut off, or descriptors were lost on the way (this process has too many open).
+    /// A message was cut off.
     #[error("a message arrived incomplete")]
     Incomplete,
     /// A message cannot be read.
@@ -110,7 +110,8 @@ impl<S: Message, R: Message> Link<S, R> {
             ) {
                 Ok(_) => return Ok(true),
                 Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => return Ok(false),
+                // Too many descriptors of this user are under way until the other half has read some.
+                Err(Errno::AGAIN | Errno::TOOMANYREFS) => return Ok(false),
                 Err(Errno::PIPE | Errno::CONNRESET) => return Err(LinkError::Closed),
                 Err(error) => return Err(LinkError::Socket(error.into())),
             }
@@ -118,6 +119,9 @@ impl<S: Message, R: Message> Link<S, R> {
     }
 
     /// Receives a message. `None`: there is none now.
+    ///
+    /// Where this process could not take its descriptors, as it has too many open, the message comes without any: that
+    /// concerns whom the message is about, and not the socket.
     ///
     /// # Errors
     /// Where it cannot be read, which the other half cannot mend, or where that half is gone.
@@ -149,15 +153,15 @@ impl<S: Message, R: Message> Link<S, R> {
             // No message is empty: this is the end.
             return Err(LinkError::Closed);
         }
-        if received
-            .flags
-            .intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC)
-        {
+        if received.flags.contains(ReturnFlags::TRUNC) {
             return Err(LinkError::Incomplete);
         }
+        let lost = received.flags.contains(ReturnFlags::CTRUNC);
         let message: R = serde_json::from_slice(&self.buffer[..received.bytes])?;
         let (stated, found) = (message.descriptors(), descriptors.len());
-        if stated != found {
+        if lost && found < stated {
+            descriptors.clear();
+        } else if stated != found {
             return Err(LinkError::Descriptors { stated, found });
         }
         Ok(Some((message, descriptors)))

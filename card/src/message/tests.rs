@@ -74,6 +74,7 @@ fn every_request() -> Vec<ToData> {
             keys: (1..=DESCRIPTORS_MAX as u64).collect(),
         },
         ToData::AttachFunction {
+            descriptors: u32::MAX,
             function: id("blk0"),
             spec: function_spec(),
         },
@@ -251,6 +252,33 @@ fn what_is_no_message_is_refused() {
         control.receive().unwrap().unwrap().0.message,
         FromData::Drained
     );
+}
+
+#[test]
+fn lost_descriptors_concern_their_message_only() {
+    let (mut control, data) = halves();
+    // More than the reader has room for: it is told in the same way as that its process has too many open.
+    let most = 2 * DESCRIPTORS_MAX;
+    let message = FromData::Commit {
+        function: id("blk0"),
+        files: most - 1,
+    };
+    let lost = Numbered { number: 0, message };
+    let file = marked_file(0);
+    let files = vec![file.as_fd(); most];
+    let mut space = vec![std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(253))];
+    let mut rights = rustix::net::SendAncillaryBuffer::new(&mut space);
+    assert!(rights.push(rustix::net::SendAncillaryMessage::ScmRights(&files)));
+    let bytes = serde_json::to_vec(&lost).unwrap();
+    let io = [std::io::IoSlice::new(&bytes)];
+    let flags = rustix::net::SendFlags::empty();
+    rustix::net::sendmsg(data.as_fd(), &io, &mut rights, flags).unwrap();
+    let (message, files) = control.receive().unwrap().unwrap();
+    assert_eq!((message, files.len()), (lost, 0));
+    let message = FromData::Drained;
+    let next = Numbered { number: 0, message };
+    assert!(data.send(&next, &[]).unwrap());
+    assert_eq!(control.receive().unwrap().unwrap().0, next);
 }
 
 #[test]

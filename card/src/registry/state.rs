@@ -19,8 +19,9 @@ pub struct IllegalTransition {
 ///
 /// ```text
 ///   Opening --> Open --> Closing --> (gone)
-///      \          \         /
-///       `----------`-> Failed
+///     ^ \         \         /
+///     |  `---------`-> Failed
+///     `-----------------'
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -43,6 +44,7 @@ pub enum VolumeState {
 pub(super) enum VolumeStep {
     Opened(VolumeInfo),
     Resized(u64),
+    Reopen,
     Close,
     Closed,
     Failed(String),
@@ -65,6 +67,7 @@ impl VolumeState {
             (Self::Open(info), VolumeStep::Resized(size)) => {
                 Ok(Self::Open(VolumeInfo { size, ..*info }))
             }
+            (Self::Failed { .. }, VolumeStep::Reopen) => Ok(Self::Opening),
             (Self::Open(_), VolumeStep::Close) => Ok(Self::Closing),
             // A volume may grow by itself while it is being closed, which no longer matters to anyone.
             (Self::Closing, VolumeStep::Closed | VolumeStep::Resized(_)) => Ok(Self::Closing),
@@ -84,6 +87,7 @@ impl VolumeStep {
         match self {
             Self::Opened(_) => "its opening",
             Self::Resized(_) => "another size",
+            Self::Reopen => "opening it again",
             Self::Close => "closing it",
             Self::Closed => "its end",
             Self::Failed(_) => "failing",

@@ -184,6 +184,33 @@ fn a_data_half_that_never_gets_to_work_ends_the_daemon() {
 }
 
 #[test]
+fn a_volume_that_is_away_for_a_while_is_opened_again() {
+    use std::io::Read;
+    use std::os::unix::net::UnixStream;
+
+    let mut card = Card::start(BLOCKS);
+    let away = card.disk().with_extension("away");
+    std::fs::rename(card.disk(), &away).unwrap();
+    let mut before = UnixStream::connect(card.socket()).unwrap();
+    before.set_read_timeout(Some(card::LIMIT)).unwrap();
+    until("its session", || {
+        (card.function().state == "connected").then_some(())
+    });
+    card.kill_data_half();
+    // Neither the one that was there nor one that comes is left without an answer.
+    assert_eq!(before.read(&mut [0; 1]).unwrap_or(0), 0);
+    let mut next = UnixStream::connect(card.socket()).unwrap();
+    next.set_read_timeout(Some(card::LIMIT)).unwrap();
+    assert_eq!(next.read(&mut [0; 1]).unwrap_or(0), 0);
+    std::fs::rename(&away, card.disk()).unwrap();
+    until("the volume", || {
+        (card.function().state == "idle").then_some(())
+    });
+    drop(Guest::connect(&card.socket(), KINDS[0], BLOCKS, 1));
+    card.terminate();
+}
+
+#[test]
 fn a_change_of_size_is_told_after_a_kill() {
     use std::io::Read;
     use std::os::unix::net::UnixStream;

@@ -84,7 +84,12 @@ impl Half {
             config_wce: false,
         };
         let function = id("blk0");
-        half.say(ToData::AttachFunction { function, spec }, Vec::new());
+        let message = ToData::AttachFunction {
+            function,
+            spec,
+            descriptors: 1000,
+        };
+        half.say(message, Vec::new());
         while !matches!(half.hear().0, FromData::FunctionAttached { .. }) {}
         half
     }

@@ -9,6 +9,7 @@ use bluff_virtio::VirtioDevice;
 
 use crate::keeper::{Direct, Keeper};
 use crate::session::NetControl;
+use crate::spec::MAX_DESCRIPTORS;
 use crate::state::{Descriptors, SessionState};
 
 /// How long stopping a ring or giving memory back may take: far below the time that front ends wait.
@@ -28,6 +29,8 @@ pub struct Resume {
 pub struct Options {
     /// How long stopping rings or giving memory back may take, plus what cancelling takes.
     pub bound: Duration,
+    /// How many descriptors a front end may hold: no more than it can name where nothing else is said.
+    pub descriptors: usize,
     /// For network devices.
     pub net: Option<Box<dyn NetControl>>,
     /// Who records the session.
@@ -39,6 +42,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             bound: DEFAULT_BOUND,
+            descriptors: MAX_DESCRIPTORS,
             net: None,
             keeper: Box::new(Direct::default()),
         }

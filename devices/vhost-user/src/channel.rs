@@ -11,6 +11,10 @@ use vhost::vhost_user::message::BackendReq;
 use crate::framing::{self, HEADER_LEN};
 use crate::{Error, unix};
 
+/// How often in a row a socket may be said to be ready and have nothing. More than once is no accident: out-of-band data, for
+/// one, is reported for ever and is not in the stream.
+pub(crate) const VAIN: u8 = 8;
+
 /// Whether the front end knows of the last change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Told {
@@ -43,6 +47,8 @@ pub struct Channel {
     /// What is left of a message that the socket took in part.
     unsent: Vec<u8>,
     incoming: Vec<u8>,
+    /// How often in a row it was ready and had nothing.
+    vain: u8,
 }
 
 impl Channel {
@@ -54,6 +60,7 @@ impl Channel {
             ack,
             unsent: Vec::new(),
             incoming: Vec::new(),
+            vain: 0,
         }
     }
 
@@ -108,7 +115,9 @@ impl Channel {
     /// # Errors
     /// Where the channel is broken, or what comes on it is no acknowledgement: it is to be dropped.
     pub fn ready(&mut self) -> Result<State, Error> {
+        let waiting = self.unsent.len();
         self.flush()?;
+        let mut moved = self.unsent.len() < waiting;
         if self.told == Told::Blocked && self.unsent.is_empty() {
             self.tell()?;
         }
@@ -135,8 +144,17 @@ impl Channel {
             match unix::take(self.socket.as_fd(), &mut buf[..want]) {
                 Ok(got) if got.len == 0 && self.incoming.is_empty() => return Ok(State::Closed),
                 Ok(got) if got.len == 0 => return Err(Error::Truncated),
-                Ok(got) => self.incoming.extend_from_slice(&buf[..got.len]),
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(State::Open),
+                Ok(got) => {
+                    moved = true;
+                    self.incoming.extend_from_slice(&buf[..got.len]);
+                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    self.vain = if moved { 0 } else { self.vain + 1 };
+                    if self.vain > VAIN {
+                        return Err(Error::Unreadable);
+                    }
+                    return Ok(State::Open);
+                }
                 // It went without having read what we told it last.
                 Err(e)
                     if e.kind() == io::ErrorKind::ConnectionReset && self.incoming.is_empty() =>

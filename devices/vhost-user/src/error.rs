@@ -20,6 +20,9 @@ pub enum Error {
     /// The connection ended in the middle of a message.
     #[error("connection ended within a message")]
     Truncated,
+    /// A socket that is said to be readable again and again, and has nothing.
+    #[error("data that cannot be read")]
+    Unreadable,
     /// A request that this back end does not know or did not offer.
     #[error("request {0} is not supported")]
     Unsupported(u32),
@@ -92,6 +95,7 @@ impl Error {
                 | Self::Reply(_)
                 | Self::Oversized(_)
                 | Self::Truncated
+                | Self::Unreadable
                 | Self::Poisoned
                 | Self::Io(_)
                 | Self::Recorded(_)

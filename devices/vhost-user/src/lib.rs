@@ -34,6 +34,7 @@
 //! * `RESET_DEVICE` drops rings, features and the in-flight region. Memory, the log, the back-end channel,
 //!   call and error descriptors stay, as QEMU does not send them again. Status 0 keeps features and positions too,
 //!   and finishes what runs: QEMU 7.2 sends it before `GET_VRING_BASE`. `RESET_OWNER` stops rings.
+//! * A log is for one migration: it goes with `VHOST_F_LOG_ALL`, and memory beyond it is refused while it is there.
 //! * A request that is refused is answered with an error where an acknowledgement was asked for, and closes the
 //!   connection elsewhere. `GET_CONFIG` answers without payload. A stream that makes no sense is closed in any case.
 //! * Reconnection: one front end at a time. A second one is accepted and closed; one that comes while the last one's
@@ -49,7 +50,7 @@ pub mod framing;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod keeper;
-mod limit;
+pub mod limit;
 mod mailbox;
 pub mod message;
 pub mod plan;

@@ -1,5 +1,6 @@
 //! At most so many log lines in a while, as a front end can cause them at will.
 
+use std::fmt::Display;
 use std::time::{Duration, Instant};
 
 const LINES: u32 = 10;
@@ -28,6 +29,15 @@ impl Limit {
         }
         self.lines = self.lines.saturating_add(1);
         (self.lines <= LINES).then_some(0)
+    }
+
+    /// Logs a line about `name` as a warning, if that is allowed now.
+    pub fn warn(&mut self, now: Instant, name: impl Display, line: impl Display) {
+        match self.allows(now) {
+            None => {}
+            Some(0) => log::warn!("{name}: {line}"),
+            Some(n) => log::warn!("{name}: {line} ({n} lines were left out)"),
+        }
     }
 }
 

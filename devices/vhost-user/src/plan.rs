@@ -3,6 +3,7 @@
 //! Nothing here changes anything. A request that is refused leaves no trace; one that is accepted
 //! becomes a [`Plan`], which the [`session`](crate::session) carries out.
 
+use std::collections::BTreeSet;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
@@ -14,7 +15,7 @@ use crate::Error;
 use crate::message::{InflightInfo, RegionInfo, Request};
 use crate::spec::{self, RawConfig, RawLog, RawVringState, protocol};
 use crate::state::{
-    Addresses, Descriptors, InflightState, Key, LogState, Mapped, RegionState, SessionState,
+    Addresses, Descriptors, Forget, InflightState, Key, LogState, Mapped, RegionState, SessionState,
 };
 use crate::unix;
 
@@ -31,6 +32,8 @@ pub struct Offer {
     pub queues: u16,
     /// Bytes of configuration space.
     pub config_len: u32,
+    /// Descriptors that the front end may hold.
+    pub descriptors: usize,
     /// Whether every queue needs an in-flight region, also where the front end gives none, because the
     /// session is to survive this process.
     pub keep: bool,
@@ -130,6 +133,10 @@ pub fn plan(
         },
     };
     planner.request(request, config)?;
+    let next = &planner.plan.next;
+    if next.next_key != state.next_key && next.keys().len() > offer.descriptors {
+        return Err(Error::State("more descriptors than a front end may hold"));
+    }
     Ok(planner.plan)
 }
 
@@ -171,11 +178,11 @@ impl Planner<'_> {
             R::SetVringKick { index, file } => self.set_kick(index, file)?,
             R::SetVringCall { index, file } => {
                 self.plan.next.ring(index).call = self.notifier("call", file)?;
-                self.if_started(index, Effect::Call(index));
+                self.change(index, Effect::Call(index));
             }
             R::SetVringErr { index, file } => {
                 self.plan.next.ring(index).err = self.notifier("error", file)?;
-                self.if_started(index, Effect::Err(index));
+                self.change(index, Effect::Err(index));
             }
             R::SetVringEnable { index, on } => self.set_enable(index, on)?,
             R::SendRarp(mac) => {
@@ -266,13 +273,22 @@ impl Planner<'_> {
         Ok(Some(self.add(file)?))
     }
 
+    fn kick(&mut self, file: Option<OwnedFd>) -> Result<Option<Key>, Error> {
+        let Some(file) = file else { return Ok(None) };
+        unix::set_kick(file.as_fd()).map_err(|e| bad_file("kick", e))?;
+        Ok(Some(self.add(file)?))
+    }
+
     fn is_started(&self, index: u16) -> bool {
         self.old.vrings[usize::from(index)].kick.is_some()
     }
 
-    fn if_started(&mut self, index: u16, effect: Effect) {
+    /// Changes a running ring, and waits until its reactor has taken the change: what a front end can have under way, each
+    /// with a descriptor, is one.
+    fn change(&mut self, index: u16, effect: Effect) {
         if self.is_started(index) {
-            self.plan.effects.push(effect);
+            let seen = [effect, Effect::Log(index), Effect::Wait];
+            self.plan.effects.extend(seen);
         }
     }
 
@@ -284,6 +300,17 @@ impl Planner<'_> {
     /// Stops a ring as a part of the plan.
     fn stop(&mut self, index: u16, kind: StopKind) {
         self.plan.effects.push(Effect::Stop(index, kind));
+        if let (StopKind::Drop, Some(region)) = (kind, self.old.inflight)
+            && index < region.queues
+        {
+            let none = Forget {
+                region,
+                rings: BTreeSet::new(),
+            };
+            let forget = self.plan.next.forget.get_or_insert(none);
+            forget.rings.insert(index);
+            self.plan.mapped.forget = self.plan.mapped.inflight.clone();
+        }
         let ring = self.plan.next.ring(index);
         ring.kick = None;
         ring.own_inflight = None;
@@ -325,6 +352,12 @@ impl Planner<'_> {
             self.quiesce_all()?;
         }
         self.plan.next.features = Some(bits);
+        // The end of a migration: the log is not written to any more. One that was set ahead of the feature stays, and so does one
+        // that a reset finds, as QEMU sets features before it sends the log again.
+        if self.old.has(features::LOG_ALL) && bits & features::LOG_ALL == 0 {
+            self.plan.next.log = None;
+            self.plan.mapped.log = None;
+        }
         if !same_driver {
             let driver = self.plan.next.driver_features();
             self.plan.effects.push(Effect::SetFeatures(driver));
@@ -372,7 +405,12 @@ impl Planner<'_> {
     }
 
     fn set_memory(&mut self, regions: Vec<Region>) -> Result<(), Error> {
-        self.plan.mapped.memory = GuestMemory::new(regions)?;
+        let memory = GuestMemory::new(regions)?;
+        if let Some(log) = &self.plan.mapped.log {
+            // Marks past its end would be dropped without a word: a front end makes the log larger first, as QEMU does.
+            log.covers(&memory)?;
+        }
+        self.plan.mapped.memory = memory;
         self.for_started(Effect::Memory);
         Ok(())
     }
@@ -386,7 +424,24 @@ impl Planner<'_> {
         self.set_memory(regions)
     }
 
+    /// Whether so many bytes more can be mapped. Files are sparse: what is asked for costs a front end nothing.
+    fn room_for(&self, bytes: u64) -> Result<(), Error> {
+        let next = &self.plan.next;
+        let regions = next.regions.iter().map(|r| r.size);
+        let log = next.log.iter().map(|l| l.size);
+        let inflight = next.inflight.iter().map(|i| i.size);
+        let mapped = regions
+            .chain(log)
+            .chain(inflight)
+            .fold(bytes, u64::saturating_add);
+        if mapped > spec::MAX_MAPPED {
+            return Err(Error::State("more memory than a front end may have mapped"));
+        }
+        Ok(())
+    }
+
     fn map_region(&mut self, info: &RegionInfo, file: OwnedFd) -> Result<Region, Error> {
+        self.room_for(info.size)?;
         let state = RegionState::new(info, self.keep(&file)?);
         let region = self.plan.mapped.region(&state, file)?;
         self.plan.next.regions.push(state);
@@ -421,6 +476,8 @@ impl Planner<'_> {
 
     fn set_log(&mut self, size: u64, offset: u64, file: OwnedFd) -> Result<(), Error> {
         self.needs(protocol::LOG_SHMFD)?;
+        self.plan.next.log = None;
+        self.room_for(size)?;
         let key = self.keep(&file)?;
         let log = DirtyLog::new(file, offset, size)?;
         log.covers(&self.plan.mapped.memory)?;
@@ -482,6 +539,8 @@ impl Planner<'_> {
         if !info.offset.is_multiple_of(64) {
             return Err(value("in-flight region offset", info.offset));
         }
+        self.plan.next.inflight = None;
+        self.room_for(info.size)?;
         let key = self.keep(&file)?;
         let region = Mapping::new(file, info.offset, info.size)?;
         self.plan.mapped.inflight = Some(Arc::new(region));

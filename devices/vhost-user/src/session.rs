@@ -84,7 +84,8 @@ struct Work {
     effects: VecDeque<Effect>,
     /// Completions to come.
     waiting: usize,
-    since: Instant,
+    /// When rings began to be stopped, if any are.
+    stops: Option<Instant>,
     answer: Answer,
 }
 
@@ -114,6 +115,7 @@ pub struct Session {
     device: Box<dyn VirtioDevice>,
     net: Option<Box<dyn NetControl>>,
     bound: Duration,
+    descriptors: usize,
     keep: bool,
     completions: Completions,
     state: SessionState,
@@ -125,14 +127,16 @@ pub struct Session {
     kept: BTreeSet<Key>,
     framer: Framer,
     channel: Option<(Key, Channel)>,
+    /// Configuration space has changed, as far as the front end knows, since the first ring was last started.
+    changed: bool,
     /// Channels that were given up, until the loop has forgotten them.
     retired: Vec<Channel>,
     phase: Phase,
     /// The front end is still there and lets go last: what it waits for is answered.
     orderly: bool,
     op: u64,
-    /// How long stopping rings has taken since one was last started.
-    spent: Duration,
+    /// When a ring was last stopped, and how long that and what was stopped in a row with it took.
+    stopped: Option<(Instant, Duration)>,
     /// What was last refused, for the log.
     refused: Option<Error>,
 }
@@ -152,6 +156,7 @@ impl Session {
             device,
             net,
             bound,
+            descriptors: spec::MAX_DESCRIPTORS,
             keep,
             completions,
             state: SessionState::new(queues),
@@ -161,13 +166,19 @@ impl Session {
             kept: BTreeSet::new(),
             framer: Framer::default(),
             channel: None,
+            changed: true,
             retired: Vec::new(),
             phase: Phase::Idle,
             orderly: false,
             op: 0,
-            spent: Duration::ZERO,
+            stopped: None,
             refused: None,
         }
+    }
+
+    /// Lets front ends hold no more than so many descriptors.
+    pub fn limit_descriptors(&mut self, most: usize) {
+        self.descriptors = most;
     }
 
     /// What was negotiated.
@@ -274,6 +285,7 @@ impl Session {
         self.mapped = Mapped::of(&state, &mut files)?;
         self.files = files;
         self.state = state;
+        self.mapped.forget(&mut self.state);
         let partial = std::mem::take(&mut self.state.partial);
         let mut taken = Vec::new();
         for key in &partial.files {
@@ -322,6 +334,7 @@ impl Session {
             protocol: protocol::ANY | if is_net { protocol::NET } else { 0 },
             queues: self.state.vrings.len() as u16,
             config_len: self.device.config_len(),
+            descriptors: self.descriptors,
             keep: self.keep,
         }
     }
@@ -398,7 +411,7 @@ impl Session {
             effects: std::mem::take(&mut plan.effects).into(),
             plan,
             waiting: 0,
-            since: now,
+            stops: None,
             answer,
         });
         if starts && self.keep {
@@ -457,7 +470,10 @@ impl Session {
             return Step::Wait;
         }
         match std::mem::replace(&mut self.phase, Phase::Ready) {
-            Phase::Committing => Step::Ready,
+            Phase::Committing => {
+                self.mapped.forget(&mut self.state);
+                Step::Ready
+            }
             Phase::Preparing(work) => {
                 self.op += 1;
                 self.phase = Phase::Working(work);
@@ -498,6 +514,13 @@ impl Session {
     }
 
     fn config_changed(&mut self) {
+        // QEMU 6.1 and later drops what it is told while no ring is started, and reads the space again neither when its
+        // guest is reset nor when it connects again: so the first start tells it once more.
+        self.changed = true;
+        self.tell_changed();
+    }
+
+    fn tell_changed(&mut self) {
         if let Some((_, channel)) = &mut self.channel
             && let Err(e) = channel.config_changed()
         {
@@ -531,6 +554,9 @@ impl Session {
                 // What is under way ends first, within its own bound; then nothing is asked twice.
                 let rings = self.state.started().chain(work.plan.next.started());
                 self.phase = Phase::Draining(work.waiting, rings.collect());
+                // What it drops is dropped.
+                self.state.forget = work.plan.next.forget;
+                self.mapped.forget = work.plan.mapped.forget;
                 Step::Wait
             }
             phase @ (Phase::Draining(..) | Phase::Stopping(_)) => {
@@ -557,7 +583,7 @@ impl Session {
         let recorded = self.state.inflight.is_some();
         let stop = Stop {
             bound: self.bound,
-            leave: recorded,
+            leave: self.is_recorded(),
             answer: recorded || self.orderly,
         };
         self.op += 1;
@@ -569,6 +595,8 @@ impl Session {
     }
 
     fn forget(&mut self) -> Step {
+        // Nobody takes this connection up any more, so that nothing has to be recorded before.
+        self.mapped.forget(&mut self.state);
         self.device.reset();
         self.op += 1;
         // Records are numbered through, so that a late word of the keeper is not taken for another.
@@ -581,7 +609,9 @@ impl Session {
         self.kept.clear();
         self.framer = Framer::default();
         self.retire_channel();
-        self.spent = Duration::ZERO;
+        self.stopped = None;
+        // What the next front end has read, it may have read long ago.
+        self.changed = true;
         self.phase = Phase::Idle;
         Step::Ended
     }

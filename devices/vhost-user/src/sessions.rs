@@ -242,19 +242,25 @@ impl Driver {
             options,
             events,
         } = attachment;
-        let Options { bound, net, keeper } = options;
+        let Options {
+            bound,
+            descriptors,
+            net,
+            keeper,
+        } = options;
         let mailbox = self.mailbox.clone();
         device.on_event(Arc::new(move |event| {
             mailbox.post(Letter::Event(id, event));
         }));
         let mailbox = self.mailbox.clone();
-        let session = Session::new(
+        let mut session = Session::new(
             device,
             net,
             bound,
             keeper.keeps(),
             Arc::new(move |done| mailbox.post(Letter::Done(id, done))),
         );
+        session.limit_descriptors(descriptors);
         let slot = Slot::new(name.clone(), session, keeper, events);
         self.names.insert(name, id);
         self.slots.insert(id, slot);

@@ -53,6 +53,8 @@ pub struct Slot {
     told: Option<Negotiated>,
     removal: Option<Removed>,
     limit: Limit,
+    /// How often in a row the connection was readable and had nothing.
+    vain: u8,
 }
 
 impl Slot {
@@ -71,6 +73,7 @@ impl Slot {
             told: None,
             removal: None,
             limit: Limit::default(),
+            vain: 0,
         }
     }
 
@@ -106,6 +109,7 @@ impl Slot {
         }
         self.socket = Some(socket);
         self.session.connect();
+        self.vain = 0;
         (self.events)(&self.name, AttachmentEvent::Connected);
         self.drive(Step::Ready, now);
     }
@@ -162,7 +166,12 @@ impl Slot {
             Role::Channel => {
                 let state = self.session.channel().map(|c| c.ready());
                 match state {
-                    None | Some(Ok(channel::State::Open)) => {}
+                    None => {}
+                    // Both ends of it are closed, or worse: nothing else would silence it.
+                    Some(Ok(_)) if set.intersects(EventSet::HANG_UP | EventSet::ERROR) => {
+                        self.session.drop_channel();
+                    }
+                    Some(Ok(channel::State::Open)) => {}
                     Some(Ok(channel::State::Closed)) => self.session.drop_channel(),
                     Some(Err(e)) => {
                         self.log(now, &format!("back-end channel is closed: {}", chain(&e)));
@@ -191,8 +200,13 @@ impl Slot {
             return;
         }
         if self.session.is_ready() && self.sending == Sending::No {
-            // What was sent before the end is read first.
-            self.drive(Step::Ready, now);
+            // What was sent before the end is read first; reading resets this.
+            self.vain += 1;
+            let step = match self.vain > channel::VAIN {
+                true => Step::Close(Error::Unreadable),
+                false => Step::Ready,
+            };
+            self.drive(step, now);
         } else if set.intersects(ended) {
             self.hang_up(None, now);
         }
@@ -288,6 +302,9 @@ impl Slot {
         } else {
             reader::take(socket, framer)
         };
+        if !matches!(read, Ok(None)) {
+            self.vain = 0;
+        }
         match read {
             Ok(None) => None,
             Ok(Some(piece)) if !piece.bytes.is_empty() => Some(self.session.receive(piece, now)),
@@ -391,11 +408,7 @@ impl Slot {
     }
 
     fn log(&mut self, now: Instant, line: &str) {
-        match self.limit.allows(now) {
-            None => {}
-            Some(0) => log::warn!("{}: {line}", self.name),
-            Some(n) => log::warn!("{}: {line} ({n} lines were left out)", self.name),
-        }
+        self.limit.warn(now, &self.name, line);
     }
 }
 

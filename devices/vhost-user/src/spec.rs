@@ -18,6 +18,12 @@ pub const MAX_VRINGS: u16 = 256;
 pub const MAX_REGIONS: u32 = 8;
 /// Regions in all, with `CONFIGURE_MEM_SLOTS`.
 pub const MAX_SLOTS: usize = 509;
+/// Bytes that a front end may have mapped, of regions, log and in-flight region together: more than any guest has, and an
+/// eighth of what a process can map where addresses have 47 bits.
+pub const MAX_MAPPED: u64 = 16 << 40;
+/// Descriptors that a session can name in all: regions; kick, call, error and in-flight region of each vring; the log, the
+/// front end's in-flight region, the channel; those of a message that is not whole.
+pub const MAX_DESCRIPTORS: usize = MAX_SLOTS + 4 * MAX_VRINGS as usize + 3 + crate::unix::MAX_FILES;
 /// How far configuration space may reach, in bytes.
 pub const MAX_CONFIG: u32 = 4096;
 /// `DEVICE_NEEDS_RESET` (virtio 1.3 §2.1).

@@ -123,6 +123,18 @@ pub struct InflightState {
     pub queue_size: u16,
 }
 
+/// Records of requests that their driver has given up.
+///
+/// They go only when it is recorded that the rings do not run any more: a process that took a running ring up without its
+/// record would take what was completed out of order for what is to be done.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Forget {
+    /// The region.
+    pub region: InflightState,
+    /// The vrings.
+    pub rings: BTreeSet<u16>,
+}
+
 /// The dirty log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LogState {
@@ -166,6 +178,10 @@ pub struct SessionState {
     pub vrings: Vec<VringState>,
     /// The front end's in-flight region.
     pub inflight: Option<InflightState>,
+    /// Rings that were dropped, whose part of the front end's in-flight region is to be forgotten as soon as this state is
+    /// recorded.
+    #[serde(default)]
+    pub forget: Option<Forget>,
     /// The dirty log.
     pub log: Option<LogState>,
     /// The channel for requests of the back end.
@@ -189,6 +205,7 @@ impl SessionState {
             regions: Vec::new(),
             vrings: vec![VringState::default(); queues.into()],
             inflight: None,
+            forget: None,
             log: None,
             channel: None,
             partial: Partial::default(),
@@ -228,6 +245,7 @@ impl SessionState {
             }
         }
         keys.extend(self.inflight.map(|i| i.file));
+        keys.extend(self.forget.as_ref().map(|f| f.region.file));
         keys.extend(self.log.map(|l| l.file));
         keys.extend(self.channel);
         keys.extend(&self.partial.files);
@@ -348,6 +366,8 @@ pub struct Mapped {
     pub inflight: Option<Arc<Mapping>>,
     /// In-flight regions of our own, by vring.
     pub own_inflight: BTreeMap<u16, Arc<Mapping>>,
+    /// The region of [`SessionState::forget`].
+    pub forget: Option<Arc<Mapping>>,
 }
 
 impl Mapped {
@@ -376,6 +396,16 @@ impl Mapped {
         if let Some(i) = &state.inflight {
             mapped.inflight = Some(Arc::new(Mapping::new(take(i.file)?, i.offset, i.size)?));
         }
+        if let Some(Forget { region, .. }) = &state.forget {
+            mapped.forget = match state.inflight {
+                Some(i) if i.file == region.file => mapped.inflight.clone(),
+                _ => {
+                    let file = take(region.file)?;
+                    let mapping = Mapping::new(file, region.offset, region.size)?;
+                    Some(Arc::new(mapping))
+                }
+            };
+        }
         for (index, ring) in state.vrings.iter().enumerate() {
             if let Some(key) = ring.own_inflight {
                 let region = Mapping::new(take(key)?, 0, inflight::queue_len(ring.size))?;
@@ -396,12 +426,7 @@ impl Mapped {
     /// Where a queue records its requests in flight.
     pub fn inflight_queue(&self, state: &SessionState, index: u16) -> Option<InflightQueue> {
         if let (Some(region), Some(i)) = (&self.inflight, &state.inflight) {
-            let len = inflight::queue_len(i.queue_size);
-            return Some(InflightQueue {
-                region: region.clone(),
-                offset: u64::from(index) * len,
-                len,
-            });
+            return Some(part(region, i, index));
         }
         let region = self.own_inflight.get(&index)?;
         Some(InflightQueue {
@@ -409,6 +434,17 @@ impl Mapped {
             offset: 0,
             len: region.len(),
         })
+    }
+
+    /// Forgets what `state` says is to be forgotten.
+    pub fn forget(&mut self, state: &mut SessionState) {
+        if let (Some(region), Some(Forget { region: at, rings })) =
+            (self.forget.take(), state.forget.take())
+        {
+            for index in rings {
+                part(&region, &at, index).forget();
+            }
+        }
     }
 
     /// Where a queue logs its writes, if it has to.
@@ -426,6 +462,16 @@ impl Mapped {
     pub fn is_poisoned(&self) -> bool {
         // The log and our own regions are only written to, or sealed.
         self.memory.is_poisoned() || self.inflight.as_ref().is_some_and(|i| i.is_poisoned())
+    }
+}
+
+/// A vring's part of the front end's region.
+fn part(region: &Arc<Mapping>, at: &InflightState, index: u16) -> InflightQueue {
+    let len = inflight::queue_len(at.queue_size);
+    InflightQueue {
+        region: region.clone(),
+        offset: u64::from(index) * len,
+        len,
     }
 }
 

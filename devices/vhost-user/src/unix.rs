@@ -203,22 +203,9 @@ fn kind(file: BorrowedFd<'_>) -> io::Result<libc::mode_t> {
 /// Makes sure that a socket is a Unix socket. Others may wait when they are closed (`SO_LINGER`), and a notifier is
 /// closed on its reactor.
 fn check_unix(file: BorrowedFd<'_>) -> io::Result<()> {
-    let mut domain: libc::c_int = 0;
-    let mut len = size_of::<libc::c_int>() as libc::socklen_t;
-    // SAFETY: the buffer is ours and as long as we say.
-    let rc = unsafe {
-        libc::getsockopt(
-            file.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_DOMAIN,
-            (&raw mut domain).cast(),
-            &raw mut len,
-        )
-    };
-    match rc {
-        0 if domain == libc::AF_UNIX => Ok(()),
-        0 => Err(io::ErrorKind::InvalidInput.into()),
-        _ => Err(io::Error::last_os_error()),
+    match option(file, libc::SO_DOMAIN)? {
+        libc::AF_UNIX => Ok(()),
+        _ => Err(io::ErrorKind::InvalidInput.into()),
     }
 }
 
@@ -237,16 +224,42 @@ pub fn set_notifier(file: BorrowedFd<'_>) -> io::Result<()> {
     set_nonblocking(file)
 }
 
-/// Makes sure that a descriptor that a front end sent is a Unix socket.
+/// Makes a descriptor that a front end sent usable for kicks: an eventfd, whose count is never read and never stands in the
+/// way of another kick. A pipe or a socket would be full one day.
+///
+/// # Errors
+/// `InvalidInput` for a file of another kind.
+pub fn set_kick(file: BorrowedFd<'_>) -> io::Result<()> {
+    if kind(file)? != 0 {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    set_nonblocking(file)
+}
+
+/// Makes sure that a descriptor that a front end sent is a stream socket of this machine: others report errors that no read
+/// takes away.
 ///
 /// # Errors
 /// `InvalidInput` for a file of another kind.
 pub fn set_channel(file: BorrowedFd<'_>) -> io::Result<()> {
-    if kind(file)? != libc::S_IFSOCK {
+    if kind(file)? != libc::S_IFSOCK || option(file, libc::SO_TYPE)? != libc::SOCK_STREAM {
         return Err(io::ErrorKind::InvalidInput.into());
     }
     check_unix(file)?;
     set_nonblocking(file)
+}
+
+/// A number among a socket's options.
+fn option(socket: BorrowedFd<'_>, name: libc::c_int) -> io::Result<libc::c_int> {
+    let mut value: libc::c_int = 0;
+    let mut len = size_of::<libc::c_int>() as libc::socklen_t;
+    let (fd, level) = (socket.as_raw_fd(), libc::SOL_SOCKET);
+    // SAFETY: the buffer is ours and as long as we say.
+    let rc = unsafe { libc::getsockopt(fd, level, name, (&raw mut value).cast(), &raw mut len) };
+    if rc != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(value)
 }
 
 /// Makes reads and writes answer `WouldBlock` instead of waiting.

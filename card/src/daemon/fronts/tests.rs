@@ -88,6 +88,40 @@ fn a_second_front_end_is_turned_away_and_one_that_comes_back_waits() {
 }
 
 #[test]
+fn who_cannot_be_served_is_turned_away_at_once() {
+    let mut rig = Rig::new();
+    let (mut first, _) = rig.handed();
+    rig.fronts.bar(&id(), true);
+    let mut second = rig.connect();
+    assert_eq!(rig.turn(), []);
+    assert!(has_ended(&mut first) && has_ended(&mut second));
+    rig.fronts.bar(&id(), false);
+    let (mut third, _) = rig.handed();
+    assert!(!has_ended(&mut third));
+}
+
+#[test]
+fn who_has_gone_while_there_was_no_data_half_is_not_handed_over() {
+    let mut rig = Rig::new();
+    let (mut front, _) = rig.handed();
+    front.write_all(b"one").unwrap();
+    rig.commit(commit(1, 3, b"")).unwrap();
+    rig.fronts.data_half_lost();
+    drop(front);
+    assert!(rig.fronts.hand_over(&id()).unwrap().is_none());
+    assert!(!rig.fronts.is_taken(&id()));
+    // The one that came in its place is.
+    let (front, _) = rig.handed();
+    rig.commit(commit(1, 0, b"")).unwrap();
+    rig.fronts.data_half_lost();
+    drop(front);
+    let _next = rig.connect();
+    assert_eq!(rig.turn(), []);
+    let next = rig.fronts.hand_over(&id()).unwrap().unwrap();
+    assert!(next.recorded.is_none(), "a session of its own");
+}
+
+#[test]
 fn what_is_recorded_goes_to_the_next_data_half() {
     let mut rig = Rig::new();
     let (mut front, first) = rig.handed();
@@ -198,7 +232,8 @@ fn a_data_half_that_lies_costs_its_own_front_end() {
     }
     let mut rig = Rig::new();
     assert!(rig.commit(commit(1, 0, b"")).is_err(), "nobody is there");
+    // Descriptors that were lost: the step cannot be recorded.
     let (mut front, _) = rig.handed();
     assert!(rig.fronts.commit(&id(), Vec::new()).is_err());
-    assert!(!has_ended(&mut front));
+    assert!(has_ended(&mut front));
 }

@@ -97,10 +97,10 @@ impl Planner<'_> {
         if !started {
             self.check_start(index)?;
         }
-        let kick = self.notifier("kick", file)?;
+        let kick = self.kick(file)?;
         self.plan.next.ring(index).kick = Some(kick.map_or(Kick::Polled, Kick::File));
         if started {
-            self.plan.effects.push(Effect::Kick(index));
+            self.change(index, Effect::Kick(index));
             return Ok(());
         }
         if self.offer.keep && self.old.inflight.is_none() {
@@ -166,12 +166,8 @@ impl Planner<'_> {
         let was = self.old.is_enabled(index);
         self.plan.next.ring(index).enabled = on;
         let is = self.plan.next.is_enabled(index);
-        if self.is_started(index) && was != is {
-            self.plan.effects.push(Effect::Enable(index, is));
-            if !is {
-                // Acknowledged, or followed by the next message, when the reactor has seen it.
-                self.plan.effects.extend([Effect::Log(index), Effect::Wait]);
-            }
+        if was != is {
+            self.change(index, Effect::Enable(index, is));
         }
         Ok(())
     }

@@ -56,18 +56,22 @@ impl Session {
             Effect::Start(index) => {
                 let setup = queue_setup(next, mapped, &self.files, &self.distrust, index)?;
                 self.device.start_queue(setup)?;
-                self.spent = Duration::ZERO;
+                self.stopped = None;
             }
             Effect::Stop(index, kind) => {
                 let stop = Stop {
                     // Front ends stop one ring after another, each time waiting for the reply: the
                     // bound is for all of them.
-                    bound: self.bound.saturating_sub(self.spent),
-                    leave: kind == StopKind::Leave,
+                    bound: self.bound.saturating_sub(self.spent(now)),
+                    leave: match kind {
+                        StopKind::Drain => false,
+                        StopKind::Leave => true,
+                        StopKind::Drop => self.is_recorded(),
+                    },
                     answer: kind != StopKind::Drop,
                 };
                 work.waiting += 1;
-                work.since = now;
+                work.stops = Some(now);
                 self.stop_queue(index, stop, op);
             }
             Effect::Memory(index) => {
@@ -111,6 +115,20 @@ impl Session {
         Ok(())
     }
 
+    /// Whether rings have records of what is in flight. These are never the device's to forget: while the last state that
+    /// was recorded has a ring running, the next process may go on with it.
+    pub(super) fn is_recorded(&self) -> bool {
+        self.keep || self.state.inflight.is_some()
+    }
+
+    /// How much of the bound is used up by stops that ended shortly before. A front end that waits for the answer to one sends
+    /// the next at once, so what comes later is not in a row with them.
+    fn spent(&self, now: Instant) -> Duration {
+        let in_a_row = |ended| now.saturating_duration_since(ended) < self.bound;
+        let last = self.stopped.filter(|(ended, _)| in_a_row(*ended));
+        last.map_or(Duration::ZERO, |(_, spent)| spent)
+    }
+
     fn net(&mut self) -> Result<&mut Box<dyn NetControl>, Error> {
         self.net
             .as_mut()
@@ -132,8 +150,10 @@ impl Session {
 
     /// Everything that a message asked for has happened.
     pub(super) fn finish(&mut self, mut work: Work, now: Instant) -> Step {
-        // Only stops and changes take time.
-        self.spent += now.saturating_duration_since(work.since);
+        if let Some(since) = work.stops {
+            let took = now.saturating_duration_since(since);
+            self.stopped = Some((now, self.spent(since) + took));
+        }
         let answer = work.answer;
         // The old epoch goes here, when nothing uses it any more.
         self.mapped = std::mem::take(&mut work.plan.mapped);
@@ -154,9 +174,13 @@ impl Session {
         let reply = payload.map_or_else(Vec::new, |p| framing::reply(answer.request, &p));
         let kept = work.plan.kept;
         plan::retain(&mut self.files, &next);
+        let begins = self.state.started().next().is_none() && next.started().next().is_some();
         let step = self.commit(next, kept, answer.consume, reply, reply_files);
         if let Err(e) = self.open_channel() {
             return Step::Close(e);
+        }
+        if begins && self.channel.is_some() && std::mem::take(&mut self.changed) {
+            self.tell_changed();
         }
         step
     }

@@ -192,3 +192,50 @@ fn come_and_go() {
     assert!(function.connect().is_closed(), "nobody takes it");
     assert!(!function.control.is_running(0));
 }
+
+/// QEMU takes no notice of a change while no ring is started, and looks at configuration space again neither after a reset nor
+/// when it has connected again.
+#[test]
+fn a_config_change_is_told_again_when_a_ring_has_started() {
+    let _alone = alone();
+    let function = Function::new(2);
+    for _ in 0..2 {
+        let front = function.negotiated();
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        assert!(front.ok(SET_BACKEND_REQ_FD, &[], &[theirs.as_fd()]));
+        drop(theirs);
+        let channel = Raw::new(ours);
+        let told = || {
+            assert!(wait_readable(channel.socket.as_fd()));
+            let mut head = [0; 64];
+            let got = unix::take(channel.socket.as_fd(), &mut head).unwrap();
+            assert_eq!(&head[..got.len], framing::request(2, true, &[]));
+            channel.bytes(&framing::reply(2, &[0; 8]), &[]);
+        };
+        let quiet = || {
+            front.number(GET_FEATURES);
+            assert!(channel.is_quiet());
+        };
+        let _memory = front.memory();
+        quiet();
+        // The front end may be one that has connected again.
+        front.start(0);
+        told();
+        front.start(1);
+        quiet();
+        front.base(0);
+        front.base(1);
+        front.start(0);
+        quiet();
+        // In the middle of a reset.
+        front.base(0);
+        function.control.event(DeviceEvent::ConfigChanged);
+        told();
+        quiet();
+        front.start(0);
+        told();
+        quiet();
+        drop(front);
+        function.wait_gone(function.count(|e| *e == AttachmentEvent::Connected));
+    }
+}

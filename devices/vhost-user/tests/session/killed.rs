@@ -315,6 +315,102 @@ fn what_a_ring_had_in_flight_is_there_for_the_next_process() {
     }
 }
 
+/// Until it is recorded that a ring was dropped the next process goes on with it, and needs what was in flight; after that, the
+/// requests are void.
+#[test]
+fn what_was_in_flight_is_forgotten_when_the_reset_is_recorded() {
+    use std::os::unix::fs::FileExt;
+    let script = script(true);
+    // Up to where both rings run.
+    let count = script.iter().position(|l| l.0 == SET_VRING_ENABLE);
+    let script = &script[..count.unwrap() + 6];
+    let region = script.iter().find(|l| l.0 == SET_INFLIGHT_FD).unwrap();
+    let region: std::fs::File = region.2[0].try_clone().unwrap().into();
+    let versions = || {
+        [0, 4160].map(|part| {
+            let mut version = [0; 2];
+            region.read_exact_at(&mut version, part + 8).unwrap();
+            u16::from_le_bytes(version)
+        })
+    };
+    let mut deaths = 0;
+    for at in 0.. {
+        for part in [0, 4160] {
+            region.write_all_at(&[1, 0], part + 8).unwrap();
+        }
+        let (front, back) = UnixStream::pair().unwrap();
+        let front = Raw::new(front);
+        let mut ledger = Ledger::new();
+        let mut half = Half::new(&ledger);
+        let mut steps = Steps {
+            left: None,
+            seen: 0,
+        };
+        for (code, payload, files) in script {
+            let files: Vec<_> = files.iter().map(AsFd::as_fd).collect();
+            front.send(*code, payload, &files);
+            assert!(serve(&mut half, &back, &mut ledger, &mut steps).is_ok());
+            front.reply(*code).unwrap();
+        }
+        assert_eq!(half.control.lock().running.len(), 2);
+        assert_eq!(versions(), [1, 1]);
+        front.send(RESET_DEVICE, &[], &[]);
+        steps.left = Some(at);
+        let killed = serve(&mut half, &back, &mut ledger, &mut steps).is_err();
+        if killed {
+            deaths += 1;
+            drop(half);
+            let state = ledger.snapshot().unwrap().unwrap().0;
+            let runs = SessionState::from_bytes(&state).unwrap().started().count();
+            half = Half::new(&ledger);
+            match runs {
+                0 => assert_eq!(versions(), [0, 0], "{at}"),
+                _ => assert_eq!((runs, versions()), (2, [1, 1]), "{at}"),
+            }
+            assert!(serve(&mut half, &back, &mut ledger, &mut steps).is_ok());
+        }
+        front.reply(RESET_DEVICE).unwrap();
+        assert_eq!(versions(), [0, 0]);
+        steps.left = None;
+        // Nothing is kept any more that was only to be forgotten.
+        front.send(GET_FEATURES, &[], &[]);
+        assert!(serve(&mut half, &back, &mut ledger, &mut steps).is_ok());
+        front.reply(GET_FEATURES).unwrap();
+        assert_eq!(half.session.state().forget, None);
+        drop(Half::new(&ledger));
+        if !killed {
+            break;
+        }
+    }
+    assert!(deaths >= 5, "{deaths}");
+}
+
+/// A front end that goes in the middle of a reset: what it gave up does not come back with it.
+#[test]
+fn a_reset_that_is_cut_short_forgets_too() {
+    use std::os::unix::fs::FileExt;
+    let _alone = alone();
+    let function = Function::new(1);
+    let front = function.connect();
+    front.negotiate();
+    let region = unix::sealed_memory(c"inflight", 4160).unwrap();
+    let row = inflight(4160, 0, 1, 128);
+    assert!(front.ok(SET_INFLIGHT_FD, &row, &[region.as_fd()]));
+    let _memory = front.memory();
+    front.start(0);
+    let region = std::fs::File::from(region);
+    region.write_all_at(&[1, 0], 8).unwrap();
+    function.control.lock().pace = Pace::Held;
+    front.send(RESET_DEVICE, &[], &[]);
+    function.control.wait("the stop", |i| !i.held.is_empty());
+    drop(front);
+    function.control.release();
+    function.wait_gone(1);
+    let mut version = [7; 2];
+    region.read_exact_at(&mut version, 8).unwrap();
+    assert_eq!(version, [0, 0]);
+}
+
 fn region_files(half: &Half) -> Vec<(u16, bluff_memory::FileId)> {
     let inner = half.control.lock();
     let all = inner.running.iter();

@@ -1,5 +1,6 @@
 //! Ends of sessions and of rings while I/O never completes.
 
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use bluff_vhost_user::AttachmentEvent;
@@ -76,4 +77,35 @@ fn b15_every_way_to_stop_ends_within_the_bound() {
         drop(front);
         function.wait_gone(n);
     }
+}
+
+/// The next pause would answer requests with errors that there was time for.
+#[test]
+fn b15_what_is_no_stop_uses_up_nothing_of_the_bound() {
+    let _alone = alone();
+    let function = Function::new(3);
+    let bound = Duration::from_millis(300);
+    let front = function.negotiated();
+    let memory = front.memory();
+    (0..3).for_each(|i| front.start(i));
+    function.control.lock().pace = Pace::AtBound;
+    let given = |ring: u16| {
+        front.base(ring.into());
+        let calls = function.control.take_calls();
+        let mut stops = calls.iter().filter_map(|call| match call {
+            Call::Stop(index, stop) if *index == ring => Some(stop.bound),
+            _ => None,
+        });
+        stops.next().expect("a stop")
+    };
+    // Each takes the bound, as requests are still under way.
+    let region = |i: u64| single((i * MEMORY, MEMORY, USER + i * MEMORY, 0));
+    for i in 1..3 {
+        assert!(front.ok(ADD_MEM_REG, &region(i), &[memory.as_fd()]));
+    }
+    assert_eq!(given(0), bound);
+    // In a row with the one before, and then not.
+    assert!(given(1) < bound / 2);
+    assert!(front.ok(REM_MEM_REG, &region(1), &[]));
+    assert_eq!(given(2), bound);
 }

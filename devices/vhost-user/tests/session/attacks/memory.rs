@@ -1,8 +1,9 @@
 //! What is shared: guest memory, in-flight regions, the dirty log.
 
 use std::os::fd::{AsFd, AsRawFd};
+use std::time::Duration;
 
-use bluff_vhost_user::AttachmentEvent;
+use bluff_vhost_user::{AttachmentEvent, unix};
 use bluff_virtio::features;
 
 use super::{file, settled, still_serves};
@@ -294,5 +295,102 @@ fn b09_memory_changes_during_io_are_acknowledged_when_nothing_uses_it() {
         drop(old);
     }
     drop(front);
+    still_serves(&function);
+}
+
+/// Marks past the end of a log would be lost without a word.
+#[test]
+fn b06_memory_does_not_outgrow_the_log() {
+    let _alone = alone();
+    let function = Function::new(1);
+    let front = function.negotiated();
+    let memory = front.memory();
+    front.start(0);
+    let bits = front.number(GET_FEATURES) & !features::RING_PACKED;
+    let log = |bytes: u64| {
+        let file = unix::sealed_memory(c"a-dirty-log", bytes).unwrap();
+        let answer = front.ask(SET_LOG_BASE, &longs(&[bytes, 0]), &[file.as_fd()]);
+        answer.unwrap().0.len() == 16
+    };
+    let is_mapped = || {
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+        maps.contains("a-dirty-log")
+    };
+    // A byte of the log is for eight pages.
+    let far = 1 << 30;
+    let region = single((far, MEMORY, USER + far, 0));
+    let near = table(&[(0, MEMORY, USER, 0)]);
+    let both = table(&[(0, MEMORY, USER, 0), (far, MEMORY, USER + far, 0)]);
+    let two = [memory.as_fd(), memory.as_fd()];
+    assert!(log(4096));
+    assert!(front.set(SET_FEATURES, bits));
+    assert!(!front.ok(ADD_MEM_REG, &region, &[memory.as_fd()]));
+    assert!(!front.ok(SET_MEM_TABLE, &both, &two));
+    // The log first, then the memory, as QEMU does.
+    assert!(log(1 << 16));
+    assert!(front.ok(ADD_MEM_REG, &region, &[memory.as_fd()]));
+    assert!(!log(4096));
+    assert!(front.ok(SET_MEM_TABLE, &near, &two[..1]));
+    assert!(is_mapped());
+    // It goes with the migration, and bars nothing then.
+    assert!(front.set(SET_FEATURES, bits & !features::LOG_ALL));
+    assert!(!is_mapped());
+    assert!(front.ok(ADD_MEM_REG, &region, &[memory.as_fd()]));
+    drop((front, memory));
+    function.wait_gone(1);
+    still_serves(&function);
+}
+
+/// Sparse files cost a front end nothing, and each process has 47 bits of addresses.
+#[test]
+fn b08_a_front_end_maps_no_more_than_its_share_of_the_address_space() {
+    let _alone = alone();
+    let function = Function::new(1);
+    let front = function.negotiated();
+    let half = 8u64 << 40;
+    let huge = file(2 * half);
+    let region = |i: u64, size| single((i * half, size, USER + i * half, 0));
+    assert!(front.ok(ADD_MEM_REG, &region(0, half), &[huge.as_fd()]));
+    let least = single((half, 4096, USER + half, 0));
+    let least_log = longs(&[4096, 0]);
+    assert!(front.ok(ADD_MEM_REG, &region(1, half), &[huge.as_fd()]));
+    assert!(!front.ok(ADD_MEM_REG, &region(2, 4096), &[huge.as_fd()]));
+    assert!(!front.ok(SET_LOG_BASE, &least_log, &[huge.as_fd()]));
+    let queues = inflight(4160, 0, 1, 128);
+    assert!(!front.ok(SET_INFLIGHT_FD, &queues, &[huge.as_fd()]));
+    // A table is counted as a whole; what it replaces is not.
+    let two = table(&[(0, half, USER, 0), (half, half, USER + half, 0)]);
+    let over = table(&[(0, half, USER, 0), (half, half + 4096, USER + half, 0)]);
+    let files = [huge.as_fd(), huge.as_fd()];
+    assert!(front.ok(SET_MEM_TABLE, &two, &files));
+    assert!(!front.ok(SET_MEM_TABLE, &over, &files));
+    assert!(front.ok(REM_MEM_REG, &region(1, half), &[]));
+    assert!(front.ok(ADD_MEM_REG, &least, &[huge.as_fd()]));
+    drop(front);
+    function.wait_gone(1);
+    still_serves(&function);
+}
+
+#[test]
+fn b08_a_front_end_holds_no_more_descriptors_than_its_share() {
+    let _alone = alone();
+    let function = Function::with(device(2), Duration::from_millis(300), |o| {
+        o.descriptors = 20;
+    });
+    let before = open_files();
+    let front = function.negotiated();
+    let spare = file(MEMORY);
+    let region = |i: u64| single((i * MEMORY, MEMORY, USER + i * MEMORY, 0));
+    let added = |i| front.ok(ADD_MEM_REG, &region(i), &[spare.as_fd()]);
+    assert_eq!((0..40).filter(|&i| added(i)).count(), 20);
+    // What is replaced makes room, and what it has goes on.
+    assert!(!front.ok(SET_VRING_CALL, &[0; 8], &[eventfd().0.as_fd()]));
+    assert!(front.ok(REM_MEM_REG, &region(7), &[]));
+    for _ in 0..3 {
+        assert!(front.ok(SET_VRING_CALL, &[0; 8], &[eventfd().0.as_fd()]));
+    }
+    drop((front, spare));
+    function.wait_gone(1);
+    settled(before);
     still_serves(&function);
 }

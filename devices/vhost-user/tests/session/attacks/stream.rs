@@ -2,8 +2,12 @@
 
 use std::io::Write;
 use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use bluff_vhost_user::framing;
+use bluff_vhost_user::keeper::Ledger;
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
 use super::{file, settled, still_serves};
@@ -186,4 +190,119 @@ fn b16_flood_one_byte_at_a_time() {
     settled(before);
     still_serves(&function);
     still_serves(&neighbour);
+}
+
+/// Of what may come as a descriptor, some is ready for ever, and some is full one day.
+#[test]
+fn b02_descriptors_of_another_kind() {
+    let _alone = alone();
+    let function = Function::new(1);
+    let front = function.negotiated();
+    let memory = front.memory();
+    let (stream, _stream) = UnixStream::pair().unwrap();
+    let (datagram, _datagram) = std::os::unix::net::UnixDatagram::pair().unwrap();
+    let udp = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let tcp = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let (event, _event) = eventfd();
+    let odd = [datagram.as_fd(), udp.as_fd(), tcp.as_fd()];
+    for file in odd.into_iter().chain([event.as_fd(), memory.as_fd()]) {
+        assert!(!front.ok(SET_BACKEND_REQ_FD, &[], &[file]));
+    }
+    assert!(front.ok(SET_BACKEND_REQ_FD, &[], &[stream.as_fd()]));
+    front.start(0);
+    for file in odd.into_iter().chain([stream.as_fd(), memory.as_fd()]) {
+        assert!(!front.ok(SET_VRING_KICK, &[0; 8], &[file]));
+    }
+    assert!(front.ok(SET_VRING_KICK, &[0; 8], &[event.as_fd()]));
+    assert_eq!(front.base(0), 7);
+    drop(front);
+    function.wait_gone(1);
+    still_serves(&function);
+}
+
+/// Each of these brings a descriptor, and a reactor may be slow.
+#[test]
+fn b16_changes_of_a_running_ring_do_not_pile_up() {
+    let _alone = alone();
+    for code in [SET_VRING_CALL, SET_VRING_KICK, SET_VRING_ERR] {
+        let function = Function::new(1);
+        let mut front = function.negotiated();
+        let _memory = front.memory();
+        front.start(0);
+        front.ack = false;
+        function.control.lock().pace = Pace::Held;
+        function.control.take_calls();
+        let before = open_files();
+        let (event, _event) = eventfd();
+        for _ in 0..100 {
+            front.send(code, &[0; 8], &[event.as_fd()]);
+        }
+        drop(event);
+        let changes = |calls: &[Call]| calls.iter().filter(|c| !matches!(c, Call::Log(..))).count();
+        function.control.wait("the first", |i| !i.held.is_empty());
+        // Those that follow stay in the socket until this one is done.
+        for seen in 1..=100 {
+            assert_eq!(changes(&function.control.lock().calls), seen, "{code}");
+            assert!(open_files() < before + 12, "{} files", open_files());
+            function.control.release();
+            if seen < 100 {
+                function.control.wait("the next", |i| !i.held.is_empty());
+            }
+        }
+        function.control.lock().pace = Pace::Now;
+        assert_ne!(front.number(GET_FEATURES), 0);
+    }
+}
+
+/// Processor time of the loops of sessions, in about 10 ms.
+fn ticks() -> u64 {
+    let mut sum = 0;
+    for task in std::fs::read_dir("/proc/self/task").unwrap() {
+        // It may end at any time.
+        let stat = std::fs::read_to_string(task.unwrap().path().join("stat"));
+        let stat = stat.unwrap_or_default();
+        if let Some((_, rest)) = stat.split_once("(vhost-user) ") {
+            let times = rest.split_whitespace().skip(11).take(2);
+            sum += times.map(|n| n.parse::<u64>().unwrap()).sum::<u64>();
+        }
+    }
+    sum
+}
+
+/// Out-of-band data is not in the stream, and its socket is readable for ever.
+#[test]
+fn b16_data_that_cannot_be_read_keeps_nothing_busy() {
+    let _alone = alone();
+    let out_of_band = |socket: &UnixStream| {
+        let flags = libc::MSG_OOB | libc::MSG_NOSIGNAL;
+        // SAFETY: one byte that is ours.
+        #[allow(unsafe_code)]
+        let sent = unsafe { libc::send(socket.as_raw_fd(), [7u8].as_ptr().cast(), 1, flags) };
+        sent == 1
+    };
+    let kept = Arc::new(Mutex::new(Ledger::new()));
+    let function = Function::with(device(2), Duration::from_millis(300), |o| {
+        o.keeper = Box::new(kept);
+    });
+    let front = function.negotiated();
+    if !out_of_band(&front.socket) {
+        println!("this kernel has no such thing");
+        return;
+    }
+    assert!(front.is_closed());
+    function.wait_gone(1);
+    // The back end's own channel.
+    let front = function.negotiated();
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    assert!(front.ok(SET_BACKEND_REQ_FD, &[], &[theirs.as_fd()]));
+    drop(theirs);
+    assert!(out_of_band(&ours));
+    assert_ne!(front.number(GET_FEATURES), 0);
+    // Where a read takes it away, the channel goes on.
+    let before = ticks();
+    std::thread::sleep(Duration::from_millis(500));
+    assert!(ticks() - before < 25, "busy half of the time");
+    drop((front, ours));
+    function.wait_gone(2);
+    still_serves(&function);
 }

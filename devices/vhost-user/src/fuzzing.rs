@@ -424,7 +424,10 @@ pub fn fuzz_messages(data: &[u8]) {
                 run.session.device_event(DeviceEvent::ConfigChanged);
             }
             247..=249 => {
-                run.session.device_event(DeviceEvent::QueueBroken(0));
+                run.session.device_event(DeviceEvent::QueueBroken {
+                    queue: 0,
+                    cause: "fuzzed".into(),
+                });
             }
             250..=252 => run.kill(),
             _ => run.end(),

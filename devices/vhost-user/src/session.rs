@@ -495,7 +495,7 @@ impl Session {
             }
             // It is the front end's own affair; the slot says so.
             DeviceEvent::NotifierHung(_) => false,
-            DeviceEvent::QueueBroken(_) => {
+            DeviceEvent::QueueBroken { .. } => {
                 if matches!(
                     self.phase,
                     Phase::Idle | Phase::Draining(..) | Phase::Stopping(_)

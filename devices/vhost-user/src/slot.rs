@@ -381,12 +381,18 @@ impl Slot {
 
     /// The device says something.
     pub fn device_event(&mut self, event: DeviceEvent, now: Instant) {
-        if let DeviceEvent::NotifierHung(index) = event {
-            let line = format!(
-                "queue {index}: its call or error descriptor blocks and is given up: \
-                 the driver is not notified until the front end sends another"
-            );
-            self.log(now, &line);
+        match &event {
+            DeviceEvent::NotifierHung(index) => {
+                let line = format!(
+                    "queue {index}: its call or error descriptor blocks and is given up: \
+                     the driver is not notified until the front end sends another"
+                );
+                self.log(now, &line);
+            }
+            DeviceEvent::QueueBroken { queue, cause } => {
+                self.log(now, &format!("queue {queue} is broken: {cause}"));
+            }
+            DeviceEvent::ConfigChanged => {}
         }
         if self.session.device_event(event) {
             self.needs_reset(now);

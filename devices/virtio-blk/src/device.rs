@@ -408,12 +408,14 @@ fn build(
     ) {
         Ok(worker) => Box::new(worker),
         Err((e, mailbox, error)) => {
-            log::warn!("queue {index} cannot be started: {e}");
             if error.as_ref().map(Notifier::notify) == Some(Notice::Hung) {
                 add(&counters.hung, 1);
                 said(DeviceEvent::NotifierHung(index));
             }
-            said(DeviceEvent::QueueBroken(index));
+            said(DeviceEvent::QueueBroken {
+                queue: index,
+                cause: format!("it cannot be started: {e}").into(),
+            });
             Box::new(Failed {
                 mailbox,
                 record,

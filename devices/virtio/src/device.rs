@@ -139,12 +139,19 @@ pub struct StoppedQueue {
 }
 
 /// Something that the attachment has to tell the driver.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+///
+/// Devices log nothing that a driver can cause at will: the attachment does, and knows how often that may be.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DeviceEvent {
     /// Configuration space has changed.
     ConfigChanged,
     /// A queue is broken: the device needs a reset.
-    QueueBroken(u16),
+    QueueBroken {
+        /// Which one.
+        queue: u16,
+        /// What is wrong, for an operator.
+        cause: Arc<str>,
+    },
     /// A notifier of a queue blocked and was given up. The queue goes on; its driver hears nothing until it gets
     /// another.
     NotifierHung(u16),

@@ -175,7 +175,7 @@ impl<'a> Pair<'a> {
         let broken: Arc<Mutex<bool>> = Arc::default();
         let tell = broken.clone();
         device.on_event(Arc::new(move |event| {
-            *tell.lock().unwrap() |= matches!(event, DeviceEvent::QueueBroken(_));
+            *tell.lock().unwrap() |= matches!(event, DeviceEvent::QueueBroken { .. });
         }));
         let ours = Ours {
             device,

@@ -94,8 +94,12 @@ fn a_broken_ring_asks_for_a_reset() {
     let _memory = front.memory();
     front.start(0);
     assert!(front.set(SET_STATUS, 15));
-    function.control.event(DeviceEvent::QueueBroken(0));
-    function.control.event(DeviceEvent::QueueBroken(0));
+    for _ in 0..2 {
+        function.control.event(DeviceEvent::QueueBroken {
+            queue: 0,
+            cause: "tested".into(),
+        });
+    }
     function.wait_events(1, |e| *e == AttachmentEvent::NeedsReset);
     assert_eq!(front.number(GET_STATUS), 15 | 0x40);
     assert!(front.set(SET_STATUS, 15));

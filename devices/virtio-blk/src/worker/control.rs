@@ -11,7 +11,8 @@ use bluff_virtio::{
     with_ring,
 };
 
-use super::{Io, Worker};
+use super::Worker;
+use super::batch::Io;
 use crate::request::Refused;
 use crate::spec::status;
 
@@ -267,7 +268,6 @@ impl Worker {
 
     /// The ring cannot be used any more.
     pub(super) fn broken(&mut self, e: &RingError) {
-        log::warn!("queue {} is broken: {e}", self.index);
         self.io.mute = true;
         // A stop under way goes on: somebody waits for it.
         if !matches!(self.state, State::Stopping(_)) {
@@ -276,7 +276,10 @@ impl Worker {
         if self.error.as_ref().map(Notifier::notify) == Some(Notice::Hung) {
             self.hung();
         }
-        (self.tell)(DeviceEvent::QueueBroken(self.index));
+        (self.tell)(DeviceEvent::QueueBroken {
+            queue: self.index,
+            cause: e.to_string().into(),
+        });
     }
 }
 
@@ -308,7 +311,7 @@ impl Io {
             if !revoked || slot.revoked {
                 for part in 0..slot.parts {
                     if self.channel.cancel(self.channel.tag(index, part)) == Cancel::Never {
-                        log::warn!("an operation cannot be cancelled; its end is waited for");
+                        log::debug!("an operation cannot be cancelled; its end is waited for");
                     }
                 }
             }
@@ -323,10 +326,10 @@ impl Io {
             match ring.pop(&mut chain) {
                 Ok(Pop::Empty) => break,
                 Ok(Pop::Chain | Pop::Bad(_)) => {
-                    let written = match super::refuse(&mut chain) {
+                    let written = match super::batch::refuse(&mut chain) {
                         Refused::Status(s) => {
                             chain.set_status(s);
-                            super::written_without_data(&chain)
+                            super::batch::written_without_data(&chain)
                         }
                         Refused::NoStatus => 0,
                     };
@@ -356,7 +359,7 @@ impl Io {
         }
         slot.chain.set_status(status::IOERR);
         self.tally.errors += 1;
-        ring.complete(&slot.chain, super::written_without_data(&slot.chain));
+        ring.complete(&slot.chain, super::batch::written_without_data(&slot.chain));
         self.slots.give(index);
     }
 }

@@ -133,15 +133,20 @@ impl Pair {
     /// The neighbour works until the device has said that a notifier has hung.
     fn until_hung(&mut self) {
         let start = Instant::now();
-        while !self.has(DeviceEvent::NotifierHung(0)) {
+        while !self.has(|e| *e == DeviceEvent::NotifierHung(0)) {
             assert!(start.elapsed() < PATIENCE, "nobody says so");
             self.neighbour();
         }
         assert!(self.slowest < BOUND, "{:?}", self.slowest);
     }
 
-    fn has(&self, event: DeviceEvent) -> bool {
-        self.events.lock().unwrap().contains(&event)
+    fn has(&self, event: impl Fn(&DeviceEvent) -> bool) -> bool {
+        self.events.lock().unwrap().iter().any(event)
+    }
+
+    fn wait_broken(&self) {
+        let broken = |e: &DeviceEvent| matches!(e, DeviceEvent::QueueBroken { queue: 0, .. });
+        wait(|| self.has(broken).then_some(()));
     }
 
     /// Sends another descriptor, and waits until the queue has it.
@@ -229,7 +234,7 @@ fn an_error_descriptor_that_blocks_holds_nobody_up() {
         },
     );
     pair.until_hung();
-    wait(|| pair.has(DeviceEvent::QueueBroken(0)).then_some(()));
+    pair.wait_broken();
     pair.end();
 }
 
@@ -249,6 +254,6 @@ fn an_error_descriptor_that_blocks_at_the_start_holds_nobody_up() {
     setup.error = Some(Notifier::of(back, &pair.distrust).unwrap());
     pair.hostile.start_queue(setup).unwrap();
     pair.until_hung();
-    wait(|| pair.has(DeviceEvent::QueueBroken(0)).then_some(()));
+    pair.wait_broken();
     pair.end();
 }

@@ -353,8 +353,12 @@ impl Attack {
     }
 
     pub fn broken(&self) -> bool {
-        let events = self.events.lock().unwrap();
-        events.contains(&DeviceEvent::QueueBroken(0))
+        self.queue_broken(0)
+    }
+
+    fn queue_broken(&self, index: u16) -> bool {
+        let broken = |e: &DeviceEvent| matches!(e, DeviceEvent::QueueBroken { queue, .. } if *queue == index);
+        self.events.lock().unwrap().iter().any(broken)
     }
 
     /// The neighbour is served as if nothing were.
@@ -377,8 +381,7 @@ impl Attack {
                 assert_eq!(done.status, Status::Ok);
             }
         }
-        let events = self.events.lock().unwrap();
-        assert!(!events.contains(&DeviceEvent::QueueBroken(1)));
+        assert!(!self.queue_broken(1));
     }
 
     /// A request that is as it should be: header, data, status. Gives the chain, and where its status will be.

@@ -9,7 +9,7 @@
 //! The messages are those of the `vhost` crate, which no one here wrote; only the two that it cannot
 //! carry whole are sent from here: the 32-bit base of a packed ring, and its answer.
 //!
-//! With the feature `libblkio` there is also a front end that is wholly another's ([`libblkio`]).
+//! With the feature `libblkio` there is also a front end that is wholly another's (module `libblkio`).
 //!
 //! Not here: migration logs, back-end requests.
 

@@ -12,10 +12,12 @@ use bluff_card::stats::QueueStatistics;
 use rustix::event::{PollFd, PollFlags};
 use rustix::process::{Pid, PidfdFlags, Signal};
 
-use super::{LIMIT, until};
+use super::{LIMIT, times, until};
 
 /// No daemon of a test lives longer, so that no front end waits for ever for an answer of a hung one.
-const LIFE: Duration = Duration::from_secs(120);
+fn life() -> Duration {
+    Duration::from_secs(times(120, 3600) as u64)
+}
 
 /// A folder with a configuration, volumes and sockets.
 pub struct Place {
@@ -126,10 +128,10 @@ fn first_line(from: ChildStdout) -> mpsc::Receiver<String> {
 fn watch(child: &Child) {
     let pidfd = rustix::process::pidfd_open(Pid::from_child(child), PidfdFlags::empty()).unwrap();
     std::thread::spawn(move || {
-        let life = LIFE.try_into().unwrap();
+        let life = life();
         let mut ended = [PollFd::new(&pidfd, PollFlags::IN)];
-        if let Ok(0) = rustix::event::poll(&mut ended, Some(&life)) {
-            eprintln!("a daemon is still there after {LIFE:?}, and is killed");
+        if let Ok(0) = rustix::event::poll(&mut ended, Some(&life.try_into().unwrap())) {
+            eprintln!("a daemon is still there after {life:?}, and is killed");
             let _ = rustix::process::pidfd_send_signal(&pidfd, Signal::KILL);
         }
     });

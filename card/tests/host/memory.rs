@@ -15,6 +15,7 @@ fn b09_memory_that_no_request_uses_comes_and_goes_in_mid_io() {
         let daemon = place.start();
         let mut guest = Guest::start(&place.socket("blk0"), shape);
         let mut checker = Checker::new(BLOCKS);
+        // At most: a copy of the front end's socket may still be there.
         let connected = daemon.descriptors();
         for round in 0..times(100, 5000) {
             guest.run(&mut checker, 10, 32);
@@ -28,7 +29,7 @@ fn b09_memory_that_no_request_uses_comes_and_goes_in_mid_io() {
         guest.verify(&mut checker);
         assert_eq!(checker.tally.errors, 0);
         until("the end of what was shared before", || {
-            (daemon.descriptors() == connected).then_some(())
+            (daemon.descriptors() <= connected).then_some(())
         });
         drop(guest);
         daemon.terminate();

@@ -250,7 +250,7 @@ impl Worker {
                 Turn::Worked
             }
             Err(e) => {
-                if !told && (e != BlockError::Locked || cx.now() - since >= LOCK_TELL) {
+                if !told && cx.now() - since >= LOCK_TELL {
                     told = true;
                     log::error!(
                         "queue {}: {e}: {:?}; it is served when that changes",
@@ -337,7 +337,7 @@ impl Io {
                 }
                 // A record that lied; the queue ends in any case.
                 Err(e) => {
-                    log::warn!("{e}");
+                    log::debug!("{e}");
                     return false;
                 }
             }

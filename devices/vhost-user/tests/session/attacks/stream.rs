@@ -10,13 +10,8 @@ use bluff_vhost_user::framing;
 use bluff_vhost_user::keeper::Ledger;
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
-use super::{file, settled, still_serves};
+use super::{emulated, file, settled, still_serves};
 use crate::support::*;
-
-/// Whether `cargo xtask test` runs this for another machine than it is on.
-fn emulated() -> bool {
-    std::env::var_os("BLUFF_EMULATED").is_some()
-}
 
 #[test]
 fn b02_extra_descriptors_on_any_message() {

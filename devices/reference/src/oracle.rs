@@ -9,7 +9,7 @@ use virtio_queue::Queue;
 use vm_memory::GuestMemory;
 
 use crate::lane::{Lane, Taken};
-use crate::worker::{Idle, OpenError};
+use crate::worker::{OpenError, Woken};
 use crate::{Device, worker};
 
 /// A queue of a device on the calling thread, which does what is available and returns.
@@ -29,7 +29,9 @@ impl Oracle {
     pub fn new(device: Arc<Device>) -> Result<Self, OpenError> {
         let in_use = InUse::new(device.volume().clone()).map_err(OpenError::Volume)?;
         let mut reactor = Reactor::new(&Options::default()).map_err(OpenError::Reactor)?;
-        let id = reactor.context().insert(Poll::Never, |_, _| Box::new(Idle));
+        let id = reactor
+            .context()
+            .insert(Poll::Never, |_, _| Box::new(Woken::default()));
         let context = OpenContext {
             waker: reactor.context().waker(id),
             uring: reactor.context().uring(),

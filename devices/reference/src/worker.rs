@@ -3,15 +3,17 @@
 //! The thread and its epoll wait belong to `vhost-user-backend`. The channel's completions come through
 //! the reactor, whose descriptor is registered in that epoll.
 
+use std::cell::Cell;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use bluff_block::{BlockError, Channel, Completion, Op, OpenContext};
-use bluff_reactor::{Actor, ActorId, Context, Options, Poll, Reactor, Turn};
+use bluff_reactor::{Actor, ActorId, Context, Event, Options, Poll, Reactor, Turn};
 use vhost_user_backend::{VringMutex, VringT};
 use virtio_queue::QueueT;
 use vm_memory::{GuestAddressSpace, GuestMemoryAtomic, GuestMemoryLoadGuard, GuestMemoryMmap};
@@ -94,11 +96,15 @@ impl Gauge {
     }
 }
 
-/// The actor that a channel's waker wakes. Whatever wakes the thread, the channel is polled; so
-/// there is nothing for the actor to do.
-pub(crate) struct Idle;
+/// The actor that a channel's waker wakes. It remembers that, for who polls the channel.
+#[derive(Default)]
+pub(crate) struct Woken(Rc<Cell<bool>>);
 
-impl Actor for Idle {
+impl Actor for Woken {
+    fn event(&mut self, _: &mut Context<'_>, _: Event) {
+        self.0.set(true);
+    }
+
     fn turn(&mut self, _: &mut Context<'_>) -> Turn {
         Turn::Idle
     }
@@ -134,6 +140,8 @@ pub(crate) struct Worker {
     /// Ends the taking of chains.
     closing: Arc<AtomicBool>,
     actor: ActorId,
+    /// It was woken.
+    woken: Rc<Cell<bool>>,
     /// The channel's deadline that the reactor has a timer for.
     timer: Option<Instant>,
     reactor: Reactor,
@@ -149,7 +157,9 @@ impl Worker {
         closing: Arc<AtomicBool>,
     ) -> Result<Self, OpenError> {
         let mut reactor = Reactor::new(&Options::default()).map_err(OpenError::Reactor)?;
-        let actor = reactor.context().insert(Poll::Never, |_, _| Box::new(Idle));
+        let woken = Rc::new(Cell::new(false));
+        let mark = Woken(woken.clone());
+        let actor = reactor.context().insert(Poll::Never, |_, _| Box::new(mark));
         let context = OpenContext {
             waker: reactor.context().waker(actor),
             uring: reactor.context().uring(),
@@ -176,6 +186,7 @@ impl Worker {
             device,
             closing,
             actor,
+            woken,
             timer: None,
             reactor,
         })
@@ -258,7 +269,9 @@ impl Worker {
             self.reactor.context().timer(self.actor, at, 0);
         }
         self.timer = deadline;
-        self.reactor.rest()
+        let rests = self.reactor.rest();
+        // What came since the channel was polled has been delivered by now, and makes nothing readable any more.
+        !self.woken.take() && rests
     }
 }
 

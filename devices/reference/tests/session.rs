@@ -428,3 +428,69 @@ fn a_volume_of_one_channel_has_one_thread_for_all_queues() {
     }
     assert_eq!(gate.state.lock().unwrap().wakers.len(), 1);
 }
+
+/// A volume whose operations end just after the thread has looked for them: it is woken on its way to sleep.
+#[derive(Debug, Default)]
+struct Late(Events);
+
+struct LateChannel {
+    waker: Waker,
+    /// Operations, and how often somebody has looked for them.
+    held: Vec<(Op, u32)>,
+}
+
+impl Volume for Late {
+    fn geometry(&self) -> Geometry {
+        Geometry::new(512, 8 << 20)
+    }
+    fn open(&self, context: &OpenContext) -> Result<Box<dyn Channel>, BlockError> {
+        Ok(Box::new(LateChannel {
+            waker: context.waker.clone(),
+            held: Vec::new(),
+        }))
+    }
+    fn events(&self) -> &Events {
+        &self.0
+    }
+}
+
+impl Channel for LateChannel {
+    fn submit(&mut self, ops: &[Op]) -> usize {
+        self.held.extend(ops.iter().map(|op| (*op, 0)));
+        ops.len()
+    }
+    fn kick(&mut self) {}
+    fn poll(&mut self, _: Instant, done: &mut Vec<Completion>) {
+        self.held.retain_mut(|(op, looks)| {
+            *looks += 1;
+            match looks {
+                // In the turn that took it; another turn follows that one.
+                1 => true,
+                // In the last turn before sleep.
+                2 => {
+                    self.waker.wake();
+                    true
+                }
+                _ => {
+                    let (tag, result) = (op.tag, Ok(()));
+                    done.push(Completion { tag, result });
+                    false
+                }
+            }
+        });
+    }
+    fn cancel(&mut self, _: bluff_block::Tag) -> Cancel {
+        Cancel::Never
+    }
+}
+
+#[test]
+fn what_ends_on_the_way_to_sleep_is_not_lost() {
+    let service = Service::new(Arc::new(Late::default()), DeviceOptions::default());
+    let mut vm = Vm::new(service.connect(), 1, 128, 0);
+    for _ in 0..20 {
+        add(&mut vm, 0, 0, request_type::IN, 0, None);
+        vm.publish(0);
+        assert_eq!(vm.wait(0).1, 4097);
+    }
+}

@@ -14,22 +14,12 @@ use bluff_virtio_driver::{
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::thread::{CpuSet, sched_setaffinity};
 
-use crate::rows::{Volume, Work};
+use crate::rows::{READ, Work};
 
 /// Where the guest's memory begins.
 const BASE: u64 = 1 << 30;
 /// Descriptors of a queue: room for 128 chains of three.
 const SIZE: u16 = 512;
-/// What functions do before they have nothing to do.
-const IDLE: Work = Work {
-    volume: Volume::Null,
-    depth: 1,
-    queues: 1,
-    len: 4096,
-    write: false,
-    random: true,
-    sleeps: false,
-};
 /// What is done before the measurement begins.
 const WARM: Duration = Duration::from_millis(50);
 /// A back end that has not completed anything for so long is broken.
@@ -190,7 +180,7 @@ pub fn idle(
     };
     let work = Work {
         queues: sockets.len() as u16,
-        ..IDLE
+        ..READ
     };
     let (memory, _) = memory(&work)?;
     let options = Options {

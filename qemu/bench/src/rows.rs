@@ -92,7 +92,8 @@ pub struct Row {
     pub limit: Option<f64>,
 }
 
-const READ: Work = Work {
+/// The least of a row: random 4 KiB reads of nothing, one at a time. Rows say what they do otherwise.
+pub const READ: Work = Work {
     volume: Volume::Null,
     depth: 1,
     queues: 1,

@@ -186,21 +186,16 @@ fn a_file_outlives_it() {
     start();
 }
 
+/// The descriptor keeps its number: any other could be one that this process has for something else.
 fn with_fd(fd: i32) -> Program {
     let mut command = Command::new(PROGRAM);
-    command.args([
-        "--volume",
-        "ram:?size=8MiB",
-        "--num-queues",
-        "2",
-        "--fd",
-        "10",
-    ]);
-    // SAFETY: dup2 may be called between fork and exec.
+    command.args(["--volume", "ram:?size=8MiB", "--num-queues", "2"]);
+    command.arg("--fd").arg(fd.to_string());
+    // SAFETY: fcntl may be called between fork and exec.
     #[allow(unsafe_code)]
     unsafe {
         command.pre_exec(move || {
-            if libc::dup2(fd, 10) == 10 {
+            if libc::fcntl(fd, libc::F_SETFD, 0) == 0 {
                 Ok(())
             } else {
                 Err(std::io::Error::last_os_error())

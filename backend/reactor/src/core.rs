@@ -196,6 +196,10 @@ impl Reactor {
         self.settle();
         // Turns with work take longer than those without, most of all where they call the kernel.
         self.spins += if worked { CLOCK_EVERY / 4 } else { turns };
+        if !worked {
+            // Where another thread shares the core (a driver that we wait for, perhaps) it goes faster.
+            std::hint::spin_loop();
+        }
         if self.inner.active.is_empty() {
             self.sleep(limit);
         } else if self.spins >= CLOCK_EVERY {

@@ -80,6 +80,10 @@ pub fn measure(programs: &Programs, peer: &Peer, work: &Work, span: Duration) ->
         Peer::Memcpy => {
             return load::memcpy(work, span, CORE, BYTES as usize).map(|c| One::new(c, None));
         }
+        Peer::Calls => {
+            let file = programs.file(work.volume)?.context("a row with a file")?;
+            return load::calls(work, span, CORE, &file).map(|c| One::new(c, None));
+        }
         Peer::Ring(device) => {
             // About the span, as a request costs less than a microsecond.
             let (spent, requests) = ring::time(*device, work.depth, span.as_micros() as u64)?;

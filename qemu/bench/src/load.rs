@@ -1,5 +1,7 @@
 //! The driver's side of a measurement.
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -304,23 +306,20 @@ pub fn ideal(work: &Work, span: Duration, cpu: usize) -> Result<Count> {
     })
 }
 
-/// Copies the work's buffers out of as much memory as a ram volume has, on a thread pinned to `cpu`.
-pub fn memcpy(work: &Work, span: Duration, cpu: usize, volume: usize) -> Result<Count> {
-    let len = work.len as usize;
-    let copy = || {
+/// Does `one` again and again on a thread pinned to `cpu`: nothing but what is given. It is told which of the
+/// requests in flight it is, counted from 0.
+pub fn alone(
+    work: &Work,
+    span: Duration,
+    cpu: usize,
+    mut one: impl FnMut(usize) -> Result<()> + Send,
+) -> Result<Count> {
+    let repeat = || {
         pin(cpu)?;
-        let from = vec![1u8; volume];
-        let mut to = vec![0u8; len * usize::from(work.depth)];
         let start = Instant::now();
         let mut requests = 0u64;
-        for (from, slot) in from
-            .chunks_exact(len)
-            .cycle()
-            .zip((0..usize::from(work.depth)).cycle())
-        {
-            let to = &mut to[slot * len..][..len];
-            to.copy_from_slice(std::hint::black_box(from));
-            std::hint::black_box(to);
+        for slot in (0..usize::from(work.depth)).cycle() {
+            one(slot)?;
             requests += 1;
             if requests.is_multiple_of(64) && start.elapsed() >= span {
                 break;
@@ -331,5 +330,45 @@ pub fn memcpy(work: &Work, span: Duration, cpu: usize, volume: usize) -> Result<
             span: start.elapsed(),
         })
     };
-    std::thread::scope(|scope| scope.spawn(copy).join().expect("copying does not panic"))
+    std::thread::scope(|scope| scope.spawn(repeat).join().expect("it does not panic"))
+}
+
+/// Copies the work's buffers out of as much memory as a ram volume has.
+pub fn memcpy(work: &Work, span: Duration, cpu: usize, volume: usize) -> Result<Count> {
+    let len = work.len as usize;
+    let from = vec![1u8; volume];
+    let mut to = vec![0u8; len * usize::from(work.depth)];
+    let mut from = from.chunks_exact(len).cycle();
+    alone(work, span, cpu, |slot| {
+        let to = &mut to[slot * len..][..len];
+        to.copy_from_slice(std::hint::black_box(from.next().context("a chunk")?));
+        std::hint::black_box(to);
+        Ok(())
+    })
+}
+
+/// Reads or writes the work's buffers in a file, with a system call for each.
+pub fn calls(work: &Work, span: Duration, cpu: usize, file: &Path) -> Result<Count> {
+    let file = File::options().read(true).write(true).open(file)?;
+    let len = work.len as usize;
+    let blocks = file.metadata()?.len() / u64::from(work.len);
+    let mut buffers = vec![1u8; len * usize::from(work.depth)];
+    let mut n = 0u64;
+    alone(work, span, cpu, |slot| {
+        let buffer = &mut buffers[slot * len..][..len];
+        n = if work.random {
+            // Knuth's generator for 64 bits; the upper ones are the good ones.
+            n.wrapping_mul(6364136223846793005)
+                .wrapping_add(1442695040888963407)
+        } else {
+            n.wrapping_add(1 << 32)
+        };
+        let at = (n >> 32) % blocks * u64::from(work.len);
+        if work.write {
+            file.write_all_at(buffer, at)?;
+        } else {
+            file.read_exact_at(buffer, at)?;
+        }
+        Ok(())
+    })
 }

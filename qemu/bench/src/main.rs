@@ -1,5 +1,6 @@
 //! `bluff-bench`: see the library.
 
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -22,10 +23,10 @@ struct Arguments {
     #[arg(long)]
     disk: PathBuf,
     /// Times that each back end does each row's work
-    #[arg(long, default_value_t = 5)]
+    #[arg(long, default_value_t = 9)]
     rounds: usize,
     /// Milliseconds of each measurement
-    #[arg(long, default_value_t = 400)]
+    #[arg(long, default_value_t = 250)]
     millis: u64,
     /// Only rows whose name contains this
     #[arg(long)]
@@ -65,21 +66,15 @@ fn main() -> Result<ExitCode> {
             continue;
         }
         let mut measured: Vec<Measured> = row.peers.iter().map(|_| Measured::default()).collect();
-        for round in 0..arguments.rounds {
+        for round in 1..=arguments.rounds {
             for (peer, measured) in row.peers.iter().zip(&mut measured) {
-                eprint!(
-                    "\r{}: {} {}/{}      ",
-                    row.name,
-                    peer.name(),
-                    round + 1,
-                    arguments.rounds
-                );
+                progress(&format!("{}: {}, round {round}", row.name, peer.name()));
                 let one = backend::measure(&programs, peer, &row.work, span)
                     .with_context(|| format!("{} on {}", row.name, peer.name()))?;
                 measured.add(one);
             }
         }
-        eprint!("\r{:60}\r", "");
+        progress("");
         table.add(&row, &measured);
     }
     if wanted(IDLE.0) {
@@ -95,6 +90,13 @@ fn main() -> Result<ExitCode> {
     } else {
         ExitCode::FAILURE
     })
+}
+
+/// What is being done, in a line that the next one replaces; nothing where nobody looks at it.
+fn progress(text: &str) {
+    if std::io::stderr().is_terminal() {
+        eprint!("\r{text:76}\r");
+    }
 }
 
 /// How much longer 99 of 100 requests may take beside an attack.

@@ -40,14 +40,24 @@ impl Measured {
     }
 
     fn median(&self, of: impl Fn(&One) -> Option<f64>) -> Option<f64> {
-        let mut values: Vec<f64> = self.0.iter().filter_map(of).collect();
-        values.sort_by(f64::total_cmp);
-        values.get(values.len() / 2).copied()
+        median(self.0.iter().filter_map(of))
+    }
+
+    /// How much faster than `other`: the median of the rounds' ratios, as a round is short and the machine's
+    /// speed can change from one to the next.
+    fn ratio(&self, other: &Self) -> f64 {
+        median(self.0.iter().zip(&other.0).map(|(a, b)| a.rate / b.rate)).unwrap_or(0.0)
     }
 
     fn rate(&self) -> f64 {
         self.median(|one| Some(one.rate)).unwrap_or(0.0)
     }
+}
+
+fn median(values: impl Iterator<Item = f64>) -> Option<f64> {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied()
 }
 
 /// The table: a line for each back end of each row.
@@ -69,9 +79,8 @@ const TITLES: [&str; 6] = [
 impl Table {
     /// Adds a row.
     pub fn add(&mut self, row: &Row, measured: &[Measured]) {
-        let ours = measured[0].rate();
         for (i, (peer, m)) in row.peers.iter().zip(measured).enumerate() {
-            let ratio = ours / m.rate();
+            let ratio = measured[0].ratio(m);
             let target = row.target.filter(|_| i == 1);
             if let Some(target) = target
                 && ratio < target

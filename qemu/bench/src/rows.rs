@@ -20,6 +20,8 @@ pub enum Peer {
     StorageDaemon,
     /// `memcpy` of the same buffers, one after the other.
     Memcpy,
+    /// A system call for each buffer, one after the other, on the same file.
+    Calls,
     /// A ring with nothing behind it, driver and device in turn on one thread; the device's turns count.
     Ring(Device),
 }
@@ -38,6 +40,7 @@ impl Peer {
             Self::Reference => "bluff-reference",
             Self::StorageDaemon => "qemu-storage-daemon",
             Self::Memcpy => "memcpy",
+            Self::Calls => "pread and pwrite",
             Self::Ring(Device::Stock) => "virtio-queue",
             Self::Ring(Device::Ours { packed: true, .. }) => "bluff-virtio, packed",
             Self::Ring(Device::Ours { .. }) => "bluff-virtio",
@@ -222,7 +225,11 @@ fn files() -> Vec<Row> {
                 "tmpfs"
             };
             let name = format!("{place} {} 4K depth {depth}", verb(write));
-            rows.push(row(name, work, &[OURS, QSD], Some(target)));
+            let peers: &[Peer] = match volume {
+                Volume::Tmpfs => &[OURS, QSD, Peer::Calls],
+                _ => &[OURS, QSD],
+            };
+            rows.push(row(name, work, peers, Some(target)));
         }
         let work = Work {
             volume: Volume::Tmpfs,
@@ -233,7 +240,7 @@ fn files() -> Vec<Row> {
             ..READ
         };
         let name = format!("tmpfs {} 128K sequential depth 32", verb(write));
-        rows.push(row(name, work, &[OURS, QSD], None));
+        rows.push(row(name, work, &[OURS, QSD, Peer::Calls], None));
     }
     rows
 }

@@ -10,12 +10,12 @@ use crate::{guest, packages, run};
 /// What can be asked of the benchmark.
 #[derive(clap::Args)]
 pub struct Options {
-    /// Times that each back end does each row's work
-    #[arg(long, default_value_t = 5)]
-    rounds: usize,
-    /// Milliseconds of each measurement
-    #[arg(long, default_value_t = 400)]
-    millis: u64,
+    /// Times that each back end does each row's work [default: 9]
+    #[arg(long)]
+    rounds: Option<usize>,
+    /// Milliseconds of each measurement [default: 250]
+    #[arg(long)]
+    millis: Option<u64>,
     /// Only rows whose name contains this
     #[arg(long)]
     only: Option<String>,
@@ -38,8 +38,12 @@ pub fn run(workspace: &Workspace, options: &Options) -> Result<bool> {
     run::succeed(run::cargo(build).current_dir(&workspace.root))?;
     let mut command = std::process::Command::new(programs.join("bluff-bench"));
     command.arg("--programs").arg(&programs);
-    command.args(["--rounds", &options.rounds.to_string()]);
-    command.args(["--millis", &options.millis.to_string()]);
+    if let Some(rounds) = options.rounds {
+        command.args(["--rounds", &rounds.to_string()]);
+    }
+    if let Some(millis) = options.millis {
+        command.args(["--millis", &millis.to_string()]);
+    }
     let disk = options
         .disk
         .clone()

@@ -20,9 +20,17 @@ pub struct Volume {
     /// What stands before the file, as `layers` of `bluffd`'s configuration: `{ kind = "delay", read = "2ms" }, …`. Where it is not
     /// empty, the back end must claim [`Ability::Layers`].
     pub layers: String,
+    /// The front end listens, and the back end connects; it must claim [`Ability::Connects`].
+    pub connects: bool,
 }
 
 impl Volume {
+    /// The front end listens.
+    pub fn connects(mut self) -> Self {
+        self.connects = true;
+        self
+    }
+
     /// With these layers.
     pub fn layers(mut self, layers: &str) -> Self {
         self.layers = layers.into();
@@ -45,6 +53,8 @@ pub enum Ability {
     BackendRequests,
     /// It says that it has a write-back cache (virtio 1.3 §5.2.5), and so is asked to flush.
     WriteBack,
+    /// [`Volume::connects`].
+    Connects,
     /// [`Volume::layers`]: storage that is slow, or that never answers.
     Layers,
 }
@@ -96,7 +106,7 @@ impl Backend for StorageDaemon {
     }
 
     fn start(&self, folder: &Path, volumes: &[Volume]) -> Result<Box<dyn Running>> {
-        refuse_layers(volumes)?;
+        refuse_more(volumes)?;
         let mut running = RunningDaemon {
             folder: folder.into(),
             volumes: volumes.into(),
@@ -108,11 +118,13 @@ impl Backend for StorageDaemon {
     }
 }
 
-/// For a back end that has none.
-pub(crate) fn refuse_layers(volumes: &[Volume]) -> Result<()> {
+/// For a back end that has no layers, and only listens.
+pub(crate) fn refuse_more(volumes: &[Volume]) -> Result<()> {
     ensure!(
-        volumes.iter().all(|volume| volume.layers.is_empty()),
-        "this back end has no layers"
+        volumes
+            .iter()
+            .all(|volume| volume.layers.is_empty() && !volume.connects),
+        "this back end has no layers, and connects to nobody"
     );
     Ok(())
 }

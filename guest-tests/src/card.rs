@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use bluff_qemu::process::Process;
 
-use crate::backend::{Ability, Backend, Running, Volume, refuse_layers};
+use crate::backend::{Ability, Backend, Running, Volume, refuse_more};
 
 /// Where the programs are; `cargo xtask test` sets it.
 pub const PROGRAMS: &str = "BLUFF_PROGRAMS";
@@ -49,10 +49,12 @@ impl Backend for Bluffd {
         for (i, volume) in volumes.iter().enumerate() {
             text += &format!(
                 "\n[volume.disk{i}]\nuri = \"file:{}\"\nlayers = [{}]\n\n[function.blk{i}]\nkind = \"virtio-blk\"\n\
-                 attach = \"vhost-user\"\nvolume = \"disk{i}\"\nqueues = {}\n",
+                 attach = \"vhost-user\"\nvolume = \"disk{i}\"\nqueues = {}\nmode = \"{}\"\nsocket = \"{}\"\n",
                 volume.path.display(),
                 volume.layers,
-                volume.queues
+                volume.queues,
+                if volume.connects { "client" } else { "server" },
+                socket(folder, i).display()
             );
         }
         std::fs::write(folder.join("card.toml"), text)?;
@@ -66,6 +68,10 @@ impl Backend for Bluffd {
     }
 }
 
+fn socket(folder: &Path, volume: usize) -> PathBuf {
+    folder.join(format!("run/blk{volume}.sock"))
+}
+
 /// A `bluffd` that runs.
 #[derive(Debug)]
 struct RunningBluffd {
@@ -77,7 +83,7 @@ struct RunningBluffd {
 
 impl Running for RunningBluffd {
     fn socket(&self, volume: usize) -> PathBuf {
-        self.folder.join(format!("run/blk{volume}.sock"))
+        socket(&self.folder, volume)
     }
 
     fn resize(&mut self, volume: usize, bytes: u64) -> Result<()> {
@@ -149,7 +155,7 @@ impl Backend for Reference {
     }
 
     fn start(&self, folder: &Path, volumes: &[Volume]) -> Result<Box<dyn Running>> {
-        refuse_layers(volumes)?;
+        refuse_more(volumes)?;
         let mut running = RunningReference {
             folder: folder.into(),
             volumes: volumes.into(),

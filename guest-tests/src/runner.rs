@@ -99,6 +99,7 @@ impl Context<'_> {
             path,
             queues,
             layers: String::new(),
+            connects: false,
         })
     }
 

@@ -4,13 +4,14 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
-/// A vhost-user-blk function whose back end listens on a socket.
+/// A vhost-user-blk function. Its back end listens on a socket, unless [`VhostUserBlk::listens`].
 #[derive(Clone, Debug)]
 pub struct VhostUserBlk {
     id: String,
     socket: PathBuf,
     bus: Option<String>,
     reconnect_ms: Option<u32>,
+    listens: bool,
     properties: Vec<(String, Value)>,
 }
 
@@ -22,6 +23,7 @@ impl VhostUserBlk {
             socket: socket.into(),
             bus: None,
             reconnect_ms: None,
+            listens: false,
             properties: vec![("disable-legacy".into(), json!("on"))],
         }
     }
@@ -44,6 +46,12 @@ impl VhostUserBlk {
     /// Connect again, after this many milliseconds, to a back end that went. QEMU before 9.2 counts seconds; it is rounded up there.
     pub fn reconnect_ms(mut self, period: u32) -> Self {
         self.reconnect_ms = Some(period);
+        self
+    }
+
+    /// QEMU listens on the socket and waits for the back end to connect, now and whenever the connection ends.
+    pub fn listens(mut self) -> Self {
+        self.listens = true;
         self
     }
 
@@ -75,8 +83,13 @@ impl VhostUserBlk {
             Some(period) if version >= (9, 2, 0) => format!(",reconnect-ms={period}"),
             Some(period) => format!(",reconnect={}", period.div_ceil(1000)),
         };
+        let listens = if self.listens {
+            ",server=on,wait=off"
+        } else {
+            ""
+        };
         let chardev = format!(
-            "socket,id={},path={}{reconnect}",
+            "socket,id={},path={}{reconnect}{listens}",
             self.chardev_id(),
             comma(&self.socket)
         );
@@ -91,8 +104,11 @@ impl VhostUserBlk {
 
     /// The arguments of QMP `chardev-add`.
     pub(crate) fn chardev(&self, version: (u32, u32, u32)) -> Value {
-        let mut data =
-            json!({ "addr": { "type": "unix", "data": { "path": self.socket } }, "server": false });
+        let address = json!({ "type": "unix", "data": { "path": self.socket } });
+        let mut data = json!({ "addr": address, "server": self.listens });
+        if self.listens {
+            data["wait"] = json!(false);
+        }
         match self.reconnect_ms {
             None => {}
             Some(period) if version >= (9, 2, 0) => data["reconnect-ms"] = json!(period),

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use bluff_virtio_driver::Request;
 
 use crate::support::checker::{BLOCK, Checker};
-use crate::support::daemon::{Daemon, Place};
+use crate::support::daemon::{Daemon, Place, function};
 use crate::support::guest::{DATA, Guest, SECTORS, Shape};
 use crate::support::until;
 
@@ -36,7 +36,16 @@ struct Scene {
 
 impl Scene {
     fn new(shape: Shape) -> Self {
-        let place = Place::with_disk(4 * MIB * BLOCK as u64, LAYERS);
+        Self::with(shape, "")
+    }
+
+    /// With more lines about the function.
+    fn with(shape: Shape, more: &str) -> Self {
+        let place = Place::new(&format!(
+            "[card]\npoll_us = 20\n[volume.disk0]\nuri = \"file:$DIR/disk0.raw\"\nlayers = {LAYERS}\n{}{more}\n",
+            function("blk0", "disk0")
+        ));
+        place.make_file("disk0.raw", 4 * MIB * BLOCK as u64);
         let daemon = place.start();
         let baseline = daemon.descriptors();
         let guest = Guest::start(&place.socket("blk0"), shape);
@@ -153,6 +162,36 @@ fn stop(shape: Shape) {
 fn silence_holds_up_no_stop() {
     stop(Shape::SPLIT.without_inflight());
     stop(Shape::PACKED);
+}
+
+/// How long a stop waits for answers is what the function says: less than the second that it has unless
+/// told, or so much that late answers count.
+#[test]
+fn a_stop_waits_as_long_as_the_function_says() {
+    for (first, millis, answered) in [(0, 50, false), (2 * MIB, 10_000, true)] {
+        let mut scene = Scene::with(Shape::SPLIT, &format!("stop_timeout_ms = {millis}"));
+        for i in 0..DEPTH {
+            let sector = (first + i) * SECTORS;
+            scene
+                .guest
+                .submit(&mut scene.checker, 0, Request::In { sector });
+        }
+        scene.guest.publish();
+        let daemon = &scene.daemon;
+        until("I/O", || {
+            (daemon.in_flight("blk0") == DEPTH as u32).then_some(())
+        });
+        let start = Instant::now();
+        scene.guest.front_end.stop(0).unwrap();
+        let took = start.elapsed();
+        println!("GET_VRING_BASE with {millis} ms: {took:?}");
+        scene.guest.may_fail = !answered;
+        scene.guest.take(&mut scene.checker);
+        assert_eq!(scene.guest.in_flight(), 0);
+        let errors = if answered { 0 } else { DEPTH };
+        assert_eq!(scene.checker.tally.errors, errors);
+        assert!(answered || took < Duration::from_secs(1), "{took:?}");
+    }
 }
 
 fn memory_table(shape: Shape) {

@@ -82,6 +82,9 @@ fn orders(workspace: &Workspace, options: &Options) -> Result<Tally> {
         let mut command = cargo_test(workspace, options);
         command.arg("--release").args(test);
         command.env("RUSTFLAGS", "--cfg loom");
+        // Fast enough as it is, and linked twice as fast.
+        command.env("CARGO_PROFILE_RELEASE_LTO", "off");
+        command.env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16");
         // Other flags make other artefacts; the usual ones stay as they are.
         command.env("CARGO_TARGET_DIR", workspace.target.join("loom"));
         total += count(command)?;

@@ -172,7 +172,6 @@ impl Volume for Delay {
             due: BinaryHeap::with_capacity(DEPTH),
             serial: 0,
             now: None,
-            done: Vec::with_capacity(DEPTH),
             ended: Vec::with_capacity(DEPTH),
         }))
     }
@@ -187,7 +186,6 @@ struct Held {
     serial: u64,
     /// How the inner volume ended it.
     result: Option<Result<(), BlockError>>,
-    cancelled: bool,
 }
 
 struct DelayChannel {
@@ -200,16 +198,10 @@ struct DelayChannel {
     due: BinaryHeap<Reverse<(Instant, u32, u64)>>,
     serial: u64,
     now: Option<Instant>,
-    done: Vec<Completion>,
     ended: Vec<(u32, Result<(), BlockError>)>,
 }
 
 impl DelayChannel {
-    fn finish(&mut self, id: u32, result: Result<(), BlockError>) {
-        let tag = self.relay.remove(id).op.tag;
-        self.done.push(Completion { tag, result });
-    }
-
     /// Whether it is still the operation with this serial number.
     fn is(&self, id: u32, serial: u64) -> bool {
         self.relay
@@ -221,7 +213,7 @@ impl DelayChannel {
         let result = self.relay.get(id).extra.result;
         match (self.options.when, result) {
             (When::Before, _) => self.relay.pass(id),
-            (When::After, Some(result)) => self.finish(id, result),
+            (When::After, Some(result)) => self.relay.finish(id, result),
             // The inner volume takes longer than the delay.
             (When::After, None) => {}
         }
@@ -243,8 +235,7 @@ impl DelayChannel {
 
 impl Channel for DelayChannel {
     fn submit(&mut self, ops: &[Op]) -> usize {
-        let room = DEPTH.saturating_sub(self.relay.len() + self.done.len());
-        let n = ops.len().min(room);
+        let n = ops.len().min(self.relay.room());
         for op in &ops[..n] {
             let delay = self.options.of(op, &mut self.chance);
             self.serial += 1;
@@ -253,7 +244,6 @@ impl Channel for DelayChannel {
                 due: None,
                 serial: self.serial,
                 result: None,
-                cancelled: false,
             };
             let id = self.relay.hold(op, held);
             if delay > Duration::ZERO {
@@ -285,34 +275,29 @@ impl Channel for DelayChannel {
         let mut ended = std::mem::take(&mut self.ended);
         self.relay.pump(now, &mut ended);
         for (id, result) in ended.drain(..) {
-            let held = &mut self.relay.get(id).extra;
+            let slot = self.relay.get(id);
+            let held = &mut slot.extra;
             let waits = self.options.when == When::After
-                && !held.cancelled
+                && !slot.cancelled
                 && held.due.is_some_and(|due| due > now);
             if waits {
                 held.result = Some(result);
             } else {
-                self.finish(id, result);
+                self.relay.finish(id, result);
             }
         }
         self.ended = ended;
-        done.append(&mut self.done);
+        done.append(&mut self.relay.done);
     }
 
     fn cancel(&mut self, tag: Tag) -> Cancel {
-        let Some(id) = self.relay.find(tag) else {
-            return if self.done.iter().any(|c| c.tag == tag) {
-                Cancel::Soon
-            } else {
-                Cancel::Unknown
-            };
+        let id = match self.relay.cancel(tag) {
+            Ok(answer) => return answer,
+            Err(held) => held,
         };
-        self.relay.get(id).extra.cancelled = true;
-        if let Some(answer) = self.relay.cancel(id) {
-            return answer;
-        }
         let result = self.relay.get(id).extra.result;
-        self.finish(id, result.unwrap_or(Err(BlockError::Cancelled)));
+        self.relay
+            .finish(id, result.unwrap_or(Err(BlockError::Cancelled)));
         Cancel::Soon
     }
 

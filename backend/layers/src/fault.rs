@@ -333,7 +333,6 @@ impl Volume for Fault {
             chance: Chance::new(self.seed.wrapping_add(number)),
             block: u64::from(self.inner.geometry().block_size),
             held: Vec::with_capacity(DEPTH),
-            done: Vec::with_capacity(DEPTH),
             ended: Vec::with_capacity(DEPTH),
         };
         let mut control = self.shared.inner.lock().expect("nothing panics in here");
@@ -350,7 +349,6 @@ struct Struck {
     action: Option<Action>,
     /// The buffers of a torn write, where the inner channel has it.
     torn: Vec<IoVec>,
-    cancelled: bool,
 }
 
 struct FaultChannel {
@@ -364,7 +362,6 @@ struct FaultChannel {
     block: u64,
     /// Completions that are held to come out of order.
     held: Vec<(u32, Result<(), BlockError>, usize)>,
-    done: Vec<Completion>,
     ended: Vec<(u32, Result<(), BlockError>)>,
 }
 
@@ -385,11 +382,6 @@ impl FaultChannel {
         }
     }
 
-    fn finish(&mut self, id: u32, result: Result<(), BlockError>) {
-        let tag = self.relay.remove(id).op.tag;
-        self.done.push(Completion { tag, result });
-    }
-
     fn accept(&mut self, op: &Op) {
         let (rules, chance) = (&self.rules, &mut self.chance);
         let action = rules
@@ -402,11 +394,10 @@ impl FaultChannel {
         let extra = Struck {
             action,
             torn: Vec::new(),
-            cancelled: false,
         };
         let id = self.relay.hold(op, extra);
         match action {
-            Some(Action::Error(e)) => self.finish(id, Err(e)),
+            Some(Action::Error(e)) => self.relay.finish(id, Err(e)),
             Some(Action::Stall) => {}
             Some(Action::Torn) if matches!(op.kind, Kind::Write { .. }) => self.tear(id),
             _ => self.relay.pass(id),
@@ -418,7 +409,7 @@ impl FaultChannel {
         let op = self.relay.get(id).op;
         let len = self.chance.below(op.len / self.block) * self.block;
         if len == 0 {
-            return self.finish(id, Err(BlockError::Io));
+            return self.relay.finish(id, Err(BlockError::Io));
         }
         let mut left = len as usize;
         let mut torn = Vec::new();
@@ -448,7 +439,7 @@ impl FaultChannel {
         while !self.held.is_empty() {
             let i = self.chance.below(self.held.len() as u64) as usize;
             let (id, result, _) = self.held.swap_remove(i);
-            self.finish(id, result);
+            self.relay.finish(id, result);
         }
     }
 }
@@ -458,8 +449,7 @@ impl Channel for FaultChannel {
         if self.shared.version.load(Ordering::Acquire) != self.version {
             self.refresh();
         }
-        let room = DEPTH.saturating_sub(self.relay.len() + self.done.len());
-        let n = ops.len().min(room);
+        let n = ops.len().min(self.relay.room());
         for op in &ops[..n] {
             self.accept(op);
         }
@@ -480,32 +470,26 @@ impl Channel for FaultChannel {
         for (id, result) in ended.drain(..) {
             let slot = self.relay.get(id);
             let torn = slot.instead.is_some();
-            match (slot.extra.action, slot.extra.cancelled) {
+            match (slot.extra.action, slot.cancelled) {
                 (Some(Action::Reorder(window)), false) => self.held.push((id, result, window)),
-                _ if torn => self.finish(id, result.and(Err(BlockError::Io))),
-                _ => self.finish(id, result),
+                _ if torn => self.relay.finish(id, result.and(Err(BlockError::Io))),
+                _ => self.relay.finish(id, result),
             }
         }
         self.ended = ended;
         self.shuffle();
-        done.append(&mut self.done);
+        done.append(&mut self.relay.done);
     }
 
     fn cancel(&mut self, tag: Tag) -> Cancel {
-        let Some(id) = self.relay.find(tag) else {
-            return if self.done.iter().any(|c| c.tag == tag) {
-                Cancel::Soon
-            } else {
-                Cancel::Unknown
-            };
+        let id = match self.relay.cancel(tag) {
+            Ok(answer) => return answer,
+            Err(held) => held,
         };
-        self.relay.get(id).extra.cancelled = true;
-        if let Some(answer) = self.relay.cancel(id) {
-            return answer;
-        }
         let held = self.held.iter().position(|h| h.0 == id);
         let result = held.map(|i| self.held.swap_remove(i).1);
-        self.finish(id, result.unwrap_or(Err(BlockError::Cancelled)));
+        self.relay
+            .finish(id, result.unwrap_or(Err(BlockError::Cancelled)));
         Cancel::Soon
     }
 

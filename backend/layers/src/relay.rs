@@ -45,6 +45,8 @@ pub(crate) struct Slot<T> {
     /// What the inner channel gets in its place, where that is another.
     pub(crate) instead: Option<Op>,
     place: Place,
+    /// Its completion, whatever it says, is not to wait any more.
+    pub(crate) cancelled: bool,
     pub(crate) extra: T,
 }
 
@@ -67,7 +69,10 @@ pub(crate) struct Relay<T> {
     ready: VecDeque<u32>,
     inside: usize,
     ops: Vec<Op>,
-    done: Vec<Completion>,
+    /// What the inner channel has completed.
+    inner_done: Vec<Completion>,
+    /// What the layer has completed.
+    pub(crate) done: Vec<Completion>,
 }
 
 impl<T> Relay<T> {
@@ -79,13 +84,15 @@ impl<T> Relay<T> {
             ready: VecDeque::with_capacity(DEPTH),
             inside: 0,
             ops: Vec::with_capacity(DEPTH),
+            inner_done: Vec::with_capacity(DEPTH),
             done: Vec::with_capacity(DEPTH),
         }
     }
 
-    /// How many operations it holds.
-    pub(crate) fn len(&self) -> usize {
-        self.slots.len() - self.free.len()
+    /// How many more operations the layer takes.
+    pub(crate) fn room(&self) -> usize {
+        let held = self.slots.len() - self.free.len();
+        DEPTH.saturating_sub(held + self.done.len())
     }
 
     /// How many of them are with the inner channel, or on the way to it.
@@ -99,6 +106,7 @@ impl<T> Relay<T> {
             op: *op,
             instead: None,
             place: Place::Held,
+            cancelled: false,
             extra,
         });
         match self.free.pop() {
@@ -128,16 +136,17 @@ impl<T> Relay<T> {
         self.ready.push_back(id);
     }
 
-    /// Lets go of an operation that is held.
-    pub(crate) fn remove(&mut self, id: u32) -> Slot<T> {
+    /// Completes an operation that is held.
+    pub(crate) fn finish(&mut self, id: u32, result: Result<(), BlockError>) {
         let slot = self.slots[id as usize].take().expect("a held operation");
         assert!(slot.place == Place::Held, "the inner channel has it");
         self.free.push(id);
-        slot
+        let tag = slot.op.tag;
+        self.done.push(Completion { tag, result });
     }
 
     /// The operation with the layer's own tag.
-    pub(crate) fn find(&self, tag: Tag) -> Option<u32> {
+    fn find(&self, tag: Tag) -> Option<u32> {
         self.slots
             .iter()
             .position(|s| s.as_ref().is_some_and(|s| s.op.tag == tag))
@@ -179,9 +188,9 @@ impl<T> Relay<T> {
             if pushed > 0 {
                 self.inner.kick();
             }
-            self.inner.poll(now, &mut self.done);
-            let finished = self.done.len();
-            for c in self.done.drain(..) {
+            self.inner.poll(now, &mut self.inner_done);
+            let finished = self.inner_done.len();
+            for c in self.inner_done.drain(..) {
                 let id = c.tag.0 as u32;
                 let slot = self.slots[id as usize]
                     .as_mut()
@@ -196,17 +205,29 @@ impl<T> Relay<T> {
         }
     }
 
-    /// Cancels an operation in the inner channel, or on its way there; that one is held after it.
-    /// `None` where the layer holds it.
-    pub(crate) fn cancel(&mut self, id: u32) -> Option<Cancel> {
-        match self.get(id).place {
-            Place::Held => None,
+    /// Cancels an operation, as [`Channel::cancel`].
+    ///
+    /// # Errors
+    /// The number of one that is held, for the layer to finish.
+    pub(crate) fn cancel(&mut self, tag: Tag) -> Result<Cancel, u32> {
+        let Some(id) = self.find(tag) else {
+            let finished = self.done.iter().any(|c| c.tag == tag);
+            return Ok(if finished {
+                Cancel::Soon
+            } else {
+                Cancel::Unknown
+            });
+        };
+        let slot = self.get(id);
+        slot.cancelled = true;
+        match slot.place {
+            Place::Held => Err(id),
             Place::Ready => {
+                slot.place = Place::Held;
                 self.ready.retain(|&i| i != id);
-                self.get(id).place = Place::Held;
-                None
+                Err(id)
             }
-            Place::Inside => Some(self.inner.cancel(Tag(u64::from(id)))),
+            Place::Inside => Ok(self.inner.cancel(Tag(u64::from(id)))),
         }
     }
 }

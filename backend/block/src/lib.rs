@@ -16,11 +16,13 @@
 //! submitted as a slice with tags and completions are polled: no allocation for a request, dynamic
 //! dispatch once for a batch, and a test can drive all of it with a clock of its own.
 //!
-//! What a volume promises is held by the [`conformance`] suite, which every kind runs.
+//! What a volume promises is held by the suite `conformance`, which every kind runs; tests ask for it by the feature of
+//! that name.
 //!
 //! Not implemented: zoned devices, compare-and-write, integrity metadata.
 
 mod channel;
+#[cfg(feature = "conformance")]
 pub mod conformance;
 mod error;
 mod geometry;

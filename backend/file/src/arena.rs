@@ -212,17 +212,16 @@ fn each(buffers: &Buffers, mut skip: u64, mut len: usize, mut f: impl FnMut(*mut
 #[cfg(test)]
 mod tests {
     use super::*;
+    use bluff_testing::Chance;
 
     #[test]
     fn buffers_never_overlap_and_all_come_back() {
         let mut arena = Arena::new().unwrap();
         let mut held: Vec<(Bounce, usize)> = Vec::new();
-        let mut seed = 1u64;
+        let mut chance = Chance::new(1);
         for round in 0..20_000 {
-            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-            let chance = (seed >> 33) as usize;
             if round % 3 != 0 || held.is_empty() {
-                let len = 1 + chance % (LARGEST * 2);
+                let len = 1 + chance.below(LARGEST as u64 * 2) as usize;
                 match arena.take(len as u64) {
                     Some((b, n)) => {
                         assert!(n > 0 && n <= len && n <= b.units as usize * UNIT);
@@ -240,7 +239,7 @@ mod tests {
                     }
                 }
             } else {
-                let (b, _) = held.swap_remove(chance % held.len());
+                let (b, _) = held.swap_remove(chance.below(held.len() as u64) as usize);
                 arena.free(b);
             }
         }

@@ -117,30 +117,23 @@ pub(crate) fn touches(range: Option<&Range<u64>>, kind: Kind, offset: u64, len: 
     }
 }
 
-/// Reproducible chance (splitmix64).
+/// Reproducible chance: the same seed gives the same sequence.
 #[derive(Clone, Debug)]
-pub(crate) struct Chance(u64);
+pub(crate) struct Chance(fastrand::Rng);
 
 impl Chance {
     pub(crate) fn new(seed: u64) -> Self {
-        Self(seed)
-    }
-
-    pub(crate) fn word(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
+        // Channels have neighbouring seeds, and what the generator gives for those is far from independent. A
+        // second one, whose seed is the first number, cures that.
+        Self(fastrand::Rng::with_seed(seed).fork())
     }
 
     pub(crate) fn below(&mut self, n: u64) -> u64 {
-        self.word() % n.max(1)
+        self.0.u64(..n.max(1))
     }
 
     /// True in `rate` of all calls.
     pub(crate) fn hits(&mut self, rate: f64) -> bool {
-        // 53 bits: what a double holds.
-        rate >= 1.0 || ((self.word() >> 11) as f64 / (1u64 << 53) as f64) < rate
+        rate >= 1.0 || self.0.f64() < rate
     }
 }

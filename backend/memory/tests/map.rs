@@ -10,7 +10,8 @@ use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 
 use bluff_memory::{GuestMemory, Hint, IoVec, Mapping, MemoryError, Region, RegionSpec, Space};
-use memfd::{memfd, region, spec, times};
+use bluff_testing::times;
+use memfd::{memfd, region, spec};
 use proptest::prelude::*;
 
 const PAGE: u64 = 4096;
@@ -408,7 +409,7 @@ fn naive(table: &[(u64, u64)]) -> BTreeMap<u64, (usize, u64)> {
 
 fn cases() -> ProptestConfig {
     ProptestConfig {
-        cases: times(64, 2000) as u32,
+        cases: times(64, 2000),
         failure_persistence: None,
         ..ProptestConfig::default()
     }

@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bluff_memory::{GuestMemory, Mapping};
-use memfd::{memfd, region, times};
+use bluff_testing::times;
+use memfd::{memfd, region};
 
 const PAGE: u64 = 4096;
 

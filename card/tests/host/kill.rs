@@ -4,10 +4,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
+use bluff_testing::{Chance, times};
+
+use crate::support::LIMIT;
 use crate::support::checker::{BLOCK, Checker};
 use crate::support::daemon::{Daemon, Place};
 use crate::support::guest::{Guest, Shape};
-use crate::support::{Chance, LIMIT, times};
 
 /// Blocks of the volume.
 const BLOCKS: u64 = 1024;
@@ -127,7 +129,7 @@ fn kill_again_and_again(victim: Victim, shape: Shape, kills: usize) {
     let mut daemon = place.start();
     let mut guest = Guest::start(&place.socket("blk0"), shape);
     let mut checker = Checker::new(BLOCKS);
-    let mut chance = Chance(11);
+    let mut chance = Chance::new(11);
     let (mut gaps, mut cut) = (Gaps(Vec::new()), 0);
     for _ in 0..kills {
         let depth = [1, 8, 32, 32, 32, 32, 128][chance.below(7) as usize];
@@ -267,7 +269,7 @@ fn killed_during_recovery(shape: Shape, kills: usize) {
     let mut daemon = place.start();
     let mut guest = Guest::start(&place.socket("blk0"), shape);
     let mut checker = Checker::new(BLOCKS);
-    let mut chance = Chance(23);
+    let mut chance = Chance::new(23);
     for _ in 0..kills {
         Victim::Daemon.kill_under_load(&mut daemon, &mut guest, &mut checker, 50, 32);
         daemon.kill();

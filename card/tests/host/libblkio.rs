@@ -1,9 +1,9 @@
 //! libblkio as the front end of `bluffd`: a virtio-blk driver that no one here wrote.
 
 use bluff_front_end::libblkio::{Queues, exercise};
+use bluff_testing::times;
 
 use crate::support::daemon::Place;
-use crate::support::times;
 
 const DISK: u64 = 8 << 20;
 

@@ -1,9 +1,11 @@
 //! Memory that comes, goes and shrinks while requests use it (B9).
 
+use bluff_testing::times;
+
 use crate::support::checker::{BLOCK, Checker};
 use crate::support::daemon::Place;
 use crate::support::guest::{DATA, Guest, SPARE, Shape};
-use crate::support::{times, until};
+use crate::support::until;
 
 const BLOCKS: u64 = 256;
 

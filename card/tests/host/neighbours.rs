@@ -5,13 +5,14 @@ use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use bluff_testing::times;
 use bluff_virtio_driver::{DriverQueue, Request};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::support::checker::{BLOCK, Checker};
 use crate::support::daemon::{Daemon, Place, function};
 use crate::support::guest::{DATA, Guest, RINGS, SECTORS, Shape};
-use crate::support::{LIMIT, times, until};
+use crate::support::{LIMIT, until};
 
 const BLOCKS: u64 = 256;
 

@@ -3,10 +3,12 @@
 use std::io::Read;
 use std::os::unix::net::UnixStream;
 
+use bluff_testing::{Chance, times};
+
 use crate::support::checker::{BLOCK, Checker};
 use crate::support::daemon::Place;
 use crate::support::guest::{Guest, Shape};
-use crate::support::{Chance, LIMIT, times, until};
+use crate::support::{LIMIT, until};
 
 const BLOCKS: u64 = 256;
 /// Every request takes hundreds of milliseconds.
@@ -60,7 +62,7 @@ fn r25_reset_stop_and_come_back(shape: Shape) {
     let mut daemon = place.start();
     let mut guest = Guest::start(&socket, shape);
     let mut checker = Checker::new(BLOCKS);
-    let mut chance = Chance(31);
+    let mut chance = Chance::new(31);
     let mut cut = 0;
     for _ in 0..times(60, 2000) {
         guest.run(&mut checker, chance.below(100), 1 + chance.below(64) as u16);
@@ -115,7 +117,7 @@ fn front_ends_come_and_go() {
     let daemon = place.start();
     let baseline = daemon.descriptors();
     let mut checker = Checker::new(BLOCKS);
-    let mut chance = Chance(5);
+    let mut chance = Chance::new(5);
     for round in 0..times(50, 500) {
         let shape = Shape::BOTH[round % 2];
         match chance.below(5) {

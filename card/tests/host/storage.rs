@@ -4,12 +4,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use bluff_testing::{Chance, times};
 use bluff_virtio_driver::{Completion, Request, Status};
 
 use crate::support::checker::{BLOCK, Checker};
 use crate::support::daemon::{Daemon, Place, function};
 use crate::support::guest::{Guest, SECTORS, Shape};
-use crate::support::{Chance, times};
 
 /// A folder of the daemon's own on a tmpfs of 4 MiB, which only it and who looks through `/proc` can see.
 fn start_with_tmpfs(place: &Place) -> Daemon {
@@ -150,7 +150,7 @@ fn r19(uri: &str) {
     ));
     place.make_file("disk0.raw", DISK * 512);
     let daemon = place.start();
-    let mut chance = Chance(77);
+    let mut chance = Chance::new(77);
     for shape in Shape::BOTH {
         let mut guest = Guest::start(&place.socket("blk0"), shape);
         let mut model = Model(vec![0; DISK as usize * 512]);

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bluff_front_end::{FrontEnd, Options, ring_features};
+use bluff_testing::Chance;
 use bluff_virtio_driver::{
     Blk, BlkConfig, Config, DriverQueue, Features, Memory, PackedDriver, Request, SplitDriver,
     Status,
@@ -62,7 +63,7 @@ pub struct Guest {
     queues: Vec<Queue>,
     /// By block: the number of what was written last, and whether a request is under way.
     blocks: Vec<(u32, bool)>,
-    random: u64,
+    chance: Chance,
     pub shared: Arc<Shared>,
 }
 
@@ -114,17 +115,9 @@ impl Guest {
             memory,
             queues,
             blocks: vec![(0, false); blocks as usize],
-            random: seed,
+            chance: Chance::new(seed),
             shared: Arc::default(),
         }
-    }
-
-    fn random(&mut self, below: u64) -> u64 {
-        // xorshift64
-        self.random ^= self.random << 13;
-        self.random ^= self.random >> 7;
-        self.random ^= self.random << 17;
-        self.random % below
     }
 
     /// What was written last to each block.
@@ -219,9 +212,9 @@ impl Guest {
 
     fn fill(&mut self, index: usize) {
         while let Some(slot) = self.queues[index].blk.next_slot() {
-            let block = self.random(self.blocks.len() as u64);
+            let block = self.chance.below(self.blocks.len() as u64);
             let sector = block * BLOCK / 512;
-            let request = match self.random(16) {
+            let request = match self.chance.below(16) {
                 0 => Request::Flush,
                 _ if self.blocks[block as usize].1 => continue,
                 1..8 => Request::In { sector },

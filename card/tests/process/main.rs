@@ -17,10 +17,7 @@ use guest::{Guest, KINDS, Kind};
 const BLOCKS: u64 = 1024;
 
 fn times(long: usize) -> usize {
-    match std::env::var_os("BLUFF_TEST_LONG") {
-        Some(_) => long,
-        None => long / 10,
-    }
+    bluff_testing::times(long / 10, long)
 }
 
 fn killed_under_load(kind: Kind) {
@@ -139,7 +136,7 @@ fn a_data_half_killed_while_front_ends_set_up() {
 fn killed_at_each_step(kind: Kind) {
     let whole = steps::session(kind, None);
     assert!(whole.steps > 20, "{whole:?}");
-    let stride = if times(100) == 100 { 1 } else { 4 };
+    let stride = bluff_testing::times(4, 1);
     for (offset, step) in steps::STEPS.into_iter().enumerate() {
         for at in (1 + offset as u64 % stride..=whole.steps).step_by(stride as usize) {
             let outcome = steps::session(kind, Some((step, at)));

@@ -474,6 +474,7 @@ pub fn fuzz_ring(data: &[u8]) -> (u64, u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use bluff_testing::{Chance, is_emulated, is_long};
     use proptest::prelude::*;
 
     /// Found by the fuzzer: a stop that finishes what an earlier life left finds the ring broken.
@@ -514,13 +515,9 @@ mod tests {
     #[test]
     fn scripts_reach_the_volume() {
         let (mut done, mut failed) = (0, 0);
-        let mut seed = 1u64;
+        let mut chance = Chance::new(1);
         for _ in 0..3000 {
-            let byte = || {
-                seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-                (seed >> 33) as u8 % 160
-            };
-            let data: Vec<u8> = std::iter::repeat_with(byte).take(400).collect();
+            let data: Vec<u8> = chance.bytes(400).into_iter().map(|b| b % 160).collect();
             let (d, f) = fuzz_ring(&data);
             (done, failed) = (done + d, failed + f);
         }
@@ -528,9 +525,8 @@ mod tests {
     }
 
     fn cases() -> ProptestConfig {
-        let is = |name| std::env::var(name).as_deref() == Ok("1");
         ProptestConfig {
-            cases: match (is("BLUFF_TEST_LONG"), is("BLUFF_EMULATED")) {
+            cases: match (is_long(), is_emulated()) {
                 (true, _) => 100_000,
                 (_, true) => 500,
                 _ => 2000,

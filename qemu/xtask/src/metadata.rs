@@ -55,6 +55,8 @@ pub struct Dependency {
     pub name: String,
     /// What for.
     pub kind: Option<String>,
+    /// Whether only a feature asks for it.
+    pub optional: bool,
 }
 
 impl Dependency {

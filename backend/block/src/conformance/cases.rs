@@ -3,9 +3,11 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use bluff_testing::Chance;
+
 use crate::{BlockError, Kind, Op, Tag, Volume, VolumeEvent};
 
-use super::{Line, Memory, Profile, Random, Rig};
+use super::{Line, Memory, Profile, Rig};
 
 pub(super) type Case = fn(&Profile, &Arc<dyn Volume>);
 
@@ -33,7 +35,7 @@ pub(super) fn shape(_: &Profile, volume: &Arc<dyn Volume>) {
 
 /// Reads `len` bytes at `offset` with buffers of odd lengths.
 pub(super) fn read(rig: &mut Rig, line: &mut Line, offset: u64, len: usize) -> Vec<u8> {
-    let memory = Memory::random(len, &mut Random::new(offset ^ len as u64));
+    let memory = Memory::random(len, &mut Chance::new(offset ^ len as u64));
     let result = rig.one(line, memory.op(77, Kind::Read, offset));
     assert_eq!(result, Ok(()), "read of {len} at {offset}");
     memory.get()
@@ -41,7 +43,7 @@ pub(super) fn read(rig: &mut Rig, line: &mut Line, offset: u64, len: usize) -> V
 
 /// Writes `bytes` at `offset` with buffers of odd lengths.
 pub(super) fn write(rig: &mut Rig, line: &mut Line, offset: u64, bytes: &[u8], fua: bool) {
-    let memory = Memory::holding(bytes, &mut Random::new(offset + 1));
+    let memory = Memory::holding(bytes, &mut Chance::new(offset + 1));
     let result = rig.one(line, memory.op(78, Kind::Write { fua }, offset));
     assert_eq!(result, Ok(()), "write of {} at {offset}", bytes.len());
     assert!(memory.get() == bytes, "a write changed its buffers");
@@ -56,7 +58,7 @@ pub(super) fn data(profile: &Profile, volume: &Arc<dyn Volume>) {
     if volume.max_channels() > 1 {
         lines.push(rig.open(&**volume));
     }
-    let random = &mut Random::new(1);
+    let random = &mut Chance::new(1);
     let mut model = random.bytes(AREA as usize);
     let piece = (AREA as usize).min(g.max_transfer as usize);
     for (i, part) in model.chunks(piece).enumerate() {
@@ -124,7 +126,7 @@ pub(super) fn boundaries(profile: &Profile, volume: &Arc<dyn Volume>) {
     let block = u64::from(g.block_size);
     let mut rig = Rig::new(profile.uring);
     let mut line = rig.open(&**volume);
-    let random = &mut Random::new(2);
+    let random = &mut Chance::new(2);
     for at in [0, g.size - block] {
         let bytes = random.bytes(block as usize);
         write(&mut rig, &mut line, at, &bytes, false);
@@ -164,7 +166,7 @@ pub(super) fn flush(profile: &Profile, volume: &Arc<dyn Volume>) {
     let mut rig = Rig::new(profile.uring);
     let mut a = rig.open(&**volume);
     assert_eq!(rig.plain(&mut a, Kind::Flush, 0, 0), Ok(()));
-    let random = &mut Random::new(3);
+    let random = &mut Chance::new(3);
     let bytes = random.bytes(16 * block);
     write(&mut rig, &mut a, 0, &bytes, false);
     if volume.max_channels() > 1 {
@@ -207,7 +209,7 @@ pub(super) fn threads(profile: &Profile, volume: &Arc<dyn Volume>) {
             s.spawn(move || {
                 let mut rig = Rig::new(profile.uring);
                 let mut line = rig.open(&**volume);
-                let random = &mut Random::new(40 + t);
+                let random = &mut Chance::new(40 + t);
                 for round in 0..20 {
                     let len = 4096 * (1 + random.below(16)) as usize;
                     let at = t * span + random.below((span - len as u64) / 4096) * 4096;
@@ -236,7 +238,7 @@ pub(super) fn threads(profile: &Profile, volume: &Arc<dyn Volume>) {
 
 /// Ranges of blocks to clear, for a discard or for zeroes.
 fn ranges(block: u64, max: u64) -> Vec<(u64, u64)> {
-    let random = &mut Random::new(5);
+    let random = &mut Chance::new(5);
     let mut all = vec![
         (0, block),
         (block, 64 << 10),
@@ -255,7 +257,7 @@ fn clear(profile: &Profile, volume: &Arc<dyn Volume>, kinds: &[Kind], max: u64, 
     let mut rig = Rig::new(profile.uring);
     let mut line = rig.open(&**volume);
     let block = u64::from(volume.geometry().block_size);
-    let random = &mut Random::new(6);
+    let random = &mut Chance::new(6);
     for (i, (at, len)) in ranges(block, max).into_iter().enumerate() {
         // A block before and one after, where there are any.
         let from = at.saturating_sub(block);
@@ -328,7 +330,7 @@ pub(super) fn resize(profile: &Profile, volume: &Arc<dyn Volume>) {
         assert_eq!(volume.resize(wrong), Err(BlockError::Invalid), "{wrong}");
     }
     assert_eq!(events.load(Ordering::SeqCst), 0);
-    let random = &mut Random::new(7);
+    let random = &mut Chance::new(7);
     let bytes = random.bytes(8 * block as usize);
     // Across the old end.
     let across = g.size - 4 * block;

@@ -1,46 +1,12 @@
-//! Memory for operations, and reproducible chance.
+//! Memory for operations.
 //!
 //! Unsafe, because operations name memory that they do not own.
 #![allow(unsafe_code)]
 
 use bluff_memory::IoVec;
+use bluff_testing::Chance;
 
 use crate::{Buffers, Kind, Op, Tag};
-
-/// A small reproducible generator (splitmix64).
-#[derive(Clone, Debug)]
-pub struct Random(u64);
-
-impl Random {
-    /// Begins at `seed`.
-    pub fn new(seed: u64) -> Self {
-        Self(seed)
-    }
-
-    /// Any number.
-    pub fn word(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// A number below `n`, which is not 0.
-    pub fn below(&mut self, n: u64) -> u64 {
-        self.word() % n
-    }
-
-    /// Bytes that tell where they come from.
-    pub fn bytes(&mut self, len: usize) -> Vec<u8> {
-        let mut out = Vec::with_capacity(len + 8);
-        while out.len() < len {
-            out.extend_from_slice(&self.word().to_le_bytes());
-        }
-        out.truncate(len);
-        out
-    }
-}
 
 /// What lies between the pieces; a channel that touches it fails.
 const GAP: u8 = 0xa5;
@@ -84,7 +50,7 @@ impl Memory {
     }
 
     /// `len` bytes cut by chance: now and then into single bytes, at most into 64 pieces.
-    pub fn random(len: usize, random: &mut Random) -> Self {
+    pub fn random(len: usize, random: &mut Chance) -> Self {
         let most = (len / 32).max(2) as u64;
         let mut n = 0;
         Self::new(len, || {
@@ -99,7 +65,7 @@ impl Memory {
     }
 
     /// Holds these bytes.
-    pub fn holding(bytes: &[u8], random: &mut Random) -> Self {
+    pub fn holding(bytes: &[u8], random: &mut Chance) -> Self {
         let memory = Self::random(bytes.len(), random);
         memory.set(bytes);
         memory

@@ -4,10 +4,12 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bluff_testing::Chance;
+
 use crate::{BlockError, Cancel, Kind, Op, Tag, Volume};
 
 use super::cases::{read, write};
-use super::{Memory, Profile, Random, Rig};
+use super::{Memory, Profile, Rig};
 
 /// Far more operations than a channel takes: none is lost, none doubled.
 pub(super) fn busy(profile: &Profile, volume: &Arc<dyn Volume>) {
@@ -15,7 +17,7 @@ pub(super) fn busy(profile: &Profile, volume: &Arc<dyn Volume>) {
     let block = u64::from(volume.geometry().block_size);
     let mut rig = Rig::new(profile.uring);
     let mut line = rig.open(&**volume);
-    let random = &mut Random::new(8);
+    let random = &mut Chance::new(8);
     let bytes = random.bytes(block as usize);
     let from = Memory::holding(&bytes, random);
     let to = Memory::random(block as usize, random);
@@ -46,7 +48,7 @@ pub(super) fn cancel(profile: &Profile, volume: &Arc<dyn Volume>) {
     let mut rig = Rig::new(profile.uring);
     let mut line = rig.open(&**volume);
     assert_eq!(line.cancel(Tag(5)), Cancel::Unknown);
-    let random = &mut Random::new(9);
+    let random = &mut Chance::new(9);
     for round in 0..40u64 {
         let memories: Vec<Memory> = (0..32)
             .map(|_| Memory::random(block as usize * 4, random))
@@ -110,7 +112,7 @@ pub(super) fn late_writes(profile: &Profile, volume: &Arc<dyn Volume>) {
     let mut rig = Rig::new(profile.uring);
     let mut a = rig.open(&**volume);
     let mut b = (volume.max_channels() > 1).then(|| rig.open(&**volume));
-    let random = &mut Random::new(10);
+    let random = &mut Chance::new(10);
     for round in 0..60u64 {
         let len = block * (1 + random.below(32) as usize);
         let at = random.below(16) * block as u64;
@@ -148,7 +150,7 @@ pub(super) fn late_writes(profile: &Profile, volume: &Arc<dyn Volume>) {
 pub(super) fn dropped(profile: &Profile, volume: &Arc<dyn Volume>) {
     let block = volume.geometry().block_size as usize;
     let mut rig = Rig::new(profile.uring);
-    let random = &mut Random::new(11);
+    let random = &mut Chance::new(11);
     let mark = vec![0x5a; block * 8];
     let mut memories = Vec::new();
     let mut stays = rig.open(&**volume);
@@ -191,7 +193,7 @@ pub(super) fn silent(profile: &Profile, volume: &Arc<dyn Volume>) {
     let block = volume.geometry().block_size as usize;
     let mut rig = Rig::new(profile.uring);
     let mut line = rig.open(&**volume);
-    let random = &mut Random::new(12);
+    let random = &mut Chance::new(12);
     let mark = vec![0x5a; block];
     let memories: Vec<Memory> = (0..64).map(|_| Memory::holding(&mark, random)).collect();
     let ops: Vec<Op> = (0u64..)

@@ -22,7 +22,7 @@ use std::sync::Arc;
 
 use bluff_reactor::UringUse;
 
-pub use data::{Memory, Random};
+pub use data::Memory;
 pub use rig::{Line, Rig};
 
 use crate::Volume;

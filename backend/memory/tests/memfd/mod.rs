@@ -34,11 +34,3 @@ pub fn spec(file: &File, guest: u64, len: u64, offset: u64) -> RegionSpec {
 pub fn region(file: &File, guest: u64, len: u64, offset: u64) -> Region {
     Region::new(spec(file, guest, len, offset), &GuestMemory::empty()).unwrap()
 }
-
-/// How often to repeat: `ci` times, or `long` times where BLUFF_TEST_LONG=1.
-pub fn times(ci: u64, long: u64) -> u64 {
-    match std::env::var("BLUFF_TEST_LONG").as_deref() {
-        Ok("1") => long,
-        _ => ci,
-    }
-}

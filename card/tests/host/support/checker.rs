@@ -8,7 +8,7 @@
 
 use std::collections::HashMap;
 
-use super::Chance;
+use bluff_testing::Chance;
 
 /// Bytes of a block.
 pub const BLOCK: usize = 4096;
@@ -213,7 +213,7 @@ fn content(block: u64, number: u64) -> Vec<u8> {
 
 /// What a write leaves in one sector: who it is, then words that follow from that, which are its checksum too.
 fn sector_content(block: u64, sector: u64, number: u64) -> Vec<u8> {
-    let mut chance = Chance(number ^ (block << 20) ^ (sector << 52));
+    let mut chance = Chance::new(number ^ (block << 20) ^ (sector << 52));
     let head = [MAGIC, block, sector, number];
     let words = head
         .into_iter()

@@ -9,14 +9,15 @@ use std::time::Duration;
 use bluff_card::control::client::Client;
 use bluff_card::control::{Request, Response};
 use bluff_card::stats::QueueStatistics;
+use bluff_testing::times;
 use rustix::event::{PollFd, PollFlags};
 use rustix::process::{Pid, PidfdFlags, Signal};
 
-use super::{LIMIT, times, until};
+use super::{LIMIT, until};
 
 /// No daemon of a test lives longer, so that no front end waits for ever for an answer of a hung one.
 fn life() -> Duration {
-    Duration::from_secs(times(120, 3600) as u64)
+    Duration::from_secs(times(120, 3600))
 }
 
 /// A folder with a configuration, volumes and sockets.

@@ -12,14 +12,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bluff_front_end::{Error, FrontEnd, Options, ring_features};
+use bluff_testing::Chance;
 use bluff_virtio_driver::{
     BlkConfig, Completion, Config, DriverQueue, Features, Memory, PackedDriver, Position,
     Positions, RegionConfig, Request, SplitDriver, Status,
 };
 use rustix::event::{PollFd, PollFlags};
 
+use super::LIMIT;
 use super::checker::{BLOCK, Checker};
-use super::{Chance, LIMIT};
 
 pub type Blk = bluff_virtio_driver::Blk<Box<dyn DriverQueue>>;
 
@@ -155,7 +156,7 @@ impl Guest {
             memory,
             front_end,
             shape,
-            chance: Chance(7),
+            chance: Chance::new(7),
             may_fail: false,
             ended: None,
         })

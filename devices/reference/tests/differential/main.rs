@@ -9,7 +9,6 @@
 //! Scripts are random. The first seed is printed; `BLUFF_TEST_SEED` chooses it, and each script has
 //! the next one: what fails can be run again alone. `BLUFF_TEST_LONG=1` runs more of them.
 
-mod chance;
 mod pair;
 mod recorder;
 #[path = "../ring/mod.rs"]
@@ -22,7 +21,7 @@ use std::time::Instant;
 
 use bluff_reactor::Reactor;
 use bluff_reference::spec::{feature, request_type};
-use chance::Chance;
+use bluff_testing::{Chance, times};
 use pair::{Choices, DATA, END, Memory, Pair, Piece, SEAM};
 use recorder::Shape;
 use script::{Allowed, Layout, Request};
@@ -342,8 +341,7 @@ impl Drop for Tell {
 
 #[test]
 fn well_formed_scripts_agree_exactly() {
-    let long = std::env::var("BLUFF_TEST_LONG").as_deref() == Ok("1");
-    let scripts = if long { 100_000 } else { 2000 };
+    let scripts = times(2000, 100_000);
     let first = match std::env::var("BLUFF_TEST_SEED") {
         Ok(seed) => seed.parse().expect("BLUFF_TEST_SEED is a number"),
         Err(_) => RandomState::new().hash_one(std::process::id()),

@@ -16,6 +16,7 @@ use bluff_memory::{GuestMemory, IoVec, Region, RegionSpec, Space};
 use bluff_reactor::{Actor, Context, Options, Poll, Reactor, Turn};
 use bluff_reference::spec::{WRITEBACK_OFFSET, feature};
 use bluff_reference::{Device, DeviceOptions, Oracle};
+use bluff_testing::Chance;
 use bluff_virtio::{
     DeviceEvent, Notifier, Position, QueueSetup, RingAddresses, Stop, VirtioDevice, features,
 };
@@ -24,7 +25,6 @@ use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use crate::chance::Chance;
 use crate::recorder::{Recorder, Shape};
 use crate::ring::{INDIRECT, NEXT, Ring, WRITE};
 

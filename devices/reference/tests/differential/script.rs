@@ -1,8 +1,8 @@
 //! Scripts: what a driver that keeps the rules asks for, also where it cannot be done.
 
 use bluff_reference::spec::request_type;
+use bluff_testing::Chance;
 
-use crate::chance::Chance;
 use crate::recorder::Shape;
 
 /// The identification's length.

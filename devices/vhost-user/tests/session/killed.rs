@@ -265,12 +265,7 @@ fn killed_again_while_going_on() {
     let _beside = beside();
     let script = script(false);
     let (want, steps) = play(&script, 100_000, &[]);
-    let every = if std::env::var_os("BLUFF_TEST_LONG").is_some() {
-        1
-    } else {
-        7
-    };
-    for at in (0..steps).step_by(every) {
+    for at in (0..steps).step_by(bluff_testing::times(7, 1)) {
         for again in 0..6 {
             let (got, _) = play(&script, 100_000, &[at, again, 0, again]);
             assert_eq!(got, want, "killed at {at}, then {again} steps later");

@@ -1,17 +1,14 @@
 //! Random sequences of messages, completions, disconnections and deaths. `BLUFF_TEST_LONG=1` for more
 //! of them; the same bytes are a fuzz target.
 
+use bluff_testing::times;
 use bluff_vhost_user::fuzzing::fuzz_messages;
 use proptest::prelude::*;
 
 use crate::support::beside;
 
 fn cases() -> u32 {
-    if std::env::var_os("BLUFF_TEST_LONG").is_some() {
-        50_000
-    } else {
-        1_000
-    }
+    times(1_000, 50_000)
 }
 
 proptest! {

@@ -1,8 +1,10 @@
 //! What attackers leave behind, and what they take: nothing.
 
+use bluff_testing::times;
+
 use crate::alone;
 use crate::rig::raw::{Attack, END, INDIRECT, KINDS, REGION, SEAM, TURNS, WRITE, d};
-use crate::rig::{BASE, FINISH, times};
+use crate::rig::{BASE, FINISH};
 
 fn entries(path: &str) -> usize {
     std::fs::read_dir(path).unwrap().count()

@@ -3,8 +3,10 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use bluff_testing::times;
+
 use crate::rig::raw::{Attack, D, END, INDIRECT, KINDS, SEAM, TURNS, WRITE, bytes, d};
-use crate::rig::{FINISH, ram, times};
+use crate::rig::{FINISH, ram};
 
 const IN: u32 = 0;
 const OUT: u32 = 1;

@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::rig::raw::{Attack, D, END, INDIRECT, KINDS, NEXT, SEAM, TURNS, WRITE, bytes, d};
-use crate::rig::{BASE, FINISH, addresses, stall, times};
+use crate::rig::{BASE, FINISH, addresses, stall};
+use bluff_testing::times;
 use bluff_virtio::{QueueSetup, VirtioDevice};
 
 #[test]

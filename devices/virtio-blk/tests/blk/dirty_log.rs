@@ -7,9 +7,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::rig::log::Log;
 use crate::rig::raw::{Attack, END, KINDS, SEAM, TURNS, WRITE, d};
-use crate::rig::{BASE, FINISH, Kind, RESET, Rig, epoch, inflight, ram, stall, times, wait};
+use crate::rig::{BASE, FINISH, Kind, RESET, Rig, epoch, inflight, ram, stall, wait};
 use bluff_memory::{DirtyLog, LOG_PAGE};
 use bluff_reactor::Poll;
+use bluff_testing::times;
 use bluff_virtio::QueueLog;
 use bluff_virtio_driver::{Blk, BlkConfig, DriverQueue, Memory, Request, Status};
 

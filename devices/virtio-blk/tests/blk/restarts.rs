@@ -3,8 +3,9 @@
 
 use std::collections::HashMap;
 
-use crate::rig::{BASE, Kind, Rig, epoch, inflight, ram, stall, times, wait};
+use crate::rig::{BASE, Kind, Rig, epoch, inflight, ram, stall, wait};
 use bluff_reactor::Poll;
+use bluff_testing::{Chance, times};
 use bluff_virtio_driver::{Blk, BlkConfig, DriverQueue, Memory, Request, Status};
 
 const DEPTH: u16 = 32;
@@ -50,20 +51,17 @@ fn r01_devices_that_vanish_under_load() {
         // What each block holds, as far as was acknowledged; blocks in flight are left alone.
         let mut disk: HashMap<u64, u8> = HashMap::new();
         let mut flying: HashMap<u64, Option<u8>> = HashMap::new();
-        let (mut random, mut completed) = (7u64, 0u64);
+        let (mut chance, mut completed) = (Chance::new(7), 0u64);
         for life in 0..times(12, 300) {
             let end = completed + 20 + life % 7 * 13;
             while completed < end {
                 while let Some(slot) = blk.next_slot() {
-                    random = random
-                        .wrapping_mul(6_364_136_223_846_793_005)
-                        .wrapping_add(1);
-                    let block = (random >> 33) % 256;
+                    let block = chance.below(256);
                     if flying.contains_key(&block) {
                         break;
                     }
-                    let fill = (random >> 50) as u8;
-                    let write = random >> 60 & 1 != 0;
+                    let fill = chance.word() as u8;
+                    let write = chance.percent(50);
                     let sector = block * 8;
                     let bytes = if write { fill } else { 0xee };
                     memory.write(blk.data_addr(slot), &[bytes; LEN]).unwrap();

@@ -4,13 +4,13 @@
 use std::os::fd::AsFd;
 
 use bluff_memory::{GuestMemory, IoVec, Region, RegionSpec, Space};
+use bluff_testing::times;
 use bluff_virtio_driver as driver;
 use driver::{Buffer, DriverQueue, SplitDriver};
 use proptest::prelude::*;
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap};
 
-use super::rig::times;
 use crate::{Chain, Limits, Pop, Position, QueueSetup, Ring, RingAddresses, features, split};
 
 const BASE: u64 = 0x10_0000;
@@ -173,7 +173,7 @@ impl Pair {
 
 fn cases() -> ProptestConfig {
     ProptestConfig {
-        cases: times(500, 20_000) as u32,
+        cases: times(500, 20_000),
         failure_persistence: None,
         ..ProptestConfig::default()
     }

@@ -2,7 +2,9 @@
 
 use std::os::unix::fs::FileExt;
 
-use super::rig::{Device, Ended, Rng, Shape, World, live, times};
+use bluff_testing::{Chance, times};
+
+use super::rig::{Device, Ended, Shape, World, live};
 use crate::RingError;
 use crate::inflight::queue_len;
 
@@ -186,14 +188,14 @@ fn b05_truncated_file() {
         assert!(inflight.region.is_poisoned());
         // And while a ring is at work: it goes on, and only the record is lost.
         let mut world = World::new(shape(packed));
-        let mut rng = Rng(3);
+        let mut chance = Chance::new(3);
         let inflight = world.inflight();
         let mut device = Device::new(world.open_with(inflight.clone()).unwrap());
         world.region.set_len(0).unwrap();
         for _ in 0..20 {
-            world.submit(&mut rng, 2);
+            world.submit(&mut chance, 2);
             let _ = device.take(&mut world, 2);
-            device.finish(&mut rng, 2);
+            device.finish(&mut chance, 2);
             world.reap();
         }
         assert!(inflight.region.is_poisoned());
@@ -228,40 +230,40 @@ fn b05_parts_that_do_not_fit() {
 fn b05_noise() {
     for packed in [false, true] {
         for seed in 0..times(3000, 300_000) {
-            let mut rng = Rng(seed);
+            let mut chance = Chance::new(seed);
             let mut world = orphaned(packed);
             let len = queue_len(8);
-            let noise = |world: &World, rng: &mut Rng| {
-                for _ in 0..1 + rng.below(4) {
-                    let at = rng.below(len);
+            let noise = |world: &World, chance: &mut Chance| {
+                for _ in 0..1 + chance.below(4) {
+                    let at = chance.below(len);
                     // Mostly small numbers: those are the ones that mean something.
-                    let byte = match rng.below(3) {
-                        0 => rng.below(256) as u8,
-                        _ => rng.below(10) as u8,
+                    let byte = match chance.below(3) {
+                        0 => chance.below(256) as u8,
+                        _ => chance.below(10) as u8,
                     };
                     poke(world, at, &[byte]);
                 }
             };
-            noise(&world, &mut rng);
+            noise(&world, &mut chance);
             let ended = live(None, || {
                 let mut ring = world.open()?;
                 let mut chains = Vec::new();
                 for _ in 0..32 {
-                    noise(&world, &mut rng);
+                    noise(&world, &mut chance);
                     let mut chain = crate::Chain::default();
                     if ring.pop(&mut chain)? != crate::Pop::Empty {
                         chains.push(chain);
                     }
-                    if rng.chance(50)
+                    if chance.percent(50)
                         && let Some(chain) = chains.pop()
                     {
                         ring.complete(&chain, 0);
                     }
-                    if rng.chance(50) {
+                    if chance.percent(50) {
                         ring.publish();
                     }
-                    if rng.chance(10) {
-                        world.submit(&mut rng, 1);
+                    if chance.percent(10) {
+                        world.submit(&mut chance, 1);
                     }
                 }
                 Ok(())

@@ -7,9 +7,10 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use bluff_memory::{DirtyLog, LOG_PAGE};
+use bluff_testing::{Chance, times};
 use bluff_virtio_driver::Memory;
 
-use super::rig::{BASE, Device, ROOM, ROOMS, Rng, Shape, World, times};
+use super::rig::{BASE, Device, ROOM, ROOMS, Shape, World};
 use crate::QueueLog;
 use crate::inflight::steps;
 
@@ -48,7 +49,7 @@ impl Copy {
 }
 
 fn migrate(packed: bool, seed: u64) {
-    let mut rng = Rng(seed);
+    let mut chance = Chance::new(seed);
     let mut world = World::new(Shape {
         packed,
         in_order: false,
@@ -75,16 +76,16 @@ fn migrate(packed: bool, seed: u64) {
     let mut device = Device::new(world.open().unwrap());
     let mut done = 0;
     // Few turns: every one of them can be the last before the switch.
-    for _ in 0..1 + rng.below(12) {
+    for _ in 0..1 + chance.below(12) {
         // Not last: its marks would hide a missing one.
-        if rng.chance(30) {
+        if chance.percent(30) {
             device.sleep();
         }
-        let n = 1 + rng.below(4);
-        world.submit(&mut rng, n);
+        let n = 1 + chance.below(4);
+        world.submit(&mut chance, n);
         device.take(&mut world, n).unwrap();
-        let n = 1 + rng.below(4);
-        device.finish(&mut rng, n);
+        let n = 1 + chance.below(4);
+        device.finish(&mut chance, n);
         copy.borrow_mut().pass();
         done += world.reap();
     }

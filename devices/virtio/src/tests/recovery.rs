@@ -1,6 +1,8 @@
 //! Fault list R2, R3: the process is killed at any step of tracking, and the next one goes on from the region.
 
-use super::rig::{Device, Ended, Rng, Shape, World, live, times};
+use bluff_testing::{Chance, times};
+
+use super::rig::{Device, Ended, Shape, World, live};
 use crate::inflight::Step;
 
 const STEPS: [Step; 5] = [
@@ -12,15 +14,15 @@ const STEPS: [Step; 5] = [
 ];
 
 /// One life of a device, of up to `turns` turns; the driver works beside it.
-fn life(world: &mut World, rng: &mut Rng, turns: u64) -> Result<(), crate::RingError> {
+fn life(world: &mut World, chance: &mut Chance, turns: u64) -> Result<(), crate::RingError> {
     let mut device = Device::new(world.open()?);
     for _ in 0..turns {
-        let n = rng.below(4);
-        world.submit(rng, n);
-        device.take(world, rng.below(4))?;
-        let n = rng.below(4);
-        device.finish(rng, n);
-        if rng.chance(60) {
+        let n = chance.below(4);
+        world.submit(chance, n);
+        device.take(world, chance.below(4))?;
+        let n = chance.below(4);
+        device.finish(chance, n);
+        if chance.percent(60) {
             world.reap();
         }
     }
@@ -28,14 +30,14 @@ fn life(world: &mut World, rng: &mut Rng, turns: u64) -> Result<(), crate::RingE
 }
 
 /// The last life: it finishes whatever is there.
-fn last_life(world: &mut World, rng: &mut Rng) {
+fn last_life(world: &mut World, chance: &mut Chance) {
     let mut device = Device::new(world.open().expect("the region is sound"));
     for _ in 0..10_000 {
         if world.waiting.is_empty() {
             return;
         }
         device.take(world, 3).expect("the ring is sound");
-        device.finish(rng, 2);
+        device.finish(chance, 2);
         world.reap();
     }
     panic!(
@@ -54,12 +56,12 @@ fn killed(result: Result<(), Ended>) -> bool {
 }
 
 /// Many lives on one ring, each ended at some step, some of them while it recovers.
-fn many_lives(packed: bool, in_order: bool, seed: u64, pick: impl Fn(&mut Rng) -> (Step, u32)) {
-    let mut rng = Rng(seed);
+fn many_lives(packed: bool, in_order: bool, seed: u64, pick: impl Fn(&mut Chance) -> (Step, u32)) {
+    let mut chance = Chance::new(seed);
     // Packed rings have any size.
     let size = match packed {
-        true => 3 + rng.below(14) as u16,
-        false => 4 << rng.below(3),
+        true => 3 + chance.below(14) as u16,
+        false => 4 << chance.below(3),
     };
     let shape = Shape {
         packed,
@@ -68,22 +70,22 @@ fn many_lives(packed: bool, in_order: bool, seed: u64, pick: impl Fn(&mut Rng) -
     };
     let mut world = World::new(shape);
     for _ in 0..times(10, 200) {
-        let end = pick(&mut rng);
-        killed(live(Some(end), || life(&mut world, &mut rng, 20)));
+        let end = pick(&mut chance);
+        killed(live(Some(end), || life(&mut world, &mut chance, 20)));
         // The driver goes on while there is no device.
-        if rng.chance(50) {
+        if chance.percent(50) {
             world.reap();
         }
-        if rng.chance(50) {
-            let n = rng.below(4);
-            world.submit(&mut rng, n);
+        if chance.percent(50) {
+            let n = chance.below(4);
+            world.submit(&mut chance, n);
         }
-        while rng.chance(30) {
-            let end = (Step::Store, rng.below(u64::from(size) * 2) as u32);
+        while chance.percent(30) {
+            let end = (Step::Store, chance.below(u64::from(size) * 2) as u32);
             killed(live(Some(end), || world.open().map(drop)));
         }
     }
-    last_life(&mut world, &mut rng);
+    last_life(&mut world, &mut chance);
     assert!(world.begun > 0);
 }
 
@@ -91,8 +93,8 @@ fn named_steps(packed: bool) {
     for (s, &step) in STEPS.iter().enumerate() {
         for in_order in [false, true] {
             for seed in 0..times(20, 500) {
-                many_lives(packed, in_order, seed << 8 | s as u64, |rng| {
-                    (step, rng.below(12) as u32)
+                many_lives(packed, in_order, seed << 8 | s as u64, |chance| {
+                    (step, chance.below(12) as u32)
                 });
             }
         }
@@ -102,8 +104,8 @@ fn named_steps(packed: bool) {
 fn any_store(packed: bool) {
     for in_order in [false, true] {
         for seed in 0..times(100, 3000) {
-            many_lives(packed, in_order, seed, |rng| {
-                (Step::Store, rng.below(300) as u32)
+            many_lives(packed, in_order, seed, |chance| {
+                (Step::Store, chance.below(300) as u32)
             });
         }
     }
@@ -145,15 +147,15 @@ fn every_store_and_recovery(packed: bool) {
             let mut second = 0;
             let mut reached = true;
             loop {
-                let mut rng = Rng(seed);
+                let mut chance = Chance::new(seed);
                 let mut world = World::new(shape);
                 let end = Some((Step::Store, first));
-                reached &= killed(live(end, || life(&mut world, &mut rng, 6)));
+                reached &= killed(live(end, || life(&mut world, &mut chance, 6)));
                 let end = Some((Step::Store, second));
                 let again = killed(live(end, || world.open().map(drop)));
-                last_life(&mut world, &mut rng);
+                last_life(&mut world, &mut chance);
                 // In CI not every pair, but each first and each second one.
-                second += times(1 + u64::from(first % 5), 1) as u32;
+                second += times(1 + first % 5, 1);
                 if !again {
                     break;
                 }
@@ -187,11 +189,11 @@ fn r02_only_what_is_unfinished_is_done_again_in_order() {
             in_order: false,
             size: 16,
         };
-        let mut rng = Rng(1);
+        let mut chance = Chance::new(1);
         let mut world = World::new(shape);
         let mut submitted = 0;
         while submitted == world.waiting.len() {
-            world.submit(&mut rng, 1);
+            world.submit(&mut chance, 1);
             submitted += 1;
         }
         let all = world.waiting.len() as u64;
@@ -199,7 +201,7 @@ fn r02_only_what_is_unfinished_is_done_again_in_order() {
             let mut device = Device::new(world.open()?);
             device.take(&mut world, all)?;
             assert_eq!(device.busy() as u64, all);
-            device.finish(&mut rng, all / 2);
+            device.finish(&mut chance, all / 2);
             Ok(())
         });
         assert!(!killed(result));
@@ -207,7 +209,7 @@ fn r02_only_what_is_unfinished_is_done_again_in_order() {
         assert_eq!(done, all / 2);
         // The order itself is asserted by `take`.
         let begun = world.begun;
-        last_life(&mut world, &mut rng);
+        last_life(&mut world, &mut chance);
         assert_eq!(world.begun - begun, all - done);
     }
 }

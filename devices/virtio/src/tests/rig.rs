@@ -6,6 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::{Arc, Once};
 
 use bluff_memory::{GuestMemory, Mapping, Region, RegionSpec, Space};
+use bluff_testing::Chance;
 use bluff_virtio_driver as driver;
 use driver::{Buffer, DriverQueue, PackedDriver, SplitDriver};
 
@@ -14,37 +15,6 @@ use crate::{
     Chain, Limits, Pop, Position, QueueLog, QueueSetup, Ring, RingAddresses, RingError, features,
     packed, split,
 };
-
-/// How often to repeat: `ci` times, or `long` times where BLUFF_TEST_LONG=1.
-pub(super) fn times(ci: u64, long: u64) -> u64 {
-    match std::env::var("BLUFF_TEST_LONG").as_deref() {
-        Ok("1") => long,
-        _ => ci,
-    }
-}
-
-/// Numbers that look random and are the same in every run (splitmix64).
-#[derive(Clone, Debug)]
-pub(super) struct Rng(pub(super) u64);
-
-impl Rng {
-    pub(super) fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// A number below `n`.
-    pub(super) fn below(&mut self, n: u64) -> u64 {
-        self.next() % n
-    }
-
-    pub(super) fn chance(&mut self, percent: u64) -> bool {
-        self.below(100) < percent
-    }
-}
 
 pub(super) const BASE: u64 = 0x10_0000;
 /// Bytes that each request has in guest memory, and how many requests there is room for.
@@ -179,10 +149,10 @@ impl World {
     }
 
     /// The driver makes up to `n` requests available, in chains of any shape.
-    pub(super) fn submit(&mut self, rng: &mut Rng, n: u64) {
+    pub(super) fn submit(&mut self, chance: &mut Chance, n: u64) {
         for _ in 0..n {
-            let (readable, writable) = (rng.below(3), 1 + rng.below(2));
-            if !self.submit_chain(readable, writable, rng.chance(30)) {
+            let (readable, writable) = (chance.below(3), 1 + chance.below(2));
+            if !self.submit_chain(readable, writable, chance.percent(30)) {
                 break;
             }
         }
@@ -276,12 +246,12 @@ impl Device {
     }
 
     /// Completes up to `n` of what it works on, in any order, and publishes them as one batch.
-    pub(super) fn finish(&mut self, rng: &mut Rng, n: u64) {
+    pub(super) fn finish(&mut self, chance: &mut Chance, n: u64) {
         for _ in 0..n.min(self.works.len() as u64) {
-            let which = rng.below(self.works.len() as u64) as usize;
+            let which = chance.below(self.works.len() as u64) as usize;
             let (_, chain) = self.works.swap_remove(which);
             chain.set_status(0);
-            self.ring.complete(&chain, u32::from(rng.chance(50)));
+            self.ring.complete(&chain, u32::from(chance.percent(50)));
         }
         self.ring.publish();
     }

@@ -20,6 +20,11 @@ const DRIVER: &str = "bluff-virtio-driver";
 /// The program inside of a guest, whose protocol both sides know.
 const AGENT: &str = "guest-agent";
 
+/// What tests ask for. Of what is not a test, only the suite in `bluff-block` that other crates' tests run may need it, and
+/// that is a feature.
+const TESTING: &str = "bluff-testing";
+const SUITE: &str = "bluff-block";
+
 /// Says which dependencies point the wrong way.
 pub fn complaints(workspace: &Workspace) -> Vec<String> {
     let mut complaints = Vec::new();
@@ -93,6 +98,9 @@ fn broken_rule(from: &Place, to: &Place, dependency: &Dependency) -> Option<&'st
     if dependency.is_dev() {
         return None;
     }
+    if to.name == TESTING && !(from.name == SUITE && dependency.optional) {
+        return Some("what is for tests is a dev-dependency");
+    }
     match (from.area, to.area) {
         (Area::Unknown, _) => {
             Some("it stands in a folder that has no rule; give it one in check/arrows.rs")
@@ -133,6 +141,7 @@ mod tests {
         let dependency = Dependency {
             name: to.name.clone(),
             kind: kind.map(str::to_owned),
+            optional: false,
         };
         broken_rule(&from, &to, &dependency).is_none()
     }
@@ -143,6 +152,7 @@ mod tests {
     const REFERENCE: (&str, &str) = ("bluff-reference", "devices/reference");
     const BLOCK: (&str, &str) = ("bluff-block", "backend/block");
     const FILE: (&str, &str) = ("bluff-file", "backend/file");
+    const TESTS: (&str, &str) = (TESTING, "backend/testing");
     const GUEST: (&str, &str) = ("guest-tests", "guest-tests");
     const QEMU: (&str, &str) = ("bluff-qemu", "qemu");
 
@@ -172,6 +182,23 @@ mod tests {
     fn tests_may_point_anywhere_but_from_backend_to_card() {
         assert!(allowed(BLOCK, VIRTIO, Some("dev")) && allowed(VIRTIO, FILE, Some("dev")));
         assert!(!allowed(BLOCK, CARD, Some("dev")));
+    }
+
+    #[test]
+    fn only_tests_and_the_suite_know_what_is_for_tests() {
+        assert!(allowed(FILE, TESTS, Some("dev")) && allowed(CARD, TESTS, Some("dev")));
+        assert!(!allowed(FILE, TESTS, None) && !allowed(CARD, TESTS, None));
+        let optional = |from: (&str, &str)| {
+            let [from, to] = [from, TESTS].map(|(name, folder)| Place::of(name, Path::new(folder)));
+            let dependency = Dependency {
+                name: to.name.clone(),
+                kind: None,
+                optional: true,
+            };
+            broken_rule(&from, &to, &dependency).is_none()
+        };
+        assert!(optional(BLOCK) && !allowed(BLOCK, TESTS, None));
+        assert!(!optional(FILE) && !optional(CARD));
     }
 
     #[test]

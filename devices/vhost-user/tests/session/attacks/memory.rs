@@ -3,10 +3,11 @@
 use std::os::fd::{AsFd, AsRawFd};
 use std::time::Duration;
 
+use bluff_testing::is_emulated;
 use bluff_vhost_user::{AttachmentEvent, unix};
 use bluff_virtio::features;
 
-use super::{emulated, file, settled, still_serves};
+use super::{file, settled, still_serves};
 use crate::support::*;
 
 #[test]
@@ -344,7 +345,7 @@ fn b06_memory_does_not_outgrow_the_log() {
 /// Sparse files cost a front end nothing, and each process has 47 bits of addresses.
 #[test]
 fn b08_a_front_end_maps_no_more_than_its_share_of_the_address_space() {
-    if emulated() {
+    if is_emulated() {
         // The emulator writes down every page, and has fewer addresses to give.
         return;
     }

@@ -13,11 +13,6 @@ use bluff_vhost_user::unix;
 
 use crate::support::*;
 
-/// Whether `cargo xtask test` runs this for another machine than it is on.
-fn emulated() -> bool {
-    std::env::var_os("BLUFF_EMULATED").is_some()
-}
-
 fn file(len: u64) -> std::os::fd::OwnedFd {
     unix::sealed_memory(c"test", len).unwrap()
 }

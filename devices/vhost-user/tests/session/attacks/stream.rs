@@ -6,11 +6,12 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use bluff_testing::is_emulated;
 use bluff_vhost_user::framing;
 use bluff_vhost_user::keeper::Ledger;
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
-use super::{emulated, file, settled, still_serves};
+use super::{file, settled, still_serves};
 use crate::support::*;
 
 #[test]
@@ -36,7 +37,7 @@ fn b02_extra_descriptors_on_any_message() {
         let sent = if i.is_multiple_of(11) {
             // More than a message may have at all. An emulator of another machine keeps those open that do
             // not fit, so there it is only one more.
-            let more = if emulated() { 0 } else { i as usize % 90 };
+            let more = if is_emulated() { 0 } else { i as usize % 90 };
             let many = vec![spare.as_raw_fd(); 9 + more];
             let bytes = framing::request(code, front.ack, payload);
             front.socket.send_with_fds(&[&bytes[..]], &many).is_ok()

@@ -34,9 +34,5 @@ pub fn open_files() -> usize {
 
 /// How often a repeated case is repeated.
 pub fn times(long: usize) -> usize {
-    if std::env::var_os("BLUFF_TEST_LONG").is_some() {
-        long
-    } else {
-        (long / 100).max(10)
-    }
+    bluff_testing::times((long / 100).max(10), long)
 }

@@ -107,14 +107,6 @@ pub struct Rig {
     pub features: u64,
 }
 
-/// How often to repeat: `ci` times, or `long` times where BLUFF_TEST_LONG=1.
-pub fn times(ci: u64, long: u64) -> u64 {
-    match std::env::var("BLUFF_TEST_LONG").as_deref() {
-        Ok("1") => long,
-        _ => ci,
-    }
-}
-
 /// How long anything may take before a test gives up.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 

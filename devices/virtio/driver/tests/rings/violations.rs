@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bluff_testing::Chance;
 use bluff_virtio_driver::{
     Config, DriverQueue, Features, Memory, PackedDriver, SplitDriver, Violation,
 };
@@ -277,19 +278,17 @@ fn a_thread_that_writes_garbage_never_makes_the_driver_panic() {
         std::thread::scope(|scope| {
             let stopper = StopOnDrop(&stop);
             scope.spawn(|| {
-                let mut random = 88172645463325252_u64;
+                let mut chance = Chance::new(1);
                 while !stop.load(Ordering::Relaxed) {
-                    random ^= random << 13;
-                    random ^= random >> 7;
-                    random ^= random << 17;
+                    let any = chance.word() as u16;
                     // Small values are the plausible ones.
-                    let value = if random & 1 == 0 {
-                        random >> 8 & 0x80ff
+                    let value = if chance.percent(50) {
+                        any & 0x80ff
                     } else {
-                        random >> 8
+                        any
                     };
                     memory
-                        .write_u16(area + random % (span / 2) * 2, value as u16)
+                        .write_u16(area + chance.below(span / 2) * 2, value)
                         .expect("inside");
                 }
             });

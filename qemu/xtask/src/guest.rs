@@ -24,7 +24,7 @@ pub fn build(workspace: &Workspace) -> Result<std::path::PathBuf> {
 pub fn run(workspace: &Workspace, options: &Options) -> Result<Tally> {
     packages::ensure(packages::GUESTS)?;
     let programs = build(workspace)?;
-    let mut command = test::cargo_test(workspace, options);
+    let mut command = test::cargo_test(workspace, options.long);
     command.args(["--package", "guest-tests", "--test", "guests"]);
     command
         .env("BLUFF_GUEST_TESTS", "1")

@@ -22,46 +22,72 @@ pub struct Options {
     /// Run the full counts: hundreds of kills and long sequences, which take an hour
     #[arg(long)]
     pub long: bool,
+    /// Only these stages
+    #[arg(long, value_enum)]
+    stage: Vec<Stage>,
 }
 
-/// Runs every stage and prints the count of tests as the last line.
+/// A part of the tests.
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Stage {
+    Workspace,
+    Aarch64,
+    Loom,
+    Guests,
+}
+
+impl Stage {
+    const ALL: [Self; 4] = [Self::Workspace, Self::Aarch64, Self::Loom, Self::Guests];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Workspace => "the workspace",
+            Self::Aarch64 => "the data path on aarch64, under emulation",
+            Self::Loom => "memory orders, explored by loom",
+            Self::Guests => "guests",
+        }
+    }
+
+    fn run(self, workspace: &Workspace, options: &Options) -> Result<Tally> {
+        match self {
+            Self::Workspace => native(workspace, options),
+            Self::Aarch64 => aarch64(workspace),
+            Self::Loom => orders(workspace, options),
+            Self::Guests => guest::run(workspace, options),
+        }
+    }
+}
+
+/// Runs every stage, or those that were asked for, and prints the count of tests as the last line.
 pub fn run(workspace: &Workspace, options: &Options) -> Result<bool> {
     let mut total = Tally::default();
-    stage("the workspace", &mut total, || native(workspace, options));
-    stage(
-        "the data path on aarch64, under emulation",
-        &mut total,
-        || aarch64(workspace, options),
-    );
-    stage("memory orders, explored by loom", &mut total, || {
-        orders(workspace, options)
-    });
-    stage("guests", &mut total, || guest::run(workspace, options));
+    let wanted = |stage: &Stage| options.stage.is_empty() || options.stage.contains(stage);
+    for stage in Stage::ALL.into_iter().filter(wanted) {
+        let name = stage.name();
+        run::say(name);
+        let start = Instant::now();
+        let tally = stage.run(workspace, options).unwrap_or_else(|error| {
+            eprintln!("error: {name}: {error:#}");
+            Tally::BROKEN
+        });
+        println!("==> {name}: {tally} in {} s", start.elapsed().as_secs());
+        total += tally;
+    }
     println!("{total}");
     Ok(total.failed == 0)
 }
 
-fn stage(name: &str, total: &mut Tally, body: impl FnOnce() -> Result<Tally>) {
-    run::say(name);
-    let start = Instant::now();
-    let tally = body().unwrap_or_else(|error| {
-        eprintln!("error: {name}: {error:#}");
-        Tally::BROKEN
-    });
-    println!("==> {name}: {tally} in {} s", start.elapsed().as_secs());
-    *total += tally;
-}
-
 fn native(workspace: &Workspace, options: &Options) -> Result<Tally> {
-    let mut command = cargo_test(workspace, options);
+    let mut command = cargo_test(workspace, options.long);
     command.arg("--workspace");
     count(command)
 }
 
-fn aarch64(workspace: &Workspace, options: &Options) -> Result<Tally> {
+/// Never with full counts: they would take hours, and an emulator shows no more of them than this machine does.
+fn aarch64(workspace: &Workspace) -> Result<Tally> {
     packages::ensure(packages::AARCH64)?;
     ensure_target(AARCH64)?;
-    let mut command = cargo_test(workspace, options);
+    let mut command = cargo_test(workspace, false);
     command.args(["--target", AARCH64]);
     // Tests read this where an emulator does not do as a kernel would.
     command.env("BLUFF_EMULATED", "1");
@@ -79,7 +105,7 @@ fn orders(workspace: &Workspace, options: &Options) -> Result<Tally> {
         ["--package", "bluff-virtio", "--lib", "explored"].as_slice(),
         &["--package", "bluff-virtio-driver", "--test", "loom"],
     ] {
-        let mut command = cargo_test(workspace, options);
+        let mut command = cargo_test(workspace, options.long);
         command.arg("--release").args(test);
         command.env("RUSTFLAGS", "--cfg loom");
         // Fast enough as it is, and linked twice as fast.
@@ -107,11 +133,11 @@ fn data_path_crates(workspace: &Workspace) -> Vec<String> {
         .collect()
 }
 
-/// A `cargo test`, with what the options ask for.
-pub fn cargo_test(workspace: &Workspace, options: &Options) -> Command {
+/// A `cargo test`, with full counts or without.
+pub fn cargo_test(workspace: &Workspace, long: bool) -> Command {
     let mut command = run::cargo(["test", "--locked", "--no-fail-fast"]);
     command.current_dir(&workspace.root);
-    if options.long {
+    if long {
         // Tests read this for their full counts.
         command.env("BLUFF_TEST_LONG", "1");
     }

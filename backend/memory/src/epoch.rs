@@ -3,9 +3,11 @@
 //! Unsafe, because it copies from and to memory that a host shares.
 #![allow(unsafe_code)]
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::region::{self, Region};
+use crate::sorted::Sorted;
 use crate::{IoVec, MemoryError};
 
 /// Which addresses are meant.
@@ -26,20 +28,6 @@ pub enum Access {
     Write,
 }
 
-/// Ranges of our addresses, sorted; two that overlap or touch are one.
-fn host_ranges(regions: &[Region]) -> Box<[(usize, usize)]> {
-    let mut all: Vec<_> = regions.iter().flat_map(Region::host_ranges).collect();
-    all.sort_unstable();
-    all.dedup_by(|next, last| {
-        let joins = next.0 <= last.1;
-        if joins {
-            last.1 = last.1.max(next.1);
-        }
-        joins
-    });
-    all.into()
-}
-
 /// The region that the last address was in. A hint belongs to one epoch: forget it with the epoch.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Hint {
@@ -48,13 +36,48 @@ pub struct Hint {
     host: usize,
 }
 
+/// Whether the lower of two regions ends before the other one begins.
+fn apart(space: Space, low: &Region, high: &Region) -> Result<(), MemoryError> {
+    let (first, second) = (low.start(space), high.start(space));
+    // Cannot wrap: checked when the region was made.
+    if first + low.size() > second {
+        return Err(MemoryError::Overlap { first, second });
+    }
+    Ok(())
+}
+
+/// Where an epoch lies in our addresses: the ends of the ranges that begin at an address. There are several where a
+/// guest sees the same bytes at several addresses.
+type Hosts = Sorted<Vec<usize>>;
+
+fn host_with(hosts: &Hosts, (start, end): (usize, usize)) -> Hosts {
+    let mut ends = host_ends(hosts, start);
+    ends.push(end);
+    hosts.with(start as u64, ends)
+}
+
+fn host_without(hosts: &Hosts, (start, end): (usize, usize)) -> Hosts {
+    let mut ends = host_ends(hosts, start);
+    let i = ends.iter().position(|e| *e == end);
+    ends.swap_remove(i.expect("a range of a region that is there"));
+    if ends.is_empty() {
+        return hosts.without(start as u64);
+    }
+    hosts.with(start as u64, ends)
+}
+
+fn host_ends(hosts: &Hosts, start: usize) -> Vec<usize> {
+    let found = hosts.at_most(start as u64);
+    let there = found.filter(|(key, _)| *key == start as u64);
+    there.map_or(Vec::new(), |(_, ends)| ends.clone())
+}
+
 /// One epoch of a guest's memory.
 #[derive(Debug, Default)]
 pub struct GuestMemory {
-    by_guest: Box<[Region]>,
-    by_user: Box<[Region]>,
-    /// Where it lies in our addresses, as starts and ends.
-    by_host: Box<[(usize, usize)]>,
+    by_guest: Sorted<Region>,
+    by_user: Sorted<Region>,
+    by_host: Hosts,
 }
 
 impl GuestMemory {
@@ -65,25 +88,67 @@ impl GuestMemory {
     /// where a region gives up the mapping that it shares with an older epoch, which is too large for it.
     pub fn new(mut regions: Vec<Region>) -> Result<Arc<Self>, MemoryError> {
         region::trim(&mut regions)?;
+        let mut hosts: BTreeMap<u64, Vec<usize>> = BTreeMap::new();
+        for (start, end) in regions.iter().flat_map(Region::host_ranges) {
+            hosts.entry(start as u64).or_default().push(end);
+        }
         let sorted = |space: Space| {
             let mut by = regions.clone();
             by.sort_unstable_by_key(|r| r.start(space));
             for pair in by.windows(2) {
-                // Cannot wrap: checked when the region was made.
-                if pair[0].start(space) + pair[0].size() > pair[1].start(space) {
-                    return Err(MemoryError::Overlap {
-                        first: pair[0].start(space),
-                        second: pair[1].start(space),
-                    });
-                }
+                apart(space, &pair[0], &pair[1])?;
             }
-            Ok(by.into_boxed_slice())
+            let by: Vec<_> = by.into_iter().map(|r| (r.start(space), r)).collect();
+            Ok(Sorted::new(&by))
         };
         Ok(Arc::new(Self {
             by_guest: sorted(Space::Guest)?,
             by_user: sorted(Space::User)?,
-            by_host: host_ranges(&regions),
+            by_host: Sorted::new(&hosts.into_iter().collect::<Vec<_>>()),
         }))
+    }
+
+    /// The next epoch, with one more region. It shares nearly all with this one: a host may have 65,000 regions, and
+    /// add and remove one after another (a vIOMMU maps by the page).
+    ///
+    /// # Errors
+    /// [`MemoryError::Overlap`] where it shares guest addresses or front-end addresses with another.
+    pub fn with(&self, region: Region) -> Result<Arc<Self>, MemoryError> {
+        let added = |by: &Sorted<Region>, space: Space| {
+            let start = region.start(space);
+            if let Some((_, before)) = by.at_most(start) {
+                apart(space, before, &region)?;
+            }
+            if let Some((_, after)) = by.from(start).next() {
+                apart(space, &region, after)?;
+            }
+            Ok(by.with(start, region.clone()))
+        };
+        Ok(Arc::new(Self {
+            by_guest: added(&self.by_guest, Space::Guest)?,
+            by_user: added(&self.by_user, Space::User)?,
+            by_host: region
+                .host_ranges()
+                .fold(self.by_host.clone(), |hosts, range| {
+                    host_with(&hosts, range)
+                }),
+        }))
+    }
+
+    /// The next epoch, without the region that begins at guest address `guest`; `None` where there is none.
+    pub fn without(&self, guest: u64) -> Option<Arc<Self>> {
+        let (start, region) = self.by_guest.at_most(guest)?;
+        (start == guest).then(|| {
+            Arc::new(Self {
+                by_guest: self.by_guest.without(guest),
+                by_user: self.by_user.without(region.user()),
+                by_host: region
+                    .host_ranges()
+                    .fold(self.by_host.clone(), |hosts, range| {
+                        host_without(&hosts, range)
+                    }),
+            })
+        })
     }
 
     /// An epoch without memory.
@@ -92,27 +157,55 @@ impl GuestMemory {
     }
 
     /// The regions, by guest address.
-    pub fn regions(&self) -> &[Region] {
-        &self.by_guest
+    pub fn regions(&self) -> impl DoubleEndedIterator<Item = &Region> {
+        self.by_guest.iter().map(|(_, region)| region)
+    }
+
+    /// How many regions there are.
+    pub fn len(&self) -> usize {
+        self.by_guest.len()
+    }
+
+    /// Whether there is no region.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The regions that begin at guest address `addr` or higher, by guest address.
+    pub fn regions_from(&self, addr: u64) -> impl Iterator<Item = &Region> {
+        self.by_guest.from(addr).map(|(_, region)| region)
     }
 
     /// The first guest address after the highest region; 0 where there is none.
     pub fn end(&self) -> u64 {
-        self.by_guest.last().map_or(0, |r| r.guest() + r.size())
+        self.regions()
+            .next_back()
+            .map_or(0, |r| r.guest() + r.size())
     }
 
     /// Whether a region's file shrank: whoever sent it is to be ended.
     pub fn is_poisoned(&self) -> bool {
-        self.by_guest.iter().any(Region::is_poisoned)
+        self.regions().any(Region::is_poisoned)
     }
 
     /// Whether a pointer that was resolved in another epoch is still mapped in this one. A reactor asks it for each
-    /// piece of each request in flight when a table changes.
+    /// piece of each request in flight when a table changes. Where a guest sees some bytes at two addresses, and only
+    /// one of the two is left, it can say no although it is; then the request is waited for.
     pub fn maps(&self, buffer: IoVec) -> bool {
-        let at = buffer.ptr() as usize;
-        let after = self.by_host.partition_point(|r| r.0 <= at);
-        let range = after.checked_sub(1).map(|i| self.by_host[i]);
-        range.is_some_and(|(_, end)| at < end && buffer.len() <= end - at)
+        let mut at = buffer.ptr() as usize;
+        let Some(end) = at.checked_add(buffer.len()) else {
+            return false;
+        };
+        loop {
+            let range = self.by_host.at_most(at as u64);
+            let reached = range.and_then(|(_, ends)| ends.iter().max()).copied();
+            match reached {
+                Some(reached) if reached >= end && reached > at => return true,
+                // What lies in two regions that adjoin in our addresses too.
+                Some(reached) if reached > at => at = reached,
+                _ => return false,
+            }
+        }
     }
 
     fn find(&self, space: Space, addr: u64) -> Option<&Region> {
@@ -120,9 +213,8 @@ impl GuestMemory {
             Space::Guest => &self.by_guest,
             Space::User => &self.by_user,
         };
-        let after = by.partition_point(|r| r.start(space) <= addr);
-        let region = &by[after.checked_sub(1)?];
-        (addr - region.start(space) < region.size()).then_some(region)
+        let (start, region) = by.at_most(addr)?;
+        (addr - start < region.size()).then_some(region)
     }
 
     /// The guest address of a front-end address, where a region holds it.

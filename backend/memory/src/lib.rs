@@ -34,6 +34,7 @@ mod iovec;
 mod log;
 mod mapping;
 mod region;
+mod sorted;
 
 pub use epoch::{Access, GuestMemory, Hint, Space};
 pub use iovec::IoVec;

@@ -63,7 +63,7 @@ impl Region {
         }
         let examined = Examined::new(spec.file.into(), spec.offset, spec.len)?;
         let file = examined.id();
-        let sound = || old.regions().iter().filter(|r| !r.mapping.is_poisoned());
+        let sound = || old.regions().filter(|r| !r.mapping.is_poisoned());
         let same = sound().find(|r| r.file == file);
         let holder = same.or_else(|| sound().find(|r| r.mapping.id().contains(&file)));
         let (mapping, aliases) = match holder {

@@ -10,7 +10,7 @@ use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 
 use bluff_memory::{GuestMemory, Hint, IoVec, Mapping, MemoryError, Region, RegionSpec, Space};
-use bluff_testing::times;
+use bluff_testing::{Chance, times};
 use memfd::{memfd, region, spec};
 use proptest::prelude::*;
 
@@ -249,10 +249,7 @@ fn what_stays_of_a_region_that_is_split_keeps_its_mapping() {
     let edge = host(&whole, 10 * PAGE - 1).ptr();
     assert!(!split.maps(IoVec::new(edge, 2)));
     let regions = split.regions();
-    let files: Vec<_> = regions
-        .iter()
-        .map(|r| (r.file().offset, r.size()))
-        .collect();
+    let files: Vec<_> = regions.map(|r| (r.file().offset, r.size())).collect();
     assert_eq!(files, [(0, 10 * PAGE), (12 * PAGE, 52 * PAGE)]);
     let joined = after(&split, &file, &[(0, 64 * PAGE)]);
     assert_eq!(host(&joined, 0).ptr(), host(&whole, 0).ptr());
@@ -353,7 +350,7 @@ fn what_is_mapped_among_many_regions() {
         )
     });
     let memory = GuestMemory::new(pieces.collect()).unwrap();
-    let hosts = memory.regions().iter().map(|r| {
+    let hosts = memory.regions().map(|r| {
         let at = memory.contiguous(Space::Guest, r.guest(), r.size(), 1);
         (at.unwrap(), r.size() as usize)
     });
@@ -442,7 +439,7 @@ proptest! {
         let memory = GuestMemory::new(regions.collect()).unwrap();
         prop_assert_eq!(memory.end(), at);
         let bytes = naive(&table);
-        let hosts: Vec<_> = memory.regions().iter().map(|r| {
+        let hosts: Vec<_> = memory.regions().map(|r| {
             memory.contiguous(Space::Guest, r.guest(), r.size(), 1).unwrap()
         }).collect();
         let mut hint = Hint::default();
@@ -487,4 +484,95 @@ proptest! {
             prop_assert_eq!(back, if read { data } else { vec![0xee; len as usize] });
         }
     }
+}
+
+/// What a host does that maps by the page: one region comes or goes at a time, in any order.
+#[test]
+fn regions_come_and_go_one_by_one() {
+    const PAGES: u64 = 64;
+    let file = memfd(PAGES * PAGE);
+    // Of one mapping, so that regions that adjoin for the guest adjoin in our addresses too.
+    let whole = after(&GuestMemory::empty(), &file, &[(0, PAGES * PAGE)]);
+    let page = |i: u64| Region::new(spec(&file, i * PAGE, PAGE, i * PAGE), &whole).unwrap();
+    let mut chance = Chance::new(7);
+    let mut memory = GuestMemory::empty();
+    let mut there = [false; PAGES as usize];
+    for _ in 0..times(500, 20_000) {
+        let i = chance.below(PAGES);
+        let before = memory.clone();
+        let (at, was) = (i * PAGE, there[i as usize]);
+        if was {
+            assert!(matches!(
+                memory.with(page(i)),
+                Err(MemoryError::Overlap { .. })
+            ));
+            memory = memory.without(at).unwrap();
+        } else {
+            assert!(memory.without(at).is_none());
+            memory = memory.with(page(i)).unwrap();
+        }
+        there[i as usize] = !was;
+        assert_eq!(memory.len(), there.iter().filter(|t| **t).count());
+        assert_eq!(
+            before.maps(host(&whole, at)),
+            was,
+            "what was stays as it was"
+        );
+        // Anything that lies in pages that are there, and nothing else, is mapped.
+        let first = chance.below(PAGES);
+        let len = 1 + chance
+            .below((PAGES - first) * PAGE)
+            .min(chance.below(4 * PAGE));
+        let last = (first * PAGE + len - 1) / PAGE;
+        let all = there[first as usize..=last as usize].iter().all(|t| *t);
+        let buffer = IoVec::new(host(&whole, first * PAGE).ptr(), len as usize);
+        assert_eq!(memory.maps(buffer), all, "{len} bytes from page {first}");
+        let mut pieces = Vec::new();
+        let resolved = memory.segments(first * PAGE, len as u32, &mut pieces);
+        assert_eq!(resolved.is_ok(), all);
+    }
+}
+
+/// The bytes of one page at two guest addresses: where one of the two goes, the other one stays.
+#[test]
+fn the_same_bytes_at_two_addresses() {
+    let file = memfd(4 * PAGE);
+    let one = after(&GuestMemory::empty(), &file, &[(0, 4 * PAGE)]);
+    let at = |guest: u64| Region::new(spec(&file, guest, 4 * PAGE, 0), &one).unwrap();
+    let both = one.with(at(16 * PAGE)).unwrap();
+    let was = host(&both, 16 * PAGE);
+    assert_eq!(was.ptr(), host(&one, 0).ptr());
+    for left in [both.without(0).unwrap(), both.without(16 * PAGE).unwrap()] {
+        assert_eq!(left.len(), 1);
+        assert!(left.maps(was));
+        let none = left
+            .without(left.regions().next().unwrap().guest())
+            .unwrap();
+        assert!(none.is_empty() && !none.maps(was));
+    }
+}
+
+/// As many as a host may have; a change takes microseconds, and so it does where there are few.
+#[test]
+fn sixty_five_thousand_regions() {
+    const PAGES: u64 = 65_000;
+    let file = memfd(PAGES * PAGE);
+    let whole = after(&GuestMemory::empty(), &file, &[(0, PAGES * PAGE)]);
+    let mut memory = GuestMemory::empty();
+    // Backwards, and every second one: nothing adjoins.
+    for i in (0..PAGES).rev().step_by(2) {
+        let region = Region::new(spec(&file, i * PAGE, PAGE, i * PAGE), &whole).unwrap();
+        memory = memory.with(region).unwrap();
+    }
+    assert_eq!(memory.len() as u64, PAGES / 2);
+    assert_eq!(memory.end(), PAGES * PAGE);
+    for i in (0..PAGES).rev() {
+        let there = memory.maps(host(&whole, i * PAGE));
+        assert_eq!(there, i % 2 == 1);
+        match memory.without(i * PAGE) {
+            Some(less) => memory = less,
+            None => assert!(!there),
+        }
+    }
+    assert!(memory.is_empty());
 }

@@ -454,7 +454,13 @@ impl Planner<'_> {
             return Err(Error::State("all memory slots are taken"));
         }
         let region = self.map_region(info, file)?;
-        let mut regions = self.plan.mapped.memory.regions().to_vec();
+        let mut regions = self
+            .plan
+            .mapped
+            .memory
+            .regions()
+            .cloned()
+            .collect::<Vec<_>>();
         regions.push(region);
         self.set_memory(regions)
     }
@@ -469,7 +475,13 @@ impl Planner<'_> {
             .position(|r| (r.guest, r.user, r.size) == (info.guest, info.user, info.size));
         let at = at.ok_or(Error::State("no such memory region"))?;
         self.plan.next.regions.remove(at);
-        let mut regions = self.plan.mapped.memory.regions().to_vec();
+        let mut regions = self
+            .plan
+            .mapped
+            .memory
+            .regions()
+            .cloned()
+            .collect::<Vec<_>>();
         regions.retain(|r| r.guest() != info.guest);
         self.set_memory(regions)
     }

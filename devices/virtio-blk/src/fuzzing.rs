@@ -118,7 +118,7 @@ fn log() -> QueueLog {
 fn memory(old: &GuestMemory, regions: u64) -> Arc<GuestMemory> {
     let region = |i: u64| {
         let start = BASE + i * REGION;
-        let kept = old.regions().iter().find(|r| r.guest() == start);
+        let kept = old.regions().find(|r| r.guest() == start);
         kept.cloned().unwrap_or_else(|| {
             let spec = RegionSpec {
                 guest: start,

@@ -369,7 +369,7 @@ impl Attack {
 
 /// The guest's memory without its second region.
 fn half(a: &Attack) -> Arc<GuestMemory> {
-    let first = a.epoch.regions()[0].clone();
+    let first = a.epoch.regions().next().unwrap().clone();
     GuestMemory::new(vec![first]).unwrap()
 }
 

@@ -263,7 +263,7 @@ fn b09_memory_changes_during_io_are_acknowledged_when_nothing_uses_it() {
     front.start(0);
     front.start(1);
     let first = function.control.lock().running[&0].memory.clone();
-    let mapping = first.regions()[0].file();
+    let mapping = first.regions().next().unwrap().file();
     for (code, payload, files, regions) in [
         (ADD_MEM_REG, single(high), &[guest.as_fd()][..], 2),
         (REM_MEM_REG, single(high), &[], 1),
@@ -289,9 +289,12 @@ fn b09_memory_changes_during_io_are_acknowledged_when_nothing_uses_it() {
         function.control.release();
         assert_eq!(front.reply(code).unwrap().0, [0; 8]);
         let inner = function.control.lock();
-        assert_eq!(inner.running[&1].memory.regions().len(), regions);
+        assert_eq!(inner.running[&1].memory.len(), regions);
         // What stayed kept its mapping.
-        assert_eq!(inner.running[&1].memory.regions()[0].file(), mapping);
+        assert_eq!(
+            inner.running[&1].memory.regions().next().unwrap().file(),
+            mapping
+        );
         drop(inner);
         drop(old);
     }

@@ -54,7 +54,8 @@ pub trait Device: Send {
     fn set_dma(&mut self, dma: Dma, bound: Duration, done: Done);
 
     /// Everything is as after power on, and DMA is off; what was not finished within `bound` is cancelled and forgotten. With `done`
-    /// nothing uses memory, and registers can be accessed. It is not called again before.
+    /// nothing uses memory, and registers can be accessed. It is not called again before; a change of DMA may still be going on
+    /// when it is called.
     fn reset(&mut self, bound: Duration, done: Done);
 
     /// Whether requests of the device are in flight (Transactions Pending, PCIe §7.5.3.5). A driver that is about to

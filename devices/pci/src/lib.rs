@@ -28,8 +28,6 @@
 pub mod config;
 mod device;
 mod error;
-#[cfg(all(test, loom))]
-mod explored;
 mod function;
 mod interrupts;
 mod intx;

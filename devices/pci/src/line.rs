@@ -23,6 +23,9 @@
 //! Of a masked interrupt a signal costs one read-modify-write; of another one two more and a lock that nobody
 //! else wants unless masks change. It is held for one write of an eventfd, which is bounded ([`bluff_reactor::Notifier`]).
 
+#[cfg(all(test, loom))]
+mod explored;
+
 use std::sync::PoisonError;
 
 use bluff_reactor::{Notice, Notifier};

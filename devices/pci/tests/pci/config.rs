@@ -234,7 +234,8 @@ fn a_function_that_has_next_to_nothing() {
 #[test]
 fn what_cannot_be_built() {
     let builder = || ConfigSpace::builder(IDENTITY);
-    let cases: Vec<(&str, Box<dyn Fn() + std::panic::RefUnwindSafe>)> = vec![
+    type Case = Box<dyn Fn() + std::panic::RefUnwindSafe>;
+    let cases: Vec<(&str, Case)> = vec![
         (
             "odd size",
             Box::new(move || drop(builder().bar(0, Bar::memory_64(0x3000)))),

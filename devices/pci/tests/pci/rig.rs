@@ -161,6 +161,9 @@ pub fn space(no_soft_reset: bool) -> ConfigSpace {
         .build()
 }
 
+/// An attachment holds functions of any kind.
+const _: fn(Box<dyn PciFunction>) = drop;
+
 pub struct Rig {
     pub function: Function<Recorder>,
     pub seen: Seen,

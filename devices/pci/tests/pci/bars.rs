@@ -1,6 +1,6 @@
 //! Accesses to BARs: who gets them, and what becomes of the rest.
 
-use bluff_pci::Region;
+use bluff_pci::{Area, PciFunction, Region};
 
 use crate::rig::{
     BAR0, COMMAND, Call, DEVICE_STATUS, MASTER, MEMORY, PENDING, PMCSR, Rig, TABLE, VECTORS,
@@ -41,7 +41,6 @@ fn other_accesses_read_as_ones_and_are_dropped() {
                     continue;
                 }
                 let mut to = vec![0; len];
-                use bluff_pci::PciFunction;
                 rig.function
                     .read(Region::Bar(0), at + skip, &mut to)
                     .unwrap();
@@ -132,4 +131,15 @@ fn the_table_is_not_the_devices() {
     rig.bar_set_u32(0, TABLE + u64::from(VECTORS) * 16, 3);
     rig.bar_set_u32(0, PENDING + 16, 3);
     assert_eq!(rig.seen.take().len(), 2);
+}
+
+/// Otherwise whoever polls the area would get a SIGBUS from its host.
+#[test]
+fn an_area_keeps_its_size() {
+    let area = Area::new(0, 8192).unwrap();
+    let file = std::fs::File::from(area.file.try_clone().unwrap());
+    for size in [0, 4096, 1 << 20] {
+        assert!(file.set_len(size).is_err());
+    }
+    assert_eq!(file.metadata().unwrap().len(), 8192);
 }

@@ -1,7 +1,8 @@
 //! The legacy interrupt.
 
-use bluff_pci::{ConfigSpace, Error, Interrupt, PciFunction};
-use bluff_reactor::Notice;
+use bluff_pci::{ConfigSpace, Error, Interrupt, PciEvent, PciFunction};
+use bluff_reactor::{Notice, Notifier};
+use vmm_sys_util::eventfd::EventFd;
 
 use crate::rig::{COMMAND, ENABLE, IDENTITY, INTX_OFF, MEMORY, MSIX_CONTROL, PMCSR, Rig, heard};
 
@@ -82,6 +83,17 @@ fn a_test_of_the_way() {
     assert_eq!(heard(&event), 0, "masked since it was given");
     rig.function.mask_interrupt(INTX, false).unwrap();
     assert_eq!(heard(&event), 0, "and not asserted");
+}
+
+#[test]
+fn a_descriptor_that_blocks() {
+    let mut rig = Rig::new();
+    let event = EventFd::new(0).unwrap();
+    event.write(u64::MAX - 1).unwrap();
+    let notifier = Notifier::new(event.try_clone().unwrap()).unwrap();
+    rig.function.set_interrupt(INTX, Some(notifier)).unwrap();
+    assert_eq!(rig.intx().assert(), Some(Notice::Hung));
+    assert_eq!(*rig.events.lock().unwrap(), [PciEvent::NotifierHung(INTX)]);
 }
 
 #[test]

@@ -153,7 +153,10 @@ fn interrupts_over_a_reset() {
     assert_eq!(rig.vector(1).signal(), Some(Notice::Given));
     assert_eq!(rig.intx().assert(), Some(Notice::Given));
     assert_eq!((heard(&event), heard(&intx)), (1, 1));
-    // And so do the attachment's own masks.
+    // INTx that was given and not unmasked is forgotten as well.
+    rig.function.reset(BOUND, Box::new(|| {}));
+    assert_eq!(rig.intx().assert(), Some(Notice::Given));
+    // The attachment's own masks stay.
     rig.function.mask_interrupt(V, true).unwrap();
     rig.function.reset(BOUND, Box::new(|| {}));
     rig.set_u16(COMMAND, MASTER);

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bluff_memory::GuestMemory;
 
-use crate::interrupts::Events;
+use crate::events::Events;
 use crate::{Done, Error, Intx, IoEvent, Vector};
 
 /// How far a device may reach into the host's memory.

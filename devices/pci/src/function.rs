@@ -14,7 +14,7 @@ use bluff_memory::GuestMemory;
 use bluff_reactor::Notifier;
 
 use crate::config::{Began, Controls, Live, ResetKind};
-use crate::interrupts::Events;
+use crate::events::Events;
 use crate::line::reason;
 use crate::msix::Msix;
 use crate::seam::{Done, Interrupt, IoEvent, PciEvent, PciFunction, Region, Written};

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bluff_reactor::{Notice, Notifier};
 
-use crate::interrupts::Events;
+use crate::events::Events;
 use crate::line::{Kind, Line};
 use crate::seam::Interrupt;
 

@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use bluff_reactor::{Notice, Notifier};
 
-use crate::interrupts::Events;
+use crate::events::Events;
 use crate::line::{Kind, Line, reason};
 use crate::seam::Interrupt;
 use crate::spec::ENTRY;

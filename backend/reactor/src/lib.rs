@@ -14,6 +14,8 @@
 //! one, so that quiet queues cost nothing while their neighbours are polled. When all are armed the
 //! thread sleeps in epoll, its io_uring among the descriptors there.
 //!
+//! What a reactor has to tell a host goes through a [`Notifier`], which a host that blocks its descriptor cannot hold.
+//!
 //! Where the kernel forbids io_uring, [`Context::uring`] is `None` and backends use threads.
 //!
 //! Not implemented: moving an actor between reactors. What moves is what it was built from.
@@ -21,13 +23,16 @@
 mod context;
 mod core;
 mod handle;
+mod notifier;
 mod offload;
 mod options;
 mod uring;
+mod watchdog;
 
 pub use self::core::Reactor;
 pub use context::{Context, Event, Turn};
 pub use handle::{Counters, Handle, Waker};
+pub use notifier::{Distrust, Notice, Notifier};
 pub use offload::Offload;
 pub use options::{Options, Poll, UringUse};
 pub use uring::{Full, Port, Uring};

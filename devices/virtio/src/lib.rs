@@ -29,7 +29,6 @@ mod error;
 mod explored;
 pub mod features;
 pub mod inflight;
-mod notifier;
 pub mod packed;
 mod queue;
 mod ring;
@@ -38,14 +37,13 @@ mod sync;
 mod table;
 #[cfg(all(test, not(loom)))]
 mod tests;
-mod watchdog;
 
+pub use bluff_reactor::{Distrust, Notice, Notifier};
 pub use chain::Chain;
 pub use device::{
     DeviceEvent, Position, QueueChange, QueueLog, QueueSetup, RingAddresses, Stop, StoppedQueue,
     VirtioDevice,
 };
 pub use error::{ChainError, DeviceError, RingError};
-pub use notifier::{Distrust, Notice, Notifier};
 pub use queue::Queue;
 pub use ring::{Limits, Pop, Ring};

@@ -97,13 +97,14 @@ fn aarch64(workspace: &Workspace) -> Result<Tally> {
     count(command)
 }
 
-/// The rings of both sides, with loom's atomics in the place of the machine's.
+/// The rings of both sides and interrupt lines, with loom's atomics in the place of the machine's.
 fn orders(workspace: &Workspace, options: &Options) -> Result<Tally> {
     let mut total = Tally::default();
     // The device's explorations are among its unit tests, the driver's in a program of their own.
     for test in [
         ["--package", "bluff-virtio", "--lib", "explored"].as_slice(),
         &["--package", "bluff-virtio-driver", "--test", "loom"],
+        &["--package", "bluff-pci", "--lib", "explored"],
     ] {
         let mut command = cargo_test(workspace, options.long);
         command.arg("--release").args(test);

@@ -1,4 +1,4 @@
-//! How a driver is notified, by a write that cannot hold its thread.
+//! How a host is notified, by a write that cannot hold its thread.
 //!
 //! The descriptor is the front end's as much as ours: the flag `O_NONBLOCK` belongs to the open file that both
 //! share. So a front end can clear it whenever it likes, fill the counter of its eventfd, and have our next write

@@ -169,7 +169,13 @@ impl Framer {
             if self.header.is_none() && self.bytes.len() == HEADER_LEN {
                 let raw = RawHeader::ref_from_bytes(&self.bytes);
                 let raw = raw.expect("as long as a header");
-                self.header = Some(Header::parse(raw, self.max)?);
+                match Header::parse(raw, self.max) {
+                    Ok(header) => self.header = Some(header),
+                    Err(error) => {
+                        *self = Self::new(self.max);
+                        return Err(error);
+                    }
+                }
             }
             if let Some(header) = self.header
                 && self.bytes.len() == HEADER_LEN + header.payload

@@ -49,7 +49,6 @@ pub struct SmallWrite {
 pub enum Request {
     Version {
         major: u16,
-        minor: u16,
         data: Vec<u8>,
     },
     DmaMap {
@@ -219,7 +218,6 @@ impl Parser {
         let raw: RawVersion = self.head()?;
         Ok(Request::Version {
             major: raw.major.get(),
-            minor: raw.minor.get(),
             data: self.payload.split_off(size_of::<RawVersion>()),
         })
     }

@@ -506,7 +506,7 @@ impl<T: Target> Session<T> {
         if message.header.kind != (Kind::Command { no_reply: false }) {
             return Err(Error::Version("no reply is wanted"));
         }
-        let Request::Version { major, minor, data } = Request::parse(message)? else {
+        let Request::Version { major, data } = Request::parse(message)? else {
             unreachable!("that is what its command says");
         };
         if major != spec::MAJOR {
@@ -515,7 +515,8 @@ impl<T: Target> Session<T> {
         let (agreed, data) = negotiate(&data, &self.limits)?;
         let raw = RawVersion {
             major: spec::MAJOR.into(),
-            minor: spec::MINOR.min(minor).into(),
+            // "Equal to or less than the minor version proposed", which can be no less than ours.
+            minor: spec::MINOR.into(),
         };
         self.state = State::Ready(agreed);
         Ok(Answer::Now(Reply::of(&[raw.as_bytes(), &data])))

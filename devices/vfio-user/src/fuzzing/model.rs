@@ -32,7 +32,7 @@ pub(super) struct Model {
 /// A range of pages: its first and last address, of many more bits than an address.
 fn range(address: u64, size: u64) -> Option<(u128, u128)> {
     let end = u128::from(address) + u128::from(size);
-    let sound = size > 0 && address % PAGE == 0 && size % PAGE == 0 && end <= 1 << 64;
+    let sound = size > 0 && (address | size).is_multiple_of(PAGE) && end <= 1 << 64;
     sound.then_some((address.into(), end - 1))
 }
 
@@ -77,7 +77,7 @@ impl Model {
         };
         let pages = range(new.address, new.size);
         let end = u128::from(new.offset) + u128::from(new.size);
-        let in_file = new.offset % PAGE == 0 && end < 1 << 63;
+        let in_file = new.offset.is_multiple_of(PAGE) && end < 1 << 63;
         if files > 1 || raw.argsz.get() < 32 || !(1..4).contains(&raw.flags.get()) {
             return Err(Errno::INVAL);
         }

@@ -359,3 +359,27 @@ fn a_client_that_never_answers_is_not_asked_for_ever() {
     }
     panic!("no bound");
 }
+
+#[test]
+fn an_id_whose_reply_can_still_come_is_not_used_again() {
+    let mut client = client(QEMU);
+    let now = Instant::now();
+    client.session.dma_read(0, 0, 4, now).unwrap();
+    let late = client.next().unwrap();
+    let due = client.session.poll_timeout().unwrap();
+    client.session.handle_timeout(due);
+    assert_eq!(over(&mut client), Some(Err(Errno::TIMEDOUT)));
+    for _ in 0..=u16::MAX {
+        read(&mut client, 0, 4).unwrap();
+        let asked = client.next().unwrap();
+        assert_ne!(asked.id, late.id);
+        answer(
+            &mut client,
+            &asked,
+            0,
+            0,
+            &[&address(0, 4)[..], b"abcd"].concat(),
+        );
+        assert_eq!(over(&mut client), Some(Ok(b"abcd".to_vec())));
+    }
+}

@@ -109,7 +109,7 @@ impl Device for Recorder {
     fn set_dma(&mut self, dma: Dma, bound: Duration, done: Done) {
         let call = match dma {
             Dma::Off => Call::DmaOff(bound),
-            Dma::On(memory) => Call::DmaOn(memory.regions().len()),
+            Dma::On(memory) => Call::DmaOn(memory.len()),
         };
         self.over(call, done);
     }

@@ -350,7 +350,8 @@ impl<T: Target> Session<T> {
             .read(tag, address, len, now + self.limits.dma_timeout)
     }
 
-    /// Writes memory of the client by `DMA_WRITE`; as [`Session::dma_read`].
+    /// Writes memory of the client by `DMA_WRITE`; as [`Session::dma_read`]. The data is there when the operation is
+    /// over and not before, so interrupts about it wait until then.
     ///
     /// # Errors
     /// As [`Session::dma_read`].

@@ -145,7 +145,8 @@ pub trait Target {
 
     /// Memory that the device may use from now on. Without a file only
     /// [`Session::dma_read`](crate::Session::dma_read) and [`Session::dma_write`](crate::Session::dma_write) get there.
-    /// The file may be of any kind, shorter than the mapping, and shrink later.
+    /// The file may be of any kind, shorter than the mapping, and shrink later. It may be the function's own: QEMU maps back
+    /// what it has mapped of its regions.
     ///
     /// # Errors
     /// What the client is told; then nothing has changed, and the file is closed.

@@ -33,7 +33,7 @@ pub(super) struct Model {
 fn range(address: u64, size: u64) -> Option<(u128, u128)> {
     let end = u128::from(address) + u128::from(size);
     let sound = size > 0 && (address | size).is_multiple_of(PAGE) && end <= 1 << 64;
-    sound.then_some((address.into(), end - 1))
+    sound.then(|| (address.into(), end - 1))
 }
 
 fn touches(a: (u128, u128), b: (u128, u128)) -> bool {

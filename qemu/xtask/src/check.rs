@@ -40,6 +40,9 @@ pub fn run(workspace: &Workspace) -> Result<bool> {
         "-D",
         "warnings",
     ];
+    // A workspace of its own, which nothing else here builds.
+    let fuzz = ["fetch", "--locked", "--manifest-path", "fuzz/Cargo.toml"];
+    report("lock file of the fuzz targets", cargo(workspace, &fuzz));
     report(
         "format",
         cargo(workspace, &["fmt", "--all", "--", "--check"]),

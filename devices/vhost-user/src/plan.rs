@@ -454,15 +454,8 @@ impl Planner<'_> {
             return Err(Error::State("all memory slots are taken"));
         }
         let region = self.map_region(info, file)?;
-        let mut regions = self
-            .plan
-            .mapped
-            .memory
-            .regions()
-            .cloned()
-            .collect::<Vec<_>>();
-        regions.push(region);
-        self.set_memory(regions)
+        let present = self.plan.mapped.memory.regions().cloned();
+        self.set_memory(present.chain([region]).collect())
     }
 
     fn remove_region(&mut self, info: &RegionInfo) -> Result<(), Error> {
@@ -475,15 +468,9 @@ impl Planner<'_> {
             .position(|r| (r.guest, r.user, r.size) == (info.guest, info.user, info.size));
         let at = at.ok_or(Error::State("no such memory region"))?;
         self.plan.next.regions.remove(at);
-        let mut regions = self
-            .plan
-            .mapped
-            .memory
-            .regions()
-            .cloned()
-            .collect::<Vec<_>>();
-        regions.retain(|r| r.guest() != info.guest);
-        self.set_memory(regions)
+        let present = self.plan.mapped.memory.regions();
+        let others = present.filter(|r| r.guest() != info.guest).cloned();
+        self.set_memory(others.collect())
     }
 
     fn set_log(&mut self, size: u64, offset: u64, file: OwnedFd) -> Result<(), Error> {

@@ -5,7 +5,7 @@ use bluff_pci::{Bar, ConfigSpace, Error, PciFunction, Region};
 
 use crate::rig::{
     BAR0, BAR2, COMMAND, DEVICE_CONTROL, DEVICE_STATUS, IDENTITY, MASTER, MEMORY, MSIX,
-    MSIX_CONTROL, PCIE, PENDING, PM, PMCSR, Rig, TABLE, VECTORS, VENDOR, space,
+    MSIX_CONTROL, PCIE, PENDING, PM, PMCSR, Rig, TABLE, VECTORS, VENDOR, WRITABLE, space,
 };
 
 /// A step of a driver: a write, and what a read says then.
@@ -113,29 +113,10 @@ fn linux_finds_what_it_looks_for() {
 /// Each register of the sample, written with ones and then with zeros: what stays of either is its mask.
 #[test]
 fn what_is_writable() {
-    let masks: &[(u64, u32)] = &[
-        // Command; status has errors only, which are not there.
-        (0x04, 0x0546),
-        (0x0c, 0xff),
-        (0x10, 0xffff_0000),
-        (0x14, 0xffff_ffff),
-        (0x18, 0xffff_ff00),
-        (0x3c, 0xff),
-        (PMCSR, 0b11),
-        // Message Control, behind the header of the capability.
-        (MSIX, 0xc000_0000),
-        // Device Control without the bit that resets, in a second round.
-        (DEVICE_CONTROL, 0x79ff),
-        (PCIE + 0x10, 0xcb),
-        (PCIE + 0x28, 0x10),
-        (PCIE + 0x30, 0x2f),
-        (VENDOR, 0xff00_0000),
-        (0x110, 0x00f0_0000),
-    ];
     for at in (0..4096).step_by(4) {
         let mut rig = Rig::new();
         let before = rig.u32(at);
-        let mask = masks.iter().find(|(m, _)| *m == at).map_or(0, |m| m.1);
+        let mask = WRITABLE.iter().find(|(m, _)| *m == at).map_or(0, |m| m.1);
         let ones = match at {
             DEVICE_CONTROL => !u32::from(crate::rig::FLR),
             _ => u32::MAX,

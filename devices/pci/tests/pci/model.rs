@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use crate::rig::{
     BAR0, BOUND, COMMAND, DEVICE_CONTROL, DEVICE_STATUS, MASTER, MEMORY, MSIX, PCIE, PENDING,
-    PMCSR, Rig, TABLE, VECTORS, VENDOR,
+    PMCSR, Rig, TABLE, VECTORS, WRITABLE,
 };
 
 #[derive(Clone, Debug)]
@@ -42,22 +42,7 @@ impl Model {
         Self {
             config: fresh.clone(),
             fresh,
-            writable: mask(&[
-                (COMMAND, 0x0546),
-                (0x0c, 0xff),
-                (0x10, 0xffff_0000),
-                (0x14, 0xffff_ffff),
-                (0x18, 0xffff_ff00),
-                (0x3c, 0xff),
-                (PMCSR, 0b11),
-                (MSIX, 0xc000_0000),
-                (DEVICE_CONTROL, 0x79ff),
-                (PCIE + 0x10, 0xcb),
-                (PCIE + 0x28, 0x10),
-                (PCIE + 0x30, 0x2f),
-                (VENDOR, 0xff00_0000),
-                (0x110, 0x00f0_0000),
-            ]),
+            writable: mask(WRITABLE),
             clearable: mask(&[(COMMAND, 0xf900_0000), (DEVICE_CONTROL, 0xf_0000)]),
             kept: mask(&[
                 (DEVICE_CONTROL, 0xe0),

@@ -303,3 +303,24 @@ pub fn memory() -> Arc<GuestMemory> {
     let region = bluff_memory::Region::new(spec, &GuestMemory::empty()).unwrap();
     GuestMemory::new(vec![region]).unwrap()
 }
+
+/// The bits of the sample's registers that can be written: `(offset, mask)`.
+pub const WRITABLE: &[(u64, u32)] = &[
+    // Command; status has errors only, which are not there.
+    (0x04, 0x0546),
+    (0x0c, 0xff),
+    (0x10, 0xffff_0000),
+    (0x14, 0xffff_ffff),
+    (0x18, 0xffff_ff00),
+    (0x3c, 0xff),
+    (PMCSR, 0b11),
+    // Message Control, behind the header of the capability.
+    (MSIX, 0xc000_0000),
+    // Device Control without the bit that resets, in a second round.
+    (DEVICE_CONTROL, 0x79ff),
+    (PCIE + 0x10, 0xcb),
+    (PCIE + 0x28, 0x10),
+    (PCIE + 0x30, 0x2f),
+    (VENDOR, 0xff00_0000),
+    (0x110, 0x00f0_0000),
+];

@@ -1,7 +1,9 @@
 //! Front ends that die, reset, stop, come back and come again (R4, R25).
 
 use std::io::Read;
+use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 
 use bluff_testing::{Chance, times};
 
@@ -110,6 +112,12 @@ fn r25_reset_stop_and_come_back_in_mid_io_packed() {
     r25_reset_stop_and_come_back(Shape::PACKED.without_inflight());
 }
 
+/// Connects, and is gone: also where a process that is being started still has the descriptor.
+fn come_and_go(socket: &Path) {
+    let stream = UnixStream::connect(socket).unwrap();
+    stream.shutdown(Shutdown::Both).unwrap();
+}
+
 #[test]
 fn front_ends_come_and_go() {
     let place = place(OUT_OF_ORDER);
@@ -121,7 +129,7 @@ fn front_ends_come_and_go() {
     for round in 0..times(50, 500) {
         let shape = Shape::BOTH[round % 2];
         match chance.below(5) {
-            0 => drop(UnixStream::connect(&socket).unwrap()),
+            0 => come_and_go(&socket),
             1 => drop(Guest::connect(&socket, shape).unwrap()),
             _ => {
                 let mut guest = Guest::start(&socket, shape);
@@ -154,7 +162,7 @@ fn a_front_end_that_gave_up_waiting_bars_nobody() {
     // Its requests take a while to end; who comes meanwhile waits, or gives up.
     drop(guest);
     for _ in 0..3 {
-        drop(UnixStream::connect(&socket).unwrap());
+        come_and_go(&socket);
     }
     let mut guest = Guest::start(&socket, Shape::SPLIT);
     checker.abandon();

@@ -130,6 +130,13 @@ impl std::fmt::Debug for FrontEnd {
     }
 }
 
+impl Drop for FrontEnd {
+    /// Closing is not enough: a process that is being started has every descriptor of this one until it runs its program.
+    fn drop(&mut self) {
+        self.disconnect();
+    }
+}
+
 impl FrontEnd {
     /// Connects, negotiates and shares `memory`. No queue is started.
     ///

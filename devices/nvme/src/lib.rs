@@ -12,4 +12,23 @@
 //!
 //! Follows NVMe Base 2.1, NVM Command Set 1.1 and NVMe over PCIe Transport 1.1.
 
+// What the controller and its workers do not use yet.
+#![allow(dead_code)]
+
+mod admin;
+mod counters;
+#[doc(hidden)]
+pub mod fuzzing;
+mod namespace;
+mod queues;
+mod registers;
 pub mod spec;
+mod subsystem;
+
+pub use admin::{CommandLimits, ControllerOptions};
+pub use counters::{Counters, QueueCounters, Totals};
+pub use namespace::{AnaState, Gate, Identity, Namespace, Table};
+pub use subsystem::{
+    ANA_GROUPS, DrainToken, Formatting, Listener, Membership, NamespaceOptions, Subsystem,
+    SubsystemError, SubsystemEvent, SubsystemOptions,
+};

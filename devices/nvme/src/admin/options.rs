@@ -1,0 +1,96 @@
+//! What of a controller is fixed when it is made.
+
+/// What the I/O side bears, as Identify says it (NVM Command Set 1.1 §4.1.5.4). Sizes are bytes, and powers of two of 4 KiB at least, or `None` for no limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CommandLimits {
+    /// Verify.
+    pub verify: Option<u64>,
+    /// Write Zeroes.
+    pub zeroes: Option<u64>,
+    /// Dataset Management: ranges, 1 to 255.
+    pub ranges: u8,
+    /// Dataset Management: logical blocks of a range; 0: as many as it says.
+    pub range_blocks: u32,
+    /// Dataset Management: logical blocks of a command; 0: no limit.
+    pub total_blocks: u64,
+    /// Copy: ranges, 1 to 256.
+    pub copy_ranges: u16,
+    /// Copy: bytes of a range, and of a command.
+    pub copy_bytes: u32,
+    /// Whether Flush with NSID `FFFFFFFFh` flushes all namespaces; otherwise it is refused.
+    pub flush_all: bool,
+    /// SGLS: 0 for none (Base 2.1 §5.1.13.2.1).
+    pub sgls: u32,
+}
+
+impl Default for CommandLimits {
+    fn default() -> Self {
+        Self {
+            verify: None,
+            zeroes: None,
+            ranges: 255,
+            range_blocks: 0,
+            total_blocks: 0,
+            copy_ranges: 128,
+            copy_bytes: 1 << 20,
+            flush_all: false,
+            // SGLs of any alignment and length (bits 1:0 = 01b); no bit buckets, no keys, no metadata.
+            sgls: 1,
+        }
+    }
+}
+
+/// What of a controller is fixed.
+#[derive(Clone, Debug)]
+pub struct ControllerOptions {
+    /// PCI vendor and subsystem vendor, as in configuration space.
+    pub vendor: u16,
+    /// As above.
+    pub subsystem_vendor: u16,
+    /// Serial number: 1 to 20 printable ASCII characters; others become blanks.
+    pub serial: String,
+    /// Model number: 1 to 40.
+    pub model: String,
+    /// Firmware revision: 1 to 8.
+    pub firmware: String,
+    /// I/O queue pairs that a host can have: 1 to 1023.
+    pub queues: u16,
+    /// Vectors: 1 and more.
+    pub vectors: u16,
+    /// CAP.MQES. Zero's based.
+    pub mqes_z: u16,
+    /// log2 of the largest memory page / 4096.
+    pub mps_max: u8,
+    /// Most bytes that a command moves: a power of two, 4 KiB at least.
+    pub max_transfer: usize,
+    /// Doorbell Buffer Config is offered.
+    pub shadow_doorbells: bool,
+    /// Asynchronous event requests at the same time. Zero's based.
+    pub event_requests_z: u8,
+    /// Abort commands at the same time. Zero's based.
+    pub aborts_z: u8,
+    /// What the I/O side bears.
+    pub limits: CommandLimits,
+}
+
+impl ControllerOptions {
+    /// With this serial number, and the defaults of the project.
+    pub fn new(serial: impl Into<String>) -> Self {
+        Self {
+            vendor: 0,
+            subsystem_vendor: 0,
+            serial: serial.into(),
+            model: "Diamond Bluff NVMe Controller".into(),
+            firmware: env!("CARGO_PKG_VERSION").into(),
+            queues: 8,
+            vectors: 9,
+            mqes_z: 4095,
+            mps_max: 4,
+            max_transfer: 1 << 20,
+            shadow_doorbells: true,
+            event_requests_z: 7,
+            aborts_z: 3,
+            limits: CommandLimits::default(),
+        }
+    }
+}

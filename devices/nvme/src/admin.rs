@@ -21,7 +21,7 @@ mod logs;
 mod options;
 mod parse;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -132,6 +132,9 @@ pub(crate) struct Admin {
 
 impl Admin {
     /// Of controller `id`. Its table comes with [`Admin::handle_event`]; then [`Admin::reset`] begins a run.
+    ///
+    /// # Panics
+    /// Where the options are not valid.
     pub fn new(
         options: Arc<ControllerOptions>,
         subsystem: Arc<Subsystem>,
@@ -140,6 +143,7 @@ impl Admin {
         settings: Arc<Settings>,
         now: Instant,
     ) -> Self {
+        assert!(options.is_valid(), "{options:?}");
         let queues = QueueTable::new(options.queues, options.mqes_z, options.vectors);
         let features = Features::new(now);
         Self {

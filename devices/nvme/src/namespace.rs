@@ -261,7 +261,7 @@ mod tests {
     use super::*;
 
     fn namespace(nsid: u32, block_size: u32, shift: u8) -> Namespace {
-        let volume = Arc::new(Null::new(block_size, 1 << 20 | 4096 | 512 * 3));
+        let volume = Arc::new(Null::new(block_size, 1 << 20 | 4096 | (512 * 3)));
         Namespace {
             nsid,
             geometry: volume.geometry(),
@@ -283,7 +283,7 @@ mod tests {
         assert_eq!(one, Identity::hashed("card7/disk0"));
         // Written down, since a change of it would be another disk to every host.
         let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
-        assert_eq!(hex(&one.uuid), "UUID");
+        assert_eq!(hex(&one.uuid), "93399a405dd385b19ff515f26bc7e550");
         let mut seen = std::collections::HashSet::new();
         for n in 0..20_000 {
             let id = Identity::hashed(&format!("disk{n}"));

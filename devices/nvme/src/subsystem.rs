@@ -435,7 +435,7 @@ impl Subsystem {
             if entry.is_attached(id) {
                 match except == Some(id) {
                     true => {
-                        state.controllers[&id](SubsystemEvent::Table(self.table_for(state, id)))
+                        state.controllers[&id](SubsystemEvent::Table(self.table_for(state, id)));
                     }
                     false => self.tell(state, id, nsid),
                 }

@@ -277,9 +277,9 @@ fn page<T: IntoBytes + Immutable>(structure: T) -> Vec<u8> {
     structure.as_bytes().to_vec()
 }
 
-/// A power of two in units of the smallest page, as MDTS has it. 0 would mean "no limit", which 4 KiB is not: it is rounded up.
+/// A power of two, 8 KiB at least, in units of the smallest page, as MDTS has it; 0 would mean "no limit".
 fn exponent(bytes: u64) -> u8 {
-    (bytes.max(1).ilog2().saturating_sub(12) as u8).max(1)
+    bytes.ilog2() as u8 - 12
 }
 
 /// ASCII, padded with blanks (§4.1, strings).

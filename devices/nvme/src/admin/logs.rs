@@ -69,7 +69,7 @@ impl Admin {
         if !matches!(raw.nsid, 0 | ALL_NAMESPACES) {
             return Err(Status::INVALID_FIELD);
         }
-        let len = usize::try_from(raw.len()).map_err(|_| Status::INVALID_FIELD)?;
+        let len = usize::try_from(raw.bytes()).map_err(|_| Status::INVALID_FIELD)?;
         let from = usize::try_from(raw.offset).map_err(|_| Status::INVALID_FIELD)?;
         // An offset past the end is an error; just at the end there is nothing (§5.1.12, LPOL).
         let rest = page.get(from..).ok_or(Status::INVALID_FIELD)?;

@@ -1,6 +1,6 @@
 //! What of a controller is fixed when it is made.
 
-/// What the I/O side bears, as Identify says it (NVM Command Set 1.1 §4.1.5.4). Sizes are bytes, and powers of two of 4 KiB at least, or `None` for no limit.
+/// What the I/O side bears, as Identify says it (NVM Command Set 1.1 §4.1.5.4). Sizes are bytes, and powers of two of 8 KiB at least, or `None` for no limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CommandLimits {
     /// Verify.
@@ -61,7 +61,7 @@ pub struct ControllerOptions {
     pub mqes_z: u16,
     /// log2 of the largest memory page / 4096.
     pub mps_max: u8,
-    /// Most bytes that a command moves: a power of two, 4 KiB at least.
+    /// Most bytes that a command moves: a power of two, 8 KiB at least (MDTS 0 would be "no limit").
     pub max_transfer: usize,
     /// Doorbell Buffer Config is offered.
     pub shadow_doorbells: bool,
@@ -92,5 +92,21 @@ impl ControllerOptions {
             aborts_z: 3,
             limits: CommandLimits::default(),
         }
+    }
+
+    /// Whether they are as their descriptions say.
+    pub fn is_valid(&self) -> bool {
+        let size = |bytes: u64| bytes.is_power_of_two() && bytes >= 8192;
+        let limits = &self.limits;
+        (1..=1023).contains(&self.queues)
+            && (1..=2048).contains(&self.vectors)
+            && self.mqes_z >= 1
+            && self.mps_max <= 4
+            && size(self.max_transfer as u64)
+            && [limits.verify, limits.zeroes]
+                .into_iter()
+                .flatten()
+                .all(size)
+            && (1..=256).contains(&limits.copy_ranges)
     }
 }

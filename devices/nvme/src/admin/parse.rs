@@ -57,7 +57,7 @@ impl Request {
             Self::Identify(_) => Transfer::ToHost(identify::LEN),
             // More than memory has is more than MDTS, too.
             Self::GetLogPage(log) => {
-                Transfer::ToHost(usize::try_from(log.len()).unwrap_or(usize::MAX))
+                Transfer::ToHost(usize::try_from(log.bytes()).unwrap_or(usize::MAX))
             }
             // What it can do is no data.
             Self::GetFeatures(_, Select::Capabilities) => Transfer::None,

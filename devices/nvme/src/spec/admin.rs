@@ -165,7 +165,7 @@ impl From<&Command> for RawGetLogPage {
 
 impl RawGetLogPage {
     /// How many bytes the host wants.
-    pub fn len(&self) -> u64 {
+    pub fn bytes(&self) -> u64 {
         (u64::from(self.dwords_z) + 1) * 4
     }
 }

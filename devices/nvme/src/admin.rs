@@ -27,8 +27,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use crate::counters::{Counters, Settings};
-use crate::namespace::Table;
+use crate::attached::Table;
+use crate::health::{Counters, Settings};
 use crate::queues::QueueTable;
 use crate::spec::admin::{RawAbort, RawCreateCq, RawCreateSq};
 use crate::spec::{Command, Status};

@@ -16,9 +16,11 @@
 #![allow(dead_code)]
 
 mod admin;
+mod attached;
 mod counters;
 #[doc(hidden)]
 pub mod fuzzing;
+mod health;
 mod namespace;
 mod queues;
 mod registers;
@@ -26,8 +28,10 @@ pub mod spec;
 mod subsystem;
 
 pub use admin::{CommandLimits, ControllerOptions};
-pub use counters::{Counters, QueueCounters, Totals};
-pub use namespace::{AnaState, Gate, Identity, Namespace, Table};
+pub use attached::{AnaState, Attached, Identity, Table};
+pub use counters::QueueCounters;
+pub use health::{Counters, Totals};
+pub use namespace::{Namespace, NamespaceTable, Namespaces};
 pub use subsystem::{
     ANA_GROUPS, DrainToken, Formatting, Listener, Membership, NamespaceOptions, Subsystem,
     SubsystemError, SubsystemEvent, SubsystemOptions,

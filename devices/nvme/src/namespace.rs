@@ -1,382 +1,133 @@
-//! Namespaces as the workers of one controller see them.
-//!
-//! A worker looks a command's NSID up in its [`Table`], an immutable snapshot, and has everything on its path in the [`Namespace`] there: no
-//! lock and no reference count belongs to a command. When anything changes (a namespace is attached, resized, formatted, its ANA state moves) the
-//! subsystem makes a new table and gives it to the controller ([`crate::SubsystemEvent::Table`]), which passes it on to its workers by message. Commands
-//! in flight go on with what they began with: a channel refuses what has become wrong since.
-//!
-//! What cannot wait for a message is in the [`Gate`], which all snapshots of a namespace share.
+//! A namespace, as the data path sees it.
 
-use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bluff_block::{Geometry, Volume};
 
-use crate::spec::{ALL_NAMESPACES, Status};
-
-/// By what a host knows a namespace wherever and whenever it sees it (Base 2.1 §4.7.1). Each value is the namespace's own: two subsystems with the same volume
-/// must not give two.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Identity {
-    /// Namespace Globally Unique Identifier, big endian.
-    pub nguid: [u8; 16],
-    /// IEEE Extended Unique Identifier, big endian; all zero: none.
-    pub eui64: [u8; 8],
-    /// Universally Unique Identifier.
-    pub uuid: [u8; 16],
-}
-
-impl Identity {
-    /// From a text that is unique and stays (the volume's name in the configuration, with the card's identity). The UUID is of version 8, whose bits mean what the
-    /// vendor likes (RFC 9562 §5.8); NGUID and EUI64 have a locally administered OUI, since the project owns none.
-    pub fn hashed(text: &str) -> Self {
-        let nguid = local(hash(b"nguid", text), 8);
-        let eui64 = *local(hash(b"eui64", text), 0)
-            .first_chunk()
-            .expect("16 bytes");
-        Self::new(nguid, eui64, hash(b"uuid", text))
-    }
-
-    /// From a UUID that was configured; the rest is derived from it.
-    pub fn from_uuid(uuid: [u8; 16]) -> Self {
-        let text = uuid.map(|byte| format!("{byte:02x}")).concat();
-        let derived = Self::hashed(&text);
-        Self { uuid, ..derived }
-    }
-
-    fn new(nguid: [u8; 16], eui64: [u8; 8], mut uuid: [u8; 16]) -> Self {
-        uuid[6] = uuid[6] & 0x0f | 0x80;
-        uuid[8] = uuid[8] & 0x3f | 0x80;
-        Self { nguid, eui64, uuid }
-    }
-}
-
-/// With the OUI at `at` individual and locally administered.
-fn local(mut bytes: [u8; 16], at: usize) -> [u8; 16] {
-    bytes[at] = bytes[at] & 0xfc | 0x02;
-    bytes
-}
-
-/// FNV-1a of 128 bits, and a last mix, as its upper bits hardly depend on the last bytes. Nobody who could choose texts would gain by a collision.
-fn hash(kind: &[u8], text: &str) -> [u8; 16] {
-    const PRIME: u128 = 0x0000_0000_0100_0000_0000_0000_0000_013b;
-    let mut state: u128 = 0x6c62_272e_07bb_0142_62b8_2175_6295_c58d;
-    for byte in kind.iter().chain(b"\0").chain(text.as_bytes()) {
-        state = (state ^ u128::from(*byte)).wrapping_mul(PRIME);
-    }
-    for _ in 0..2 {
-        state ^= state >> 64;
-        state = state.wrapping_mul(PRIME << 1 | 1);
-    }
-    state.to_be_bytes()
-}
-
-/// Asymmetric Namespace Access State (Base 2.1 §8.1.1).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum AnaState {
-    /// The best way to the namespace.
-    #[default]
-    Optimized,
-    /// A way that costs more.
-    NonOptimized,
-    /// Not now, by this controller.
-    Inaccessible,
-    /// Never again, by this controller.
-    PersistentLoss,
-    /// About to be something else.
-    Change,
-}
-
-impl AnaState {
-    /// As it stands in the log and in ANACAP.
-    pub fn value(self) -> u8 {
-        match self {
-            Self::Optimized => 0x1,
-            Self::NonOptimized => 0x2,
-            Self::Inaccessible => 0x3,
-            Self::PersistentLoss => 0x4,
-            Self::Change => 0xf,
-        }
-    }
-
-    /// What a command that needs the namespace gets (Base 2.1 §8.1.1.4 to §8.1.1.8).
-    ///
-    /// # Errors
-    /// The path related status.
-    pub fn check(self) -> Result<(), Status> {
-        match self {
-            Self::Optimized | Self::NonOptimized => Ok(()),
-            Self::Inaccessible => Err(Status::ANA_INACCESSIBLE),
-            Self::PersistentLoss => Err(Status::ANA_PERSISTENT_LOSS),
-            Self::Change => Err(Status::ANA_TRANSITION),
-        }
-    }
-}
-
-/// Closed while a namespace is being formatted; shared by all its snapshots.
-#[derive(Debug, Default)]
-pub struct Gate(AtomicBool);
-
-impl Gate {
-    /// Whether commands are refused with [`Status::FORMAT_IN_PROGRESS`].
-    ///
-    /// Relaxed: it tells nothing of other memory. A worker that has just missed the change has the command in flight when it is asked to
-    /// drain ([`crate::SubsystemEvent::Drain`]), and that message comes after the change.
-    pub fn is_closed(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn set(&self, closed: bool) {
-        self.0.store(closed, Ordering::Relaxed);
-    }
-}
-
-/// A namespace, as one controller sees it. Nothing of it changes but the gate.
-#[derive(Clone)]
+/// A namespace that is attached to a controller. What changes without another one taking its place (its size, and whether a
+/// format is going on) is atomic; with another LBA format it is another one.
+#[derive(Debug)]
 pub struct Namespace {
-    /// Its identifier: 1 and more.
-    pub nsid: u32,
-    /// What it stands on. A worker opens a channel of it on its reactor.
-    pub volume: Arc<dyn Volume>,
-    /// The volume's shape when this was made.
-    pub geometry: Geometry,
-    /// log2 of the bytes of a logical block: 9 or 12, not less than the volume's.
-    pub shift: u8,
-    /// The index of that format, in Identify's list.
-    pub format: u8,
-    /// Counts the changes of this namespace: another one means that everything about it may differ.
-    pub generation: u64,
-    /// Identifiers.
-    pub identity: Identity,
-    /// Its ANA group.
-    pub group: u32,
-    /// That group's state, for this controller.
-    pub ana: AnaState,
-    /// Whether it can be attached to several controllers.
-    pub shared: bool,
-    /// Closed while it is formatted.
-    pub gate: Arc<Gate>,
+    nsid: u32,
+    volume: Arc<dyn Volume>,
+    lba_shift: u8,
+    /// Of the volume, but for the size.
+    geometry: Geometry,
+    size: AtomicU64,
+    blocked: AtomicBool,
 }
-
-/// The block sizes that a namespace is offered with, as powers of two.
-const SHIFTS: [u8; 2] = [9, 12];
 
 impl Namespace {
-    /// The formats that a volume can have, as log2 of the block's bytes: what its blocks divide.
-    pub fn formats(geometry: &Geometry) -> impl Iterator<Item = u8> {
-        let block = geometry.block_size;
-        SHIFTS
-            .into_iter()
-            .filter(move |shift| block != 0 && (1 << shift) % block == 0)
-    }
-
-    /// How many logical blocks it has. What is left of the volume behind the last whole one is not used.
-    pub fn blocks(&self) -> u64 {
-        self.geometry.size >> self.shift
-    }
-
-    /// A range of logical blocks as offset and length in bytes on the volume.
+    /// A namespace with blocks of `1 << lba_shift` bytes on `volume`.
     ///
-    /// # Errors
-    /// [`Status::LBA_RANGE`] where it does not lie in the namespace.
-    pub fn range(&self, first: u64, blocks: u64) -> Result<(u64, u64), Status> {
-        match first.checked_add(blocks) {
-            // `blocks()` was shifted down, so this cannot overflow.
-            Some(end) if end <= self.blocks() => Ok((first << self.shift, blocks << self.shift)),
-            _ => Err(Status::LBA_RANGE),
-        }
-    }
-
-    /// Whether a command may use it now.
-    ///
-    /// # Errors
-    /// That it is being formatted, or that this is no way to it.
-    #[inline]
-    pub fn check(&self) -> Result<(), Status> {
-        if self.gate.is_closed() {
-            return Err(Status::FORMAT_IN_PROGRESS);
-        }
-        self.ana.check()
-    }
-}
-
-impl fmt::Debug for Namespace {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Namespace")
-            .field("nsid", &self.nsid)
-            .field("shift", &self.shift)
-            .field("generation", &self.generation)
-            .field("ana", &self.ana)
-            .finish_non_exhaustive()
-    }
-}
-
-/// The namespaces that are attached to one controller, by NSID.
-#[derive(Clone, Debug, Default)]
-pub struct Table {
-    /// At NSID - 1. NSIDs are small, so that a look-up is one index.
-    slots: Vec<Option<Arc<Namespace>>>,
-}
-
-impl Table {
-    pub(crate) fn new(namespaces: impl IntoIterator<Item = Namespace>) -> Self {
-        let mut slots = Vec::new();
-        for namespace in namespaces {
-            let at = namespace.nsid as usize - 1;
-            if slots.len() <= at {
-                slots.resize(at + 1, None);
-            }
-            slots[at] = Some(Arc::new(namespace));
-        }
-        Self { slots }
-    }
-
-    /// The namespace of an I/O command.
-    ///
-    /// # Errors
-    /// [`Status::INVALID_NAMESPACE`] where there is none with this NSID, 0 and [`ALL_NAMESPACES`] among them. The specification has
-    /// [`Status::INVALID_FIELD`] for an NSID that is valid but inactive (Base 2.1 §3.2.1.5): `limit` is the largest valid one (NN).
-    #[inline]
-    pub fn get(&self, nsid: u32, limit: u32) -> Result<&Arc<Namespace>, Status> {
-        match self.slots.get((nsid as usize).wrapping_sub(1)) {
-            Some(Some(namespace)) => Ok(namespace),
-            _ if nsid == 0 || nsid == ALL_NAMESPACES || nsid > limit => {
-                Err(Status::INVALID_NAMESPACE)
-            }
-            _ => Err(Status::INVALID_FIELD),
-        }
-    }
-
-    /// All of them, by NSID.
-    pub fn iter(&self) -> impl Iterator<Item = &Arc<Namespace>> {
-        self.slots.iter().flatten()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use bluff_block::null::Null;
-
-    use super::*;
-
-    fn namespace(nsid: u32, block_size: u32, shift: u8) -> Namespace {
-        let volume = Arc::new(Null::new(block_size, 1 << 20 | 4096 | (512 * 3)));
-        Namespace {
+    /// # Panics
+    /// Where a block is smaller than the volume's, or `nsid` is 0 or stands for all.
+    pub fn new(nsid: u32, volume: Arc<dyn Volume>, lba_shift: u8) -> Arc<Self> {
+        let geometry = volume.geometry();
+        assert!(
+            nsid != 0 && nsid != crate::spec::ALL_NAMESPACES,
+            "an NSID of one namespace"
+        );
+        assert!(
+            (9..=16).contains(&lba_shift) && 1u32 << lba_shift >= geometry.block_size,
+            "the volume reads and writes blocks of that size"
+        );
+        Arc::new(Self {
             nsid,
-            geometry: volume.geometry(),
+            lba_shift,
+            size: AtomicU64::new(geometry.size),
+            geometry,
             volume,
-            shift,
-            format: 0,
-            generation: 0,
-            identity: Identity::hashed("x"),
-            group: 1,
-            ana: AnaState::Optimized,
-            shared: false,
-            gate: Arc::default(),
-        }
+            blocked: AtomicBool::new(false),
+        })
     }
 
-    #[test]
-    fn an_identity_stays_and_is_its_own() {
-        let one = Identity::hashed("card7/disk0");
-        assert_eq!(one, Identity::hashed("card7/disk0"));
-        // Written down, since a change of it would be another disk to every host.
-        let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
-        assert_eq!(hex(&one.uuid), "93399a405dd385b19ff515f26bc7e550");
-        let mut seen = std::collections::HashSet::new();
-        for n in 0..20_000 {
-            let id = Identity::hashed(&format!("disk{n}"));
-            assert!(seen.insert(id.eui64), "EUI64 of {n}");
-            assert_eq!(
-                (id.uuid[6] >> 4, id.uuid[8] >> 6),
-                (8, 2),
-                "version, variant"
-            );
-            assert_eq!((id.eui64[0] & 3, id.nguid[8] & 3), (2, 2), "a local OUI");
-        }
-        let configured = Identity::from_uuid([7; 16]);
-        assert_eq!(configured.uuid, [7; 16]);
-        assert_ne!(configured.nguid, one.nguid);
+    /// Its identifier.
+    pub fn nsid(&self) -> u32 {
+        self.nsid
     }
 
-    #[test]
-    fn formats_are_what_the_volumes_blocks_divide() {
-        for (block, formats) in [(512, vec![9, 12]), (4096, vec![12])] {
-            let geometry = Geometry::new(block, 1 << 20);
-            assert_eq!(Namespace::formats(&geometry).collect::<Vec<_>>(), formats);
-        }
+    /// What it stands on.
+    pub fn volume(&self) -> &Arc<dyn Volume> {
+        &self.volume
     }
 
-    #[test]
-    fn ranges_end_with_the_last_whole_block() {
-        let n = namespace(1, 512, 12);
-        assert_eq!(
-            n.blocks(),
-            257,
-            "three blocks of the volume are too few for one more"
+    /// Bytes of a logical block, as a power of two.
+    pub fn lba_shift(&self) -> u8 {
+        self.lba_shift
+    }
+
+    /// Its volume's shape, as far as it does not change: not the size.
+    #[inline]
+    pub(crate) fn shape(&self) -> &Geometry {
+        &self.geometry
+    }
+
+    /// How many logical blocks it has now.
+    #[inline]
+    pub fn blocks(&self) -> u64 {
+        self.size.load(Ordering::Relaxed) >> self.lba_shift
+    }
+
+    /// Takes up the size that its volume has now ([`bluff_block::VolumeEvent::Resized`]).
+    pub fn resized(&self) {
+        self.size
+            .store(self.volume.geometry().size, Ordering::Relaxed);
+    }
+
+    /// Whether a format is going on: commands are refused.
+    #[inline]
+    pub fn is_blocked(&self) -> bool {
+        self.blocked.load(Ordering::Acquire)
+    }
+
+    /// Has commands refused from now on, or no longer. What was taken before goes on: see `Message::Drain`.
+    pub fn block(&self, blocked: bool) {
+        self.blocked.store(blocked, Ordering::Release);
+    }
+}
+
+/// The namespaces that are attached to a controller: never changed, but replaced.
+#[derive(Debug, Default)]
+pub struct Namespaces {
+    /// The highest NSID that the subsystem can have (NN of Identify Controller).
+    highest: u32,
+    /// By NSID.
+    attached: Vec<Arc<Namespace>>,
+}
+
+/// A table that many read.
+pub type NamespaceTable = Arc<Namespaces>;
+
+impl Namespaces {
+    /// A table of these, in any order.
+    ///
+    /// # Panics
+    /// Where two have one NSID, or one is above `highest`.
+    pub fn new(highest: u32, mut attached: Vec<Arc<Namespace>>) -> NamespaceTable {
+        attached.sort_unstable_by_key(|n| n.nsid);
+        assert!(
+            attached.windows(2).all(|w| w[0].nsid < w[1].nsid),
+            "one namespace has an NSID"
         );
-        assert_eq!(n.range(0, 257), Ok((0, 257 << 12)));
-        assert_eq!(n.range(256, 1), Ok((256 << 12, 4096)));
-        for (first, blocks) in [
-            (256, 2),
-            (257, 1),
-            (u64::MAX, 1),
-            (1, u64::MAX),
-            (0, 1 << 60),
-        ] {
-            assert_eq!(
-                n.range(first, blocks),
-                Err(Status::LBA_RANGE),
-                "{first} {blocks}"
-            );
-        }
+        assert!(attached.last().is_none_or(|n| n.nsid <= highest));
+        Arc::new(Self { highest, attached })
     }
 
-    #[test]
-    fn a_table_knows_valid_from_active() {
-        let table = Table::new([namespace(2, 512, 9), namespace(7, 4096, 12)]);
-        assert_eq!(table.get(7, 32).map(|n| n.shift), Ok(12));
-        let nsids: Vec<_> = table.iter().map(|n| n.nsid).collect();
-        assert_eq!(nsids, [2, 7]);
-        for (nsid, status) in [
-            (0, Status::INVALID_NAMESPACE),
-            (1, Status::INVALID_FIELD),
-            (8, Status::INVALID_FIELD),
-            (32, Status::INVALID_FIELD),
-            (33, Status::INVALID_NAMESPACE),
-            (0xffff_fffe, Status::INVALID_NAMESPACE),
-            (ALL_NAMESPACES, Status::INVALID_NAMESPACE),
-        ] {
-            assert_eq!(table.get(nsid, 32).err(), Some(status), "{nsid:#x}");
-        }
+    /// The highest NSID that there can be.
+    pub fn highest(&self) -> u32 {
+        self.highest
     }
 
-    #[test]
-    fn what_a_worker_asks_for_each_command() {
-        let mut n = namespace(1, 512, 9);
-        assert_eq!(n.check(), Ok(()));
-        let same = n.clone();
-        n.gate.set(true);
-        assert_eq!(
-            same.check(),
-            Err(Status::FORMAT_IN_PROGRESS),
-            "all snapshots"
-        );
-        n.gate.set(false);
-        for (ana, value, outcome) in [
-            (AnaState::Optimized, 1, Ok(())),
-            (AnaState::NonOptimized, 2, Ok(())),
-            (AnaState::Inaccessible, 3, Err(Status::ANA_INACCESSIBLE)),
-            (
-                AnaState::PersistentLoss,
-                4,
-                Err(Status::ANA_PERSISTENT_LOSS),
-            ),
-            (AnaState::Change, 15, Err(Status::ANA_TRANSITION)),
-        ] {
-            n.ana = ana;
-            assert_eq!((n.check(), ana.value()), (outcome, value));
-        }
+    /// Those that are attached, by NSID.
+    pub fn attached(&self) -> &[Arc<Namespace>] {
+        &self.attached
+    }
+
+    /// The one with this NSID.
+    pub fn get(&self, nsid: u32) -> Option<&Arc<Namespace>> {
+        let i = self.attached.binary_search_by_key(&nsid, |n| n.nsid).ok()?;
+        Some(&self.attached[i])
     }
 }

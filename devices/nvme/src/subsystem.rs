@@ -18,7 +18,8 @@ use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
 use bluff_block::{Subscription, Volume, VolumeEvent};
 
-use crate::namespace::{AnaState, Gate, Identity, Namespace, Table};
+use crate::attached::{AnaState, Attached, Identity, Table};
+use crate::namespace::Namespace;
 
 mod format;
 #[cfg(test)]
@@ -126,7 +127,7 @@ pub enum SubsystemEvent {
     NamespaceChanged(u32),
     /// An ANA state has changed: the host is told.
     AnaChanged,
-    /// A namespace is about to be formatted, and its gate is closed. Whoever still has commands of it in flight keeps a clone of the token until they are over.
+    /// A namespace is about to be formatted, and is blocked ([`Namespace::block`]). Whoever still has commands of it in flight keeps a clone of the token until they are over.
     Drain(u32, DrainToken),
     /// The subsystem is reset (NSSR).
     Reset,
@@ -157,12 +158,11 @@ struct State {
 }
 
 struct Entry {
-    volume: Arc<dyn Volume>,
-    shift: u8,
+    /// One for all controllers; another one after a format.
+    namespace: Arc<Namespace>,
     identity: Identity,
     group: u32,
     attached: Option<BTreeSet<u16>>,
-    gate: Arc<Gate>,
     generation: u64,
     _resize: Subscription,
 }
@@ -219,7 +219,7 @@ impl Subsystem {
         let limit = self.options.max_namespaces;
         let geometry = volume.geometry();
         let block = options.block_size.unwrap_or(geometry.block_size);
-        let shift = Namespace::formats(&geometry)
+        let shift = Attached::formats(&geometry)
             .find(|shift| 1 << shift == block)
             .ok_or(SubsystemError::BlockSize(block, geometry.block_size))?;
         check_group(options.group)?;
@@ -245,12 +245,10 @@ impl Subsystem {
             }
         });
         let entry = Entry {
-            volume,
-            shift,
+            namespace: Namespace::new(nsid, volume, shift),
             identity: options.identity,
             group: options.group,
             attached: options.attached,
-            gate: Arc::default(),
             generation: state.next_generation(),
             _resize: resize,
         };
@@ -422,7 +420,8 @@ impl Subsystem {
 
     fn resized(&self, nsid: u32) {
         let state = &mut *self.lock();
-        if state.namespaces.contains_key(&nsid) {
+        if let Some(entry) = state.namespaces.get(&nsid) {
+            entry.namespace.resized();
             state.renew(nsid);
             self.tell_changed(state, nsid, None);
         }
@@ -457,15 +456,14 @@ impl Subsystem {
         ))
     }
 
-    fn snapshot(&self, state: &State, nsid: u32, controller: u16) -> Namespace {
+    fn snapshot(&self, state: &State, nsid: u32, controller: u16) -> Attached {
         let entry = &state.namespaces[&nsid];
-        let geometry = entry.volume.geometry();
-        let format = Namespace::formats(&geometry).position(|shift| shift == entry.shift);
-        Namespace {
-            nsid,
-            volume: entry.volume.clone(),
+        let geometry = entry.namespace.volume().geometry();
+        let format =
+            Attached::formats(&geometry).position(|shift| shift == entry.namespace.lba_shift());
+        Attached {
+            namespace: entry.namespace.clone(),
             geometry,
-            shift: entry.shift,
             // A volume's block size does not change.
             format: format.unwrap_or(0) as u8,
             generation: entry.generation,
@@ -476,7 +474,6 @@ impl Subsystem {
                 .get(&(controller, entry.group))
                 .unwrap_or(&AnaState::Optimized),
             shared: self.options.shared,
-            gate: entry.gate.clone(),
         }
     }
 }
@@ -498,7 +495,7 @@ impl State {
     fn idle(&mut self, nsid: u32) -> Result<&mut Entry, SubsystemError> {
         let entry = self.namespaces.get_mut(&nsid);
         let entry = entry.ok_or(SubsystemError::NoNamespace(nsid))?;
-        match entry.gate.is_closed() {
+        match entry.namespace.is_blocked() {
             true => Err(SubsystemError::Busy(nsid)),
             false => Ok(entry),
         }

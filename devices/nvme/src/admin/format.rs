@@ -4,7 +4,7 @@
 //! volume that has a key of its own; none has, so it is not offered (FNA).
 
 use super::Admin;
-use crate::namespace::Namespace;
+use crate::attached::Attached;
 use crate::spec::admin::RawFormat;
 use crate::spec::{ALL_NAMESPACES, Status};
 
@@ -42,8 +42,8 @@ impl Admin {
         }
         let limit = self.subsystem.options().max_namespaces;
         let nsids: Vec<u32> = match raw.nsid {
-            ALL_NAMESPACES => self.table.iter().map(|n| n.nsid).collect(),
-            nsid => vec![self.table.get(nsid, limit)?.nsid],
+            ALL_NAMESPACES => self.table.iter().map(|n| n.nsid()).collect(),
+            nsid => vec![self.table.get(nsid, limit)?.nsid()],
         };
         if nsids.is_empty() {
             return Err(Status::INVALID_NAMESPACE);
@@ -51,7 +51,7 @@ impl Admin {
         for nsid in &nsids {
             let namespace = self.table.get(*nsid, limit)?;
             namespace.check()?;
-            let mut formats = Namespace::formats(&namespace.geometry);
+            let mut formats = Attached::formats(&namespace.geometry);
             if formats.nth(raw.lbaf_low.into()).is_none() {
                 return Err(Status::FORMAT);
             }

@@ -8,7 +8,7 @@ use zerocopy::{Immutable, IntoBytes};
 use super::Admin;
 use super::errors::ENTRIES;
 use super::features::WARNING_KELVINS;
-use crate::namespace::{AnaState, Namespace, Table};
+use crate::attached::{AnaState, Attached, Table};
 use crate::spec::admin::RawIdentify;
 use crate::spec::identify::{
     CSI_NVM, DescriptorHeader, IdentifyController, IdentifyNamespace, IndependentNamespace, LEN,
@@ -25,7 +25,7 @@ const ANA_SECONDS: u8 = 10;
 
 /// What a host gets of a namespace.
 enum Found {
-    Namespace(Arc<Namespace>),
+    Namespace(Arc<Attached>),
     /// Its identifier is valid, but it is not there: all zero.
     Inactive,
 }
@@ -98,7 +98,7 @@ impl Admin {
         &self,
         table: &Table,
         nsid: u32,
-        describe: impl FnOnce(&Namespace) -> Vec<u8>,
+        describe: impl FnOnce(&Attached) -> Vec<u8>,
     ) -> Result<Vec<u8>, Status> {
         Ok(match self.find(table, nsid)? {
             Found::Namespace(namespace) => describe(&namespace),
@@ -159,13 +159,13 @@ impl Admin {
         c
     }
 
-    fn namespace(&self, n: &Namespace) -> IdentifyNamespace {
+    fn namespace(&self, n: &Attached) -> IdentifyNamespace {
         let geometry = &n.geometry;
         let limits = &self.options.limits;
         let blocks = U64::new(n.blocks());
         let short = |blocks: u64| U16::new(u16::try_from(blocks).unwrap_or(u16::MAX));
         // Zero's based, at least one block.
-        let granularity = |bytes: u32| short((u64::from(bytes) >> n.shift).max(1) - 1);
+        let granularity = |bytes: u32| short((u64::from(bytes) >> n.shift()).max(1) - 1);
         let mut i: IdentifyNamespace = zeroed();
         (i.nsze, i.ncap, i.nuse) = (blocks, blocks, blocks);
         // Preferred granularities and alignments are given (OPTPERF).
@@ -176,7 +176,7 @@ impl Admin {
         i.npdg_z = granularity(discard);
         i.npda_z = i.npdg_z;
         i.nows_z = granularity(geometry.optimal_io.max(geometry.physical_block_size));
-        for (at, shift) in Namespace::formats(geometry).enumerate() {
+        for (at, shift) in Attached::formats(geometry).enumerate() {
             i.lbaf[at] = LbaFormat {
                 ms: U16::ZERO,
                 lbads: shift,
@@ -190,10 +190,9 @@ impl Admin {
         // What a deallocated block reads as is not said; Write Zeroes with deallocate, where zeroes can give storage back.
         let unmaps = geometry.write_zeroes.is_some_and(|z| z.unmap);
         i.dlfeat = u8::from(unmaps && !geometry.read_only) << 3;
-        i.nvmcap = (u128::from(n.blocks()) << n.shift).to_le_bytes();
-        let copy = u64::from(limits.copy_bytes) >> n.shift;
-        i.mssrl = short(copy);
-        i.mcl = U32::new(copy as u32);
+        i.nvmcap = (u128::from(n.blocks()) << n.shift()).to_le_bytes();
+        i.mssrl = U16::new(limits.copy_range_blocks);
+        i.mcl = U32::new(limits.copy_blocks);
         i.msrc_z = u8::try_from(limits.copy_ranges.saturating_sub(1)).unwrap_or(u8::MAX);
         i.anagrpid = self.group(n);
         i.nsattr = u8::from(geometry.read_only);
@@ -203,17 +202,17 @@ impl Admin {
     }
 
     /// Without ANA there are no groups.
-    fn group(&self, n: &Namespace) -> U32 {
+    fn group(&self, n: &Attached) -> U32 {
         U32::new(if n.shared { n.group } else { 0 })
     }
 
-    fn independent(&self, n: &Namespace) -> IndependentNamespace {
+    fn independent(&self, n: &Attached) -> IndependentNamespace {
         let mut i: IndependentNamespace = zeroed();
         i.nmic = u8::from(n.shared);
         i.anagrpid = self.group(n);
         i.nsattr = u8::from(n.geometry.read_only);
         let ready = matches!(n.ana, AnaState::Optimized | AnaState::NonOptimized);
-        i.nstat = u8::from(ready && !n.gate.is_closed());
+        i.nstat = u8::from(ready && !n.namespace.is_blocked());
         i
     }
 
@@ -299,8 +298,8 @@ fn list_after(table: &Table, nsid: u32) -> Result<Vec<u8>, Status> {
     if nsid >= ALL_NAMESPACES - 1 {
         return Err(Status::INVALID_NAMESPACE);
     }
-    let after = table.iter().filter(|n| n.nsid > nsid).take(LEN / 4);
-    let mut page: Vec<u8> = after.flat_map(|n| n.nsid.to_le_bytes()).collect();
+    let after = table.iter().filter(|n| n.nsid() > nsid).take(LEN / 4);
+    let mut page: Vec<u8> = after.flat_map(|n| n.nsid().to_le_bytes()).collect();
     page.resize(LEN, 0);
     Ok(page)
 }

@@ -126,7 +126,7 @@ impl Admin {
         h.data_units_written = units(totals.bytes_written);
         h.reads = wide(totals.reads);
         h.writes = wide(totals.writes);
-        h.busy_minutes = wide(totals.busy_us / 60_000_000);
+        h.busy_minutes = wide(counters.busy_us.load(Ordering::Relaxed) / 60_000_000);
         h.power_cycles = load(&counters.power_cycles);
         h.power_on_hours = wide(counters.hours(now));
         h.unsafe_shutdowns = load(&counters.unsafe_shutdowns);
@@ -201,7 +201,7 @@ impl Admin {
         for n in self.table.iter() {
             let group = groups.entry(n.group);
             let group = group.or_insert_with(|| (n.ana.value(), Vec::new()));
-            group.1.push(n.nsid);
+            group.1.push(n.nsid());
         }
         let header = AnaHeader {
             changes: U64::new(self.ana_changes),

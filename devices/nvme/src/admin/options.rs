@@ -7,7 +7,7 @@ pub struct CommandLimits {
     pub verify: Option<u64>,
     /// Write Zeroes.
     pub zeroes: Option<u64>,
-    /// Dataset Management: ranges, 1 to 255.
+    /// Dataset Management: ranges, 1 to 255; 0: as many as a command can have.
     pub ranges: u8,
     /// Dataset Management: logical blocks of a range; 0: as many as it says.
     pub range_blocks: u32,
@@ -15,8 +15,10 @@ pub struct CommandLimits {
     pub total_blocks: u64,
     /// Copy: ranges, 1 to 256.
     pub copy_ranges: u16,
-    /// Copy: bytes of a range, and of a command.
-    pub copy_bytes: u32,
+    /// Copy: logical blocks of a range.
+    pub copy_range_blocks: u16,
+    /// Copy: logical blocks of a command.
+    pub copy_blocks: u32,
     /// Whether Flush with NSID `FFFFFFFFh` flushes all namespaces; otherwise it is refused.
     pub flush_all: bool,
     /// SGLS: 0 for none (Base 2.1 §5.1.13.2.1).
@@ -28,12 +30,13 @@ impl Default for CommandLimits {
         Self {
             verify: None,
             zeroes: None,
-            ranges: 255,
+            ranges: 0,
             range_blocks: 0,
             total_blocks: 0,
             copy_ranges: 128,
-            copy_bytes: 1 << 20,
-            flush_all: false,
+            copy_range_blocks: 4096,
+            copy_blocks: 32768,
+            flush_all: true,
             // SGLs of any alignment and length (bits 1:0 = 01b); no bit buckets, no keys, no metadata.
             sgls: 1,
         }

@@ -13,7 +13,7 @@ use bluff_block::null::Null;
 use bluff_block::{BlockError, Channel, Geometry, OpenContext, Volume, VolumeEvent};
 
 use super::*;
-use crate::namespace::Identity;
+use crate::attached::Identity;
 use crate::subsystem::{Membership, NamespaceOptions, SubsystemOptions};
 
 /// A volume of any shape; nobody opens it.

@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 
 use bluff_block::null::Null;
 
-use super::Choices;
+use super::choices::Choices;
 use crate::admin::{Admin, BadDoorbell, ErrorReport, Outcome, QueueCommand, Transfer};
-use crate::counters::Settings;
+use crate::health::Settings;
 use crate::spec::registers::Cc;
 use crate::spec::{Command, Status};
 use crate::{
@@ -137,7 +137,10 @@ impl Run {
                 let table = self.admin.table().clone();
                 if let Ok(n) = table.get(nsid, NSIDS) {
                     let size = (u64::from(c.byte()) + 1) << 16;
-                    n.volume.resize(size).expect("a null volume can");
+                    n.namespace
+                        .volume()
+                        .resize(size)
+                        .expect("a null volume can");
                 }
                 Ok(())
             }

@@ -1,6 +1,6 @@
 //! A host that writes registers as it likes, and a device that ends what it began at any time, or late.
 
-use super::Choices;
+use super::choices::Choices;
 use crate::registers::{Effect, Limits, Registers, Run};
 use crate::spec::registers::{Cap, csts};
 

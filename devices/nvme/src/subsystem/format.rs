@@ -1,10 +1,11 @@
-//! Formatting: the gate closes, commands in flight drain on every controller, and somebody erases; then the namespace is another one.
+//! Formatting: the namespace is blocked, commands in flight drain on every controller, and somebody erases; then the namespace is another one.
 
 use std::fmt;
 use std::sync::Arc;
 
 use super::{Subsystem, SubsystemEvent};
-use crate::namespace::{Namespace, Table};
+use crate::attached::{Attached, Table};
+use crate::namespace::Namespace;
 use crate::spec::Status;
 
 /// Whoever holds a clone may still have commands of the namespaces in flight.
@@ -30,7 +31,7 @@ impl fmt::Debug for DrainToken {
     }
 }
 
-/// A format under way: the gates are closed. Dropped before [`Formatting::finish`] it has failed: the namespaces are what they were, but their contents may be anything.
+/// A format under way: its namespaces are blocked. Dropped before [`Formatting::finish`] it has failed: the namespaces are what they were, but their contents may be anything.
 pub struct Formatting {
     subsystem: Arc<Subsystem>,
     controller: u16,
@@ -68,11 +69,11 @@ impl Subsystem {
         for nsid in nsids {
             let entry = state.namespaces.get(nsid);
             let entry = entry.ok_or(Status::INVALID_NAMESPACE)?;
-            if entry.gate.is_closed() {
+            if entry.namespace.is_blocked() {
                 return Err(Status::FORMAT_IN_PROGRESS);
             }
-            let geometry = entry.volume.geometry();
-            let shift = Namespace::formats(&geometry).nth(format.into());
+            let geometry = entry.namespace.volume().geometry();
+            let shift = Attached::formats(&geometry).nth(format.into());
             shifts.push((*nsid, shift.ok_or(Status::FORMAT)?));
         }
         let snapshots = nsids.iter().map(|n| self.snapshot(&state, *n, controller));
@@ -82,7 +83,7 @@ impl Subsystem {
         };
         for nsid in nsids {
             let entry = &state.namespaces[nsid];
-            entry.gate.set(true);
+            entry.namespace.block(true);
             for (id, listener) in &state.controllers {
                 if entry.is_attached(*id) {
                     listener(SubsystemEvent::Drain(*nsid, token.clone()));
@@ -114,8 +115,9 @@ impl Formatting {
         let state = &mut *self.subsystem.lock();
         for (nsid, shift) in &self.shifts {
             if let Some(entry) = state.namespaces.get_mut(nsid) {
-                entry.shift = *shift;
-                entry.gate.set(false);
+                // The one before stays blocked, for workers that still have it.
+                let volume = entry.namespace.volume().clone();
+                entry.namespace = Namespace::new(*nsid, volume, *shift);
                 state.renew(*nsid);
                 // Whose host has formatted it gets a status (Base 2.1 §5.1.2: it is not told of what it did itself).
                 self.subsystem
@@ -131,7 +133,7 @@ impl Drop for Formatting {
             let state = self.subsystem.lock();
             for (nsid, _) in &self.shifts {
                 if let Some(entry) = state.namespaces.get(nsid) {
-                    entry.gate.set(false);
+                    entry.namespace.block(false);
                 }
             }
         }

@@ -12,7 +12,7 @@ fn join(s: &Arc<Subsystem>) -> (Membership, Arc<Mutex<Vec<String>>>) {
     let member = s.join(move |event| {
         listener.lock().unwrap().push(match event {
             SubsystemEvent::Table(table) => {
-                format!("{:?}", table.iter().map(|n| n.nsid).collect::<Vec<_>>())
+                format!("{:?}", table.iter().map(|n| n.nsid()).collect::<Vec<_>>())
             }
             SubsystemEvent::NamespaceChanged(nsid) => format!("changed {nsid}"),
             SubsystemEvent::AnaChanged => "ana".into(),
@@ -274,7 +274,7 @@ fn drained_is_called_when_the_last_token_goes() {
     kept.lock().unwrap().pop();
     assert!(*drained.lock().unwrap());
     formatting.finish();
-    assert_eq!(s.allocated(0).get(1, 32).unwrap().shift, 12);
+    assert_eq!(s.allocated(0).get(1, 32).unwrap().shift(), 12);
 }
 
 #[test]

@@ -119,7 +119,7 @@ fn c08_format_during_io() {
         formatting
             .namespaces()
             .iter()
-            .map(|n| n.nsid)
+            .map(|n| n.nsid())
             .collect::<Vec<_>>(),
         [1]
     );

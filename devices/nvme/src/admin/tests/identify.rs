@@ -41,7 +41,7 @@ fn the_controller() {
     assert_eq!(u32_at(&c, 516), 32, "NN");
     assert_eq!(u16_at(&c, 520), 0x1dd, "ONCS");
     assert_eq!(u16_at(&c, 522), 0, "FUSES");
-    assert_eq!((c[524], c[525]), (0, 0b101), "FNA, VWC");
+    assert_eq!((c[524], c[525]), (0, 0b111), "FNA, VWC");
     assert_eq!(u16_at(&c, 534), 1, "OCFS");
     assert_eq!(u32_at(&c, 536), 1, "SGLS");
     assert_eq!(u32_at(&c, 540), 32, "MNAN");
@@ -91,7 +91,7 @@ fn what_is_not_offered_is_not_said() {
     };
     let mut rig = Rig::on(s, options);
     let (_, c) = rig.done(&identify(0x01, 0), &[]);
-    assert_eq!((u16_at(&c, 256), c[525]), (2, 0b100), "OACS, VWC");
+    assert_eq!((u16_at(&c, 256), c[525]), (2, 0b110), "OACS, VWC");
 }
 
 #[test]
@@ -119,7 +119,7 @@ fn namespaces() {
     assert_eq!((u16_at(&n, 64), u16_at(&n, 66)), (7, 7), "NPWG, NPWA");
     assert_eq!(
         (u16_at(&n, 74), u32_at(&n, 76), n[80]),
-        (2048, 2048, 127),
+        (4096, 32768, 127),
         "MSSRL, MCL, MSRC"
     );
     assert_eq!(u32_at(&n, 92), 0, "ANAGRPID");

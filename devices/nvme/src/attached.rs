@@ -13,7 +13,7 @@ use bluff_block::Geometry;
 use crate::namespace::{Namespace, NamespaceTable, Namespaces};
 use crate::spec::{ALL_NAMESPACES, Status};
 
-/// By what a host knows a namespace wherever and whenever it sees it (Base 2.1 §4.7.1). Each value is the namespace's own: two subsystems with the same volume
+/// By what a host knows a namespace wherever and whenever it sees it (Base 2.1 §4.5.4 to §4.5.6). Each value is the namespace's own: two subsystems with the same volume
 /// must not give two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Identity {

@@ -57,7 +57,7 @@ pub(crate) struct AdminQueues {
 pub(crate) enum Stop {
     /// CC.EN was cleared. Queues are forgotten.
     Disabled,
-    /// CC.SHN. With `Normal` what volumes have in a volatile cache is written to their media before it is over.
+    /// CC.SHN, also where EN was cleared with it. With `Normal` what volumes have in a volatile cache is written to their media before it is over.
     Shutdown(ShutdownKind),
     /// The function, or the subsystem, is reset.
     Reset,
@@ -243,6 +243,12 @@ impl Registers {
     /// A write of CC: an edge of EN first, then what SHN asks for.
     fn configure(&mut self, new: Cc) -> Vec<Effect> {
         let old = self.cc;
+        // A shutdown begins when SHN is updated. One that is not cleared when EN is set asks for it again: the way back is to clear it
+        // in that write (§3.1.4.6, SHST).
+        let begins = !old.enable() && new.enable();
+        let asked = new
+            .shutdown()
+            .filter(|_| begins || new.shutdown() != old.shutdown());
         let mut effects = Vec::new();
         match (old.enable(), new.enable()) {
             (false, true) => {
@@ -254,12 +260,14 @@ impl Registers {
                 // clears EN in what it has read, and sets it again later, keeps its settings.
                 self.cc = new;
                 effects.extend(self.mask(0));
-                self.disable(Stop::Disabled, &mut effects);
+                self.disable(asked.map_or(Stop::Disabled, Stop::Shutdown), &mut effects);
             }
             (true, true) => self.cc = old.with_live_fields(new),
             (false, false) => self.cc = new,
         }
-        self.shut_down(&mut effects);
+        if let Some(kind) = asked {
+            self.shut_down(kind, &mut effects);
+        }
         effects
     }
 
@@ -329,15 +337,7 @@ impl Registers {
         }
     }
 
-    /// Begins a shutdown where CC.SHN asks for one that has not begun.
-    fn shut_down(&mut self, effects: &mut Vec<Effect>) {
-        let Some(kind) = self.cc.shutdown() else {
-            // While it is enabled SHST stays: it takes a reset to go on (§3.6.1).
-            if self.state == State::Disabled {
-                self.shutdown = Shutdown::None;
-            }
-            return;
-        };
+    fn shut_down(&mut self, kind: ShutdownKind, effects: &mut Vec<Effect>) {
         if self.shutdown != Shutdown::None {
             return;
         }
@@ -381,12 +381,18 @@ impl Registers {
         let mut effects = Vec::new();
         match self.state {
             State::Stopping { .. } => {
+                // A shutdown that the host has not taken back is over, too; one that it has was aborted by the reset (§3.1.4.6, SHST).
+                let asked = match std::mem::replace(&mut self.shutdown, Shutdown::None) {
+                    Shutdown::None => None,
+                    Shutdown::Occurring | Shutdown::Complete => self.cc.shutdown(),
+                };
                 self.state = State::Disabled;
-                self.shutdown = Shutdown::None;
                 if self.cc.enable() {
                     self.enable(&mut effects);
                 }
-                self.shut_down(&mut effects);
+                if let Some(kind) = asked {
+                    self.shut_down(kind, &mut effects);
+                }
             }
             State::Failed { ready, .. } => {
                 self.state = State::Failed {

@@ -230,10 +230,10 @@ impl Admin {
     }
 
     fn descriptors(&self, nsid: u32) -> Result<Vec<u8>, Status> {
-        // One that is not active has no identifiers (§5.1.13.2.3).
-        let Found::Namespace(n) = self.find(&self.table, nsid)? else {
-            return Err(Status::INVALID_NAMESPACE);
-        };
+        // One that is valid but not active is refused, other than above (§5.1.13.2.3, §3.2.1.5).
+        let n = self
+            .table
+            .get(nsid, self.subsystem.options().max_namespaces)?;
         let identity = &n.identity;
         let mut page = Vec::with_capacity(LEN);
         let mut add = |kind: u8, value: &[u8]| {

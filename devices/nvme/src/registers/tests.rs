@@ -349,7 +349,8 @@ fn disabled_while_it_shuts_down() {
 #[test]
 fn shut_down_and_disabled_in_one_write() {
     let (mut r, _) = ready();
-    assert_eq!(cc(&mut r, SHN_NORMAL), [Effect::Stop(Stop::Disabled)]);
+    let stop = Effect::Stop(Stop::Shutdown(ShutdownKind::Normal));
+    assert_eq!(cc(&mut r, SHN_NORMAL), [stop], "caches are written back");
     assert_eq!(r.csts(), RDY | OCCURRING);
     assert_eq!(r.stopped(), []);
     assert_eq!(r.csts(), COMPLETE);
@@ -358,14 +359,39 @@ fn shut_down_and_disabled_in_one_write() {
 #[test]
 fn shut_down_while_disabled_is_complete_at_once() {
     let mut r = registers();
-    assert_eq!(cc(&mut r, SHN_NORMAL), []);
-    assert_eq!(r.csts(), COMPLETE);
     assert_eq!(cc(&mut r, 3 << 14), [], "a reserved notification is none");
     assert_eq!(r.csts(), 0);
+    assert_eq!(cc(&mut r, SHN_NORMAL), []);
+    assert_eq!(r.csts(), COMPLETE);
+    assert_eq!(cc(&mut r, 0), []);
+    assert_eq!(r.csts(), COMPLETE, "it is not taken back by that alone");
     assert_eq!(cc(&mut r, SHN_ABRUPT), []);
     let run = run(&cc(&mut r, EN));
     r.started(run, true);
     assert_eq!(r.csts(), RDY);
+}
+
+#[test]
+fn a_reset_takes_a_complete_shutdown_back_whatever_shn_is() {
+    let (mut r, _) = ready();
+    assert_eq!(cc(&mut r, EN | SHN_NORMAL).len(), 1);
+    assert_eq!(r.stopped(), []);
+    assert_eq!(cc(&mut r, SHN_NORMAL), []);
+    assert_eq!(r.csts(), 0);
+    // Not cleared in the write that enables, it holds.
+    let effects = cc(&mut r, EN | SHN_NORMAL);
+    assert_eq!(effects.len(), 2, "{effects:?}");
+    assert_eq!(r.csts(), OCCURRING);
+}
+
+#[test]
+fn disabled_while_it_shuts_down_and_shn_left_as_it_is() {
+    let (mut r, _) = ready();
+    assert_eq!(cc(&mut r, EN | SHN_NORMAL).len(), 1);
+    assert_eq!(cc(&mut r, SHN_NORMAL), []);
+    assert_eq!(r.csts(), RDY | OCCURRING);
+    assert_eq!(r.stopped(), []);
+    assert_eq!(r.csts(), COMPLETE);
 }
 
 #[test]

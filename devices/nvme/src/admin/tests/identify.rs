@@ -341,10 +341,7 @@ fn wrong_namespaces_and_structures() {
             "{cns:#x}"
         );
     }
-    assert_eq!(
-        rig.failed(&identify(0x03, 2), &[]),
-        Status::INVALID_NAMESPACE
-    );
+    assert_eq!(rig.failed(&identify(0x03, 2), &[]), Status::INVALID_FIELD);
     let known = [
         0x00, 0x01, 0x02, 0x03, 0x05, 0x06, 0x07, 0x08, 0x10, 0x11, 0x12, 0x13, 0x1a, 0x1b, 0x1c,
         0x1f,

@@ -1,6 +1,6 @@
 //! Admin commands: opcodes, and what their dwords say (Base 2.1 §5; NVM Command Set 1.1 §4.1).
 //!
-//! A raw struct holds the fields as they stand; what they mean is decided by [`crate::admin`].
+//! A raw struct holds the fields as they stand; what they mean is decided by the admin side of the controller.
 
 use super::Command;
 

@@ -12,4 +12,27 @@
 //!
 //! Follows NVMe Base 2.1, NVM Command Set 1.1 and NVMe over PCIe Transport 1.1.
 
+// What the controller and its workers do not use yet.
+#![allow(dead_code)]
+
+mod admin;
+mod attached;
+mod counters;
+#[doc(hidden)]
+pub mod fuzzing;
+mod health;
+mod namespace;
+mod queues;
+mod registers;
 pub mod spec;
+mod subsystem;
+
+pub use admin::{CommandLimits, ControllerOptions};
+pub use attached::{AnaState, Attached, Identity, Table};
+pub use counters::QueueCounters;
+pub use health::{Counters, Totals};
+pub use namespace::{Namespace, NamespaceTable, Namespaces};
+pub use subsystem::{
+    ANA_GROUPS, DrainToken, Formatting, Listener, Membership, NamespaceOptions, Subsystem,
+    SubsystemError, SubsystemEvent, SubsystemOptions,
+};

@@ -2,39 +2,16 @@
 //!
 //! A field whose name ends in `_z` is zero's based: 0 means one.
 
+pub mod admin;
 mod command;
+pub mod feature;
+pub mod identify;
+pub mod log;
+pub mod registers;
 mod status;
 
 pub use command::{Command, Completion, DataPointer, Psdt, SglDescriptor};
 pub use status::Status;
-
-/// Opcodes of admin commands (Base 2.1 §3.1.3.3, Figure 28).
-pub mod admin {
-    /// Delete I/O Submission Queue.
-    pub const DELETE_SQ: u8 = 0x00;
-    /// Create I/O Submission Queue.
-    pub const CREATE_SQ: u8 = 0x01;
-    /// Get Log Page.
-    pub const GET_LOG_PAGE: u8 = 0x02;
-    /// Delete I/O Completion Queue.
-    pub const DELETE_CQ: u8 = 0x04;
-    /// Create I/O Completion Queue.
-    pub const CREATE_CQ: u8 = 0x05;
-    /// Identify.
-    pub const IDENTIFY: u8 = 0x06;
-    /// Abort.
-    pub const ABORT: u8 = 0x08;
-    /// Set Features.
-    pub const SET_FEATURES: u8 = 0x09;
-    /// Get Features.
-    pub const GET_FEATURES: u8 = 0x0a;
-    /// Asynchronous Event Request.
-    pub const ASYNC_EVENT: u8 = 0x0c;
-    /// Doorbell Buffer Config.
-    pub const DOORBELL_BUFFER: u8 = 0x7c;
-    /// Format NVM.
-    pub const FORMAT_NVM: u8 = 0x80;
-}
 
 /// Opcodes of I/O commands (NVM Command Set 1.1 §3.1.2, Figure 18; Base 2.1 Figure 555).
 pub mod io {

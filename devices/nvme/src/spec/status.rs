@@ -105,6 +105,10 @@ statuses! {
     NOT_CHANGEABLE = DNR | SPECIFIC | 0x0e;
     /// Feature Not Namespace Specific.
     NOT_NAMESPACE_SPECIFIC = DNR | SPECIFIC | 0x0f;
+    /// I/O Command Set Not Supported.
+    COMMAND_SET_UNSUPPORTED = DNR | SPECIFIC | 0x29;
+    /// I/O Command Set Combination Rejected.
+    COMMAND_SET_COMBINATION = DNR | SPECIFIC | 0x2b;
     /// Namespace Not Attached.
     NOT_ATTACHED = DNR | SPECIFIC | 0x1a;
     /// Attempted Write to Read Only Range.
@@ -121,6 +125,12 @@ statuses! {
 
     /// Internal Path Error: the way to the storage is down; try again.
     PATH_ERROR = PATH;
+    /// Asymmetric Access Persistent Loss.
+    ANA_PERSISTENT_LOSS = PATH | 0x01;
+    /// Asymmetric Access Inaccessible: another path may do.
+    ANA_INACCESSIBLE = PATH | 0x02;
+    /// Asymmetric Access Transition: try again.
+    ANA_TRANSITION = PATH | 0x03;
 }
 
 impl Status {

@@ -1,0 +1,180 @@
+//! What a controller counts, for its host (SMART / Health Information) and for an operator; and what the host has set for its workers.
+
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use crate::counters::QueueCounters;
+
+/// Sums of [`QueueCounters`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// As in [`QueueCounters`].
+    pub reads: u64,
+    /// As in [`QueueCounters`].
+    pub writes: u64,
+    /// As in [`QueueCounters`].
+    pub bytes_read: u64,
+    /// As in [`QueueCounters`].
+    pub bytes_written: u64,
+    /// As in [`QueueCounters`].
+    pub flushes: u64,
+    /// As in [`QueueCounters`].
+    pub discards: u64,
+    /// As in [`QueueCounters`].
+    pub media_errors: u64,
+    /// As in [`QueueCounters`].
+    pub errors: u64,
+}
+
+impl Totals {
+    fn add(&mut self, q: &QueueCounters) {
+        let add = |sum: &mut u64, cell: &AtomicU64| {
+            *sum = sum.wrapping_add(cell.load(Ordering::Relaxed));
+        };
+        add(&mut self.reads, &q.reads);
+        add(&mut self.writes, &q.writes);
+        add(&mut self.bytes_read, &q.bytes_read);
+        add(&mut self.bytes_written, &q.bytes_written);
+        add(&mut self.flushes, &q.flushes);
+        add(&mut self.discards, &q.discards);
+        add(&mut self.media_errors, &q.media_errors);
+        add(&mut self.errors, &q.errors);
+    }
+}
+
+/// Counters of a controller. They outlive its resets.
+#[derive(Debug)]
+pub struct Counters {
+    since: Instant,
+    queues: Mutex<Queues>,
+    /// Microseconds with I/O commands in flight, as far as somebody has added them up.
+    pub busy_us: AtomicU64,
+    /// Entries of the error log, ever.
+    pub error_entries: AtomicU64,
+    /// How often it was powered on: attached to a host.
+    pub power_cycles: AtomicU64,
+    /// How often its host went without a shutdown.
+    pub unsafe_shutdowns: AtomicU64,
+    /// The card's temperature in kelvins, where it is known; 0: it is not.
+    pub kelvins: AtomicU16,
+    /// Available spare of the storage in percent, and where it becomes too little.
+    pub spare: AtomicU8,
+    /// As above.
+    pub spare_threshold: AtomicU8,
+}
+
+#[derive(Debug, Default)]
+struct Queues {
+    running: Vec<Arc<QueueCounters>>,
+    /// Of workers that have gone.
+    ended: Totals,
+}
+
+impl Counters {
+    /// All zero, powered on once, now.
+    pub fn new(now: Instant) -> Self {
+        Self {
+            since: now,
+            queues: Mutex::default(),
+            busy_us: AtomicU64::new(0),
+            error_entries: AtomicU64::new(0),
+            power_cycles: AtomicU64::new(1),
+            unsafe_shutdowns: AtomicU64::new(0),
+            kelvins: AtomicU16::new(0),
+            spare: AtomicU8::new(100),
+            spare_threshold: AtomicU8::new(0),
+        }
+    }
+
+    /// Counters for a new worker. They are part of the sums for ever; it drops them at its end.
+    pub fn queue(&self) -> Arc<QueueCounters> {
+        let counters = Arc::new(QueueCounters::default());
+        let queues = &mut *self.queues.lock().unwrap_or_else(PoisonError::into_inner);
+        let ended = &mut queues.ended;
+        queues.running.retain(|q| {
+            let runs = Arc::strong_count(q) > 1;
+            if !runs {
+                ended.add(q);
+            }
+            runs
+        });
+        queues.running.push(counters.clone());
+        counters
+    }
+
+    /// The sums over all workers, those that have ended among them.
+    pub fn totals(&self) -> Totals {
+        let queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut totals = queues.ended;
+        queues.running.iter().for_each(|q| totals.add(q));
+        totals
+    }
+
+    /// Whole hours since it was made.
+    pub fn hours(&self, now: Instant) -> u64 {
+        now.saturating_duration_since(self.since).as_secs() / 3600
+    }
+}
+
+/// What a host has set by features, for the workers. The admin side writes it, workers read it (relaxed: each value is for itself, and holds for the commands that
+/// a worker takes after the Set Features command was completed, as the host's next doorbell comes after that).
+#[derive(Debug)]
+pub(crate) struct Settings {
+    /// Writes may stay in a volatile cache. Where false, each write is done as if FUA were set.
+    pub write_cache: AtomicBool,
+    /// Aggregation threshold (bits 7:0, zero's based) and time (bits 15:8, 100 µs), for I/O completion queues; 0: an interrupt for each batch.
+    pub coalescing: AtomicU16,
+    /// Coalescing does not hold for these vectors, by number.
+    pub uncoalesced: Box<[AtomicBool]>,
+    /// Arbitration: bits 2:0 are the burst, as a power of two; 7: no limit.
+    pub arbitration: AtomicU32,
+}
+
+impl Settings {
+    /// As after a reset; the cache is off until it is known that there is one.
+    pub fn new(vectors: u16) -> Self {
+        Self {
+            write_cache: AtomicBool::new(false),
+            coalescing: AtomicU16::new(0),
+            uncoalesced: (0..vectors).map(|_| AtomicBool::new(false)).collect(),
+            arbitration: AtomicU32::new(7),
+        }
+    }
+
+    /// As after a reset.
+    pub fn reset(&self, write_cache: bool) {
+        self.write_cache.store(write_cache, Ordering::Relaxed);
+        self.coalescing.store(0, Ordering::Relaxed);
+        self.arbitration.store(7, Ordering::Relaxed);
+        for vector in &self.uncoalesced {
+            vector.store(false, Ordering::Relaxed);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::counters::add;
+
+    #[test]
+    fn what_a_worker_counted_stays_when_it_has_gone() {
+        let counters = Counters::new(Instant::now());
+        for n in 1..=5 {
+            let queue = counters.queue();
+            add(&queue.reads, n);
+            add(&queue.media_errors, 1);
+        }
+        let running = counters.queue();
+        add(&running.bytes_written, 4096);
+        let totals = Totals {
+            reads: 15,
+            media_errors: 5,
+            bytes_written: 4096,
+            ..Totals::default()
+        };
+        assert_eq!(counters.totals(), totals);
+        assert_eq!(counters.queues.lock().unwrap().running.len(), 1, "folded");
+    }
+}

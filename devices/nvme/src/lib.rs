@@ -12,4 +12,15 @@
 //!
 //! Follows NVMe Base 2.1, NVM Command Set 1.1 and NVMe over PCIe Transport 1.1.
 
+mod command;
+mod counters;
+mod data;
+mod interrupt;
+mod namespace;
+mod queue;
+mod report;
 pub mod spec;
+mod worker;
+
+pub use counters::QueueCounters;
+pub use namespace::{Namespace, NamespaceTable, Namespaces};

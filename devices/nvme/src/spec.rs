@@ -3,6 +3,7 @@
 //! A field whose name ends in `_z` is zero's based: 0 means one.
 
 mod command;
+pub mod nvm;
 mod status;
 
 pub use command::{Command, Completion, DataPointer, Psdt, SglDescriptor};

@@ -15,6 +15,8 @@
 mod command;
 mod counters;
 mod data;
+#[doc(hidden)]
+pub mod fuzzing;
 mod interrupt;
 mod namespace;
 mod queue;
@@ -24,3 +26,6 @@ mod worker;
 
 pub use counters::QueueCounters;
 pub use namespace::{Namespace, NamespaceTable, Namespaces};
+
+#[cfg(all(test, not(loom)))]
+mod tests;

@@ -268,10 +268,10 @@ impl Doorbell {
         }
     }
 
-    /// While its queue, of `size` entries, is polled at `index`: keeps the event index out of the host's way.
+    /// While its queue, of `size` entries, is polled at `index`: keeps the event index out of the host's way. It may lag by `lag` entries.
     #[inline(always)]
-    pub(super) fn quiet(&mut self, index: u16, size: u32) {
-        if self.shadow.is_some() && before(index, self.told, size) > size / 2 {
+    pub(super) fn quiet(&mut self, index: u16, size: u32, lag: u32) {
+        if self.shadow.is_some() && before(index, self.told, size) > lag {
             self.stay_behind_in(index, size);
         }
     }

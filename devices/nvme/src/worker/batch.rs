@@ -64,7 +64,7 @@ pub(super) struct Io {
     /// Namespaces on this reactor, by a number that their commands know.
     pub(super) spaces: Vec<Option<Space>>,
     /// The namespace of the last command, and its space.
-    pub(super) last: (u32, u32),
+    pub(super) last: Option<(u32, u32)>,
     pub(super) slots: Slots,
     pub(super) done: Vec<Completion>,
     bounces: Bounces,
@@ -101,7 +101,7 @@ impl Io {
             resolver: Resolver::new(setup.page_shift),
             namespaces: setup.namespaces,
             spaces: Vec::new(),
-            last: (0, 0),
+            last: None,
             slots: Slots::default(),
             done: Vec::with_capacity(COMMANDS as usize),
             bounces: Bounces::default(),
@@ -254,7 +254,7 @@ impl Io {
         command::precheck(command)?;
         let nsid = command.nsid.get();
         let at = match self.last {
-            (last, at) if last == nsid => at,
+            Some((last, at)) if last == nsid => at,
             _ if nsid == ALL_NAMESPACES => return self.flush_all(cx, index, command),
             _ => self.space(cx, nsid)?,
         };
@@ -519,7 +519,7 @@ impl Io {
                 }
             }
         };
-        self.last = (nsid, at as u32);
+        self.last = Some((nsid, at as u32));
         Ok(at as u32)
     }
 

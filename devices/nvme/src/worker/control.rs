@@ -375,7 +375,7 @@ impl Io {
     /// Takes a table up; gives the spaces that are in it no more.
     fn set_namespaces(&mut self, table: NamespaceTable) -> Vec<u32> {
         self.namespaces = table;
-        self.last = (0, 0);
+        self.last = None;
         let spaces = self.spaces.iter().enumerate();
         spaces
             .filter_map(|(i, space)| {

@@ -419,7 +419,7 @@ pub(crate) fn blocks(opcode: u8, nsid: u32, lba: u64, count: u32, at: u64) -> Co
         ..Command::default()
     };
     command.dptr[0] = at.into();
-    command.dptr[1] = ((at & !0xfff) + 0x1000).into();
+    command.dptr[1] = (at & !0xfff).wrapping_add(0x1000).into();
     command
 }
 

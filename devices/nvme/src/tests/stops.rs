@@ -354,6 +354,29 @@ fn namespaces_come_and_go() {
     assert_eq!((desk.held(), desk.locks.load(Ordering::Relaxed)), (0, 0));
 }
 
+/// Found by the fuzzer: one that is detached and attached again while it has commands in flight.
+#[test]
+fn a_namespace_comes_back_while_it_goes() {
+    let (mut host, mut queues, desk) = rig();
+    begin(&mut host, &mut queues, write(1, 1, DATA));
+    let mut over_ = Vec::new();
+    for namespaces in [Vec::new(), host.namespaces.clone()] {
+        let table = Namespaces::new(16, namespaces);
+        over_.push(host.send(&queues, |done| Message::Namespaces {
+            table,
+            bound: LONG,
+            done,
+        }));
+        host.turns(5);
+    }
+    begin(&mut host, &mut queues, write(2, 1, DATA));
+    release(&mut host, &queues, &desk);
+    assert!(over_.iter().all(|o| over(o)));
+    assert_eq!(host.reap(&mut queues).len(), 2);
+    assert_eq!(host.run(&mut queues, write(3, 1, DATA)), OK);
+    assert_eq!(desk.locks.load(Ordering::Relaxed), 1);
+}
+
 fn set_dma(host: &mut Host, queues: &Queues, dma: Dma, bound: Duration) -> Arc<Mutex<bool>> {
     let flag = host.send(queues, |done| Message::Dma { dma, bound, done });
     host.turns(20);

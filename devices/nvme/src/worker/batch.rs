@@ -501,7 +501,7 @@ impl Io {
         };
         let is_it = |s: &Option<Space>| {
             s.as_ref()
-                .is_some_and(|s| Arc::ptr_eq(&s.namespace, namespace))
+                .is_some_and(|s| !s.ends && Arc::ptr_eq(&s.namespace, namespace))
         };
         let at = match self.spaces.iter().position(is_it) {
             Some(at) => at,

@@ -376,13 +376,13 @@ impl Io {
     fn set_namespaces(&mut self, table: NamespaceTable) -> Vec<u32> {
         self.namespaces = table;
         self.last = None;
-        let spaces = self.spaces.iter().enumerate();
+        let (table, spaces) = (&self.namespaces, self.spaces.iter_mut().enumerate());
         spaces
             .filter_map(|(i, space)| {
-                let namespace = &space.as_ref()?.namespace;
-                let there = self.namespaces.get(namespace.nsid());
-                let stays = there.is_some_and(|n| Arc::ptr_eq(n, namespace));
-                (!stays).then_some(i as u32)
+                let space = space.as_mut().filter(|s| !s.ends)?;
+                let there = table.get(space.namespace.nsid());
+                space.ends = !there.is_some_and(|n| Arc::ptr_eq(n, &space.namespace));
+                space.ends.then_some(i as u32)
             })
             .collect()
     }

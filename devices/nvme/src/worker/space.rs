@@ -17,6 +17,8 @@ pub(super) struct Space {
     pub(super) channel: ChannelHandle,
     /// Operations that the channel has not taken yet.
     pub(super) ops: Vec<Op>,
+    /// It is not in the table any more, and ends with what is in flight, also where its namespace is attached again meanwhile.
+    pub(super) ends: bool,
     /// How many it has taken and not completed.
     out: usize,
     lock: Lock,
@@ -39,6 +41,7 @@ impl Space {
             channel: ChannelHandle::open(cx, namespace.volume())?,
             namespace: namespace.clone(),
             ops: Vec::with_capacity(32),
+            ends: false,
             out: 0,
             lock: Lock::Waits {
                 since: now,

@@ -309,6 +309,16 @@ impl Admin {
         self.events.report(event, self.features.events_enabled());
     }
 
+    /// Its controller's identifier.
+    pub fn id(&self) -> u16 {
+        self.id
+    }
+
+    /// The largest valid NSID (NN).
+    pub fn highest(&self) -> u32 {
+        self.subsystem.options().max_namespaces
+    }
+
     /// Its namespaces.
     pub fn table(&self) -> &Arc<Table> {
         &self.table

@@ -66,7 +66,8 @@ pub struct Counters {
 
 #[derive(Debug, Default)]
 struct Queues {
-    running: Vec<Arc<QueueCounters>>,
+    /// By the identifier of their submission queue.
+    running: Vec<(u16, Arc<QueueCounters>)>,
     /// Of workers that have gone.
     ended: Totals,
 }
@@ -87,19 +88,19 @@ impl Counters {
         }
     }
 
-    /// Counters for a new worker. They are part of the sums for ever; it drops them at its end.
-    pub fn queue(&self) -> Arc<QueueCounters> {
+    /// Counters for a new submission queue. They are part of the sums for ever; whoever writes them drops them at its end.
+    pub fn queue(&self, qid: u16) -> Arc<QueueCounters> {
         let counters = Arc::new(QueueCounters::default());
         let queues = &mut *self.queues.lock().unwrap_or_else(PoisonError::into_inner);
         let ended = &mut queues.ended;
-        queues.running.retain(|q| {
+        queues.running.retain(|(_, q)| {
             let runs = Arc::strong_count(q) > 1;
             if !runs {
                 ended.add(q);
             }
             runs
         });
-        queues.running.push(counters.clone());
+        queues.running.push((qid, counters.clone()));
         counters
     }
 
@@ -107,8 +108,25 @@ impl Counters {
     pub fn totals(&self) -> Totals {
         let queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
         let mut totals = queues.ended;
-        queues.running.iter().for_each(|q| totals.add(q));
+        queues.running.iter().for_each(|(_, q)| totals.add(q));
         totals
+    }
+
+    /// The submission queues that run, by identifier.
+    pub fn running(&self) -> Vec<(u16, Arc<QueueCounters>)> {
+        let queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
+        let running = queues.running.iter();
+        running
+            .filter(|(_, q)| Arc::strong_count(q) > 1)
+            .cloned()
+            .collect()
+    }
+
+    /// The function was reset as by its power; `safe`: the host had shut it down before.
+    pub(crate) fn power_cycled(&self, safe: bool) {
+        self.power_cycles.fetch_add(1, Ordering::Relaxed);
+        self.unsafe_shutdowns
+            .fetch_add(u64::from(!safe), Ordering::Relaxed);
     }
 
     /// Whole hours since it was made.
@@ -162,11 +180,11 @@ mod tests {
     fn what_a_worker_counted_stays_when_it_has_gone() {
         let counters = Counters::new(Instant::now());
         for n in 1..=5 {
-            let queue = counters.queue();
+            let queue = counters.queue(1);
             add(&queue.reads, n);
             add(&queue.media_errors, 1);
         }
-        let running = counters.queue();
+        let running = counters.queue(1);
         add(&running.bytes_written, 4096);
         let totals = Totals {
             reads: 15,
@@ -176,5 +194,6 @@ mod tests {
         };
         assert_eq!(counters.totals(), totals);
         assert_eq!(counters.queues.lock().unwrap().running.len(), 1, "folded");
+        assert_eq!(counters.running().len(), 1);
     }
 }

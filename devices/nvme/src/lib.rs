@@ -12,23 +12,29 @@
 //!
 //! Follows NVMe Base 2.1, NVM Command Set 1.1 and NVMe over PCIe Transport 1.1.
 
-// What the controller and its workers do not use yet.
-#![allow(dead_code)]
-
 mod admin;
+mod admin_worker;
 mod attached;
+mod command;
+mod controller;
 mod counters;
+mod data;
 #[doc(hidden)]
 pub mod fuzzing;
 mod health;
+mod interrupt;
 mod namespace;
+mod queue;
 mod queues;
 mod registers;
+mod report;
 pub mod spec;
 mod subsystem;
+mod worker;
 
 pub use admin::{CommandLimits, ControllerOptions};
 pub use attached::{AnaState, Attached, Identity, Table};
+pub use controller::{Controller, ControllerError, Runs};
 pub use counters::QueueCounters;
 pub use health::{Counters, Totals};
 pub use namespace::{Namespace, NamespaceTable, Namespaces};
@@ -36,3 +42,6 @@ pub use subsystem::{
     ANA_GROUPS, DrainToken, Formatting, Listener, Membership, NamespaceOptions, Subsystem,
     SubsystemError, SubsystemEvent, SubsystemOptions,
 };
+
+#[cfg(all(test, not(loom)))]
+mod tests;

@@ -7,6 +7,7 @@ mod command;
 pub mod feature;
 pub mod identify;
 pub mod log;
+pub mod nvm;
 pub mod registers;
 mod status;
 

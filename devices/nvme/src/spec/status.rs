@@ -115,6 +115,8 @@ statuses! {
     READ_ONLY_RANGE = DNR | SPECIFIC | 0x82;
     /// Command Size Limit Exceeded.
     SIZE_LIMIT = DNR | SPECIFIC | 0x83;
+    /// Overlapping I/O Range.
+    OVERLAPPING_RANGE = DNR | SPECIFIC | 0x87;
 
     /// Write Fault.
     WRITE_FAULT = MEDIA | 0x80;

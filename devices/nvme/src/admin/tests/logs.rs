@@ -143,7 +143,7 @@ fn errors_newest_first() {
 fn health() {
     let mut rig = Rig::new();
     let counters = rig.admin.counters.clone();
-    let queue = counters.queue();
+    let queue = counters.queue(1);
     crate::counters::add(&queue.bytes_read, 512_000);
     crate::counters::add(&queue.bytes_written, 512_001);
     crate::counters::add(&queue.reads, 3);

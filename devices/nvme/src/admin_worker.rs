@@ -1,0 +1,690 @@
+//! The actor of the admin queues: it fetches commands and gives them to [`Admin`], does what comes of them with the workers of the I/O queues, and
+//! begins and ends all of them.
+//!
+//! ```text
+//!   messages: start, stop, DMA, subsystem, doorbells, what workers have done
+//!        |
+//!        v
+//!   AdminWorker -- Run: admin SQ and CQ, workers by CQ, commands that are not answered yet
+//!        |            |
+//!        |            v
+//!        '------> Admin (sans-IO): Done | Failed | Held | Queue | Format
+//! ```
+//! It lives as long as its controller, and has a [`Run`] while that is enabled. What a worker answers names the run that it is about, so that nothing is taken for
+//! another's.
+//!
+//! Unsafe, because admin data is copied from and to memory that a host shares.
+#![allow(unsafe_code)]
+
+mod queues;
+mod storage;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::mpsc::Receiver;
+use std::time::{Duration, Instant};
+
+use bluff_block::Buffers;
+use bluff_memory::{GuestMemory, IoVec};
+use bluff_pci::{Dma, Done, Vector};
+use bluff_reactor::{Actor, Context, Event, Handle, Poll, Turn};
+
+use crate::admin::{Admin, BadDoorbell, ErrorReport, Outcome, Transfer};
+use crate::controller::{Core, Runs};
+use crate::data::Resolver;
+use crate::health::{Counters, Settings};
+use crate::interrupt::{Coalescing, Interrupts, Signal};
+use crate::queue::{
+    CompletionQueue, InvalidValue, QueueError, Shadow, Side, SubmissionQueue, completion,
+};
+use crate::registers::{AdminQueues, Run as RunNumber, Stop};
+use crate::report::{QueueEvent, Shared};
+use crate::spec::{Command, Completion, Status, admin as opcode};
+use crate::subsystem::SubsystemEvent;
+use crate::worker::{Message as ToWorker, WorkerHandle};
+use queues::Answer;
+use storage::{FlushAll, Format};
+
+/// Admin commands taken in one turn.
+const COMMANDS: usize = 8;
+
+/// What the actor is told.
+pub(crate) enum Message {
+    /// The controller was enabled.
+    Start {
+        /// Which time.
+        run: RunNumber,
+        /// Where the admin queues are.
+        queues: AdminQueues,
+    },
+    /// All queues end; then [`Core::all_stopped`].
+    Stop {
+        /// Why.
+        why: Stop,
+        /// How long.
+        bound: Duration,
+    },
+    /// A stop under way has no longer than this.
+    Hurry {
+        /// How long.
+        bound: Duration,
+    },
+    /// As [`bluff_pci::Device::set_dma`].
+    Dma {
+        /// How far the host lets the controller reach.
+        dma: Dma,
+        /// How long.
+        bound: Duration,
+        /// It holds for all queues.
+        done: Done,
+    },
+    /// The subsystem has changed.
+    Subsystem(SubsystemEvent),
+    /// An admin doorbell was rung.
+    Ring,
+    /// A doorbell was rung that no queue has.
+    NoDoorbell,
+    /// A worker has something to say.
+    Event(QueueEvent),
+    /// A worker has done what a command asked for.
+    Answer(RunNumber, Answer),
+    /// The format's namespaces are not in use any more.
+    Drained(u64),
+    /// The controller is no more.
+    End,
+}
+
+/// The actor.
+pub(crate) struct AdminWorker {
+    core: Arc<Core>,
+    mailbox: Receiver<Message>,
+    admin: Admin,
+    settings: Arc<Settings>,
+    shared: Arc<Shared>,
+    counters: Arc<Counters>,
+    vectors: Vec<Vector>,
+    reactors: Vec<Handle>,
+    poll: Poll,
+    bound: Duration,
+    dma: Dma,
+    run: Option<Run>,
+    stopping: Option<Stopping>,
+    format: Option<Format>,
+    formats: u64,
+    ended: bool,
+}
+
+/// A controller that is enabled.
+struct Run {
+    number: RunNumber,
+    sq: SubmissionQueue,
+    cq: CompletionQueue,
+    interrupts: Interrupts,
+    resolver: Resolver,
+    page: u64,
+    shadow: Option<Shadow>,
+    /// By completion queue.
+    workers: BTreeMap<u16, Arc<WorkerHandle>>,
+    /// Interrupts given, by completion queue.
+    counts: BTreeMap<u16, Arc<AtomicU64>>,
+    /// Their vectors.
+    vectors: BTreeMap<u16, Option<u16>>,
+    /// Completions that wait for memory.
+    parked: Vec<(Completion, Status)>,
+    /// Completions that the host has not been told of.
+    posted: u32,
+    /// The memory of the admin queues has gone; until then it may come back.
+    lost: Option<Instant>,
+}
+
+/// A stop under way.
+struct Stopping {
+    why: Stop,
+    deadline: Instant,
+    /// Those that are ending: what is asked of all workers is asked of them, too.
+    workers: Vec<Arc<WorkerHandle>>,
+    /// Held by those that have not ended.
+    token: Option<Token>,
+    flush: Option<FlushAll>,
+}
+
+/// Calls when the last clone goes: when all that were asked have answered, or have gone.
+#[derive(Clone)]
+struct Token {
+    _last: Arc<Last>,
+}
+
+struct Last(Option<Box<dyn FnOnce() + Send + Sync>>);
+
+impl Drop for Last {
+    fn drop(&mut self) {
+        if let Some(done) = self.0.take() {
+            done();
+        }
+    }
+}
+
+impl Token {
+    fn new(done: impl FnOnce() + Send + Sync + 'static) -> Self {
+        Self {
+            _last: Arc::new(Last(Some(Box::new(done)))),
+        }
+    }
+
+    /// One more to be waited for.
+    fn done(&self) -> Done {
+        let this = self.clone();
+        Box::new(move || drop(this))
+    }
+}
+
+/// How long the memory of the admin queues may be missing, as in a worker.
+const GRACE: Duration = Duration::from_millis(500);
+
+impl AdminWorker {
+    /// Starts it on the first reactor.
+    #[allow(clippy::too_many_arguments, reason = "once, from one place")]
+    pub(crate) fn start(
+        core: &Arc<Core>,
+        mailbox: Receiver<Message>,
+        admin: Admin,
+        settings: Arc<Settings>,
+        shared: Arc<Shared>,
+        counters: Arc<Counters>,
+        vectors: Vec<Vector>,
+        runs: Runs,
+    ) {
+        let core = core.clone();
+        let reactor = runs.reactors[0].clone();
+        reactor.send(move |cx| {
+            // It is not polled for long: admin commands are rare.
+            cx.insert(runs.poll, |cx, id| {
+                let _ = core.admin.waker.set(cx.waker(id));
+                Box::new(Self {
+                    core,
+                    mailbox,
+                    admin,
+                    settings,
+                    shared,
+                    counters,
+                    vectors,
+                    reactors: runs.reactors,
+                    poll: runs.poll,
+                    bound: runs.bound,
+                    dma: Dma::Off,
+                    run: None,
+                    stopping: None,
+                    format: None,
+                    formats: 0,
+                    ended: false,
+                })
+            });
+        });
+    }
+
+    /// All workers, those that are ending among them.
+    fn workers(&self) -> impl Iterator<Item = &Arc<WorkerHandle>> {
+        let run = self.run.iter().flat_map(|run| run.workers.values());
+        run.chain(self.stopping.iter().flat_map(|stopping| &stopping.workers))
+    }
+
+    fn memory(&self) -> Option<&Arc<GuestMemory>> {
+        match &self.dma {
+            Dma::Off => None,
+            Dma::On(memory) => Some(memory),
+        }
+    }
+
+    fn take_messages(&mut self, cx: &mut Context<'_>) {
+        while !self.ended
+            && let Ok(message) = self.mailbox.try_recv()
+        {
+            self.take(cx, message);
+        }
+    }
+
+    fn take(&mut self, cx: &mut Context<'_>, message: Message) {
+        match message {
+            Message::Start { run, queues } => {
+                let begun = self.begin(cx, run, &queues);
+                if let Err(e) = &begun {
+                    log::debug!("the admin queues: {e}");
+                }
+                self.core.registers().started(run, begun.is_ok());
+            }
+            Message::Stop { why, bound } => self.stop(cx, why, bound),
+            Message::Hurry { bound } => self.hurry(cx, bound),
+            Message::Dma { dma, bound, done } => self.set_dma(cx, dma, bound, done),
+            Message::Subsystem(event) => self.hear(event),
+            Message::Ring => {}
+            Message::NoDoorbell => {
+                if self.run.is_some() {
+                    self.admin.report_doorbell(BadDoorbell::Queue, None);
+                }
+            }
+            Message::Event(event) => self.event(event),
+            Message::Answer(run, answer) => {
+                if self.run.as_ref().is_some_and(|r| r.number == run) {
+                    self.answer(answer);
+                }
+            }
+            Message::Drained(number) => self.drained(number),
+            Message::End => self.end(),
+        }
+    }
+
+    /// The controller is enabled: its queues, as after a reset.
+    fn begin(
+        &mut self,
+        cx: &mut Context<'_>,
+        number: RunNumber,
+        queues: &AdminQueues,
+    ) -> Result<(), QueueError> {
+        let doorbells = &self.core.doorbells;
+        let mut sq = SubmissionQueue::new(0, queues.sq, queues.sq_entries.into(), doorbells)?;
+        let mut cq = CompletionQueue::new(0, queues.cq, queues.cq_entries.into(), doorbells)?;
+        sq.set_memory(self.memory(), None, true)?;
+        cq.set_memory(self.memory(), None, true)?;
+        self.admin.reset(queues.page, cx.now());
+        self.apply_settings();
+        self.run = Some(Run {
+            number,
+            sq,
+            cq,
+            interrupts: Interrupts::new(
+                Signal::Vector(self.vectors[0].clone()),
+                Coalescing::default(),
+            ),
+            resolver: Resolver::new(queues.page.trailing_zeros() as u8),
+            page: queues.page,
+            shadow: None,
+            workers: BTreeMap::new(),
+            counts: BTreeMap::new(),
+            vectors: BTreeMap::new(),
+            parked: Vec::new(),
+            posted: 0,
+            lost: None,
+        });
+        Ok(())
+    }
+
+    /// All queues end.
+    fn stop(&mut self, cx: &mut Context<'_>, why: Stop, bound: Duration) {
+        let deadline = cx.now() + bound;
+        cx.timer(cx.id(), deadline, 0);
+        self.core.routes().clear();
+        self.cancel_format();
+        let waker = cx.waker(cx.id());
+        let token = Token::new(move || waker.wake());
+        let workers: Vec<_> = match self.run.take() {
+            Some(run) => run.workers.into_values().collect(),
+            None => Vec::new(),
+        };
+        for worker in &workers {
+            worker.send(ToWorker::Stop {
+                bound,
+                answer: false,
+                done: token.done(),
+            });
+        }
+        self.stopping = Some(Stopping {
+            why,
+            deadline,
+            workers,
+            token: Some(token),
+            flush: None,
+        });
+    }
+
+    fn hurry(&mut self, cx: &mut Context<'_>, bound: Duration) {
+        if let Some(stopping) = &mut self.stopping {
+            stopping.deadline = stopping.deadline.min(cx.now() + bound);
+            cx.timer(cx.id(), stopping.deadline, 0);
+            for worker in &stopping.workers {
+                worker.send(ToWorker::Stop {
+                    bound,
+                    answer: false,
+                    done: Box::new(|| {}),
+                });
+            }
+        }
+    }
+
+    /// Goes on with a stop; says whether anything was done.
+    fn go_on_stopping(&mut self, cx: &mut Context<'_>) -> bool {
+        let Some(stopping) = &mut self.stopping else {
+            return false;
+        };
+        if let Some(token) = &stopping.token {
+            if Arc::strong_count(&token._last) > 1 {
+                return false;
+            }
+            stopping.token = None;
+            stopping.workers.clear();
+            if matches!(
+                stopping.why,
+                Stop::Shutdown(crate::spec::registers::ShutdownKind::Normal)
+            ) {
+                let table = self.admin.table().clone();
+                stopping.flush = Some(FlushAll::begin(cx, &table));
+            }
+        }
+        if let Some(flush) = &mut stopping.flush
+            && !flush.is_done(cx, stopping.deadline)
+        {
+            return false;
+        }
+        self.stopping = None;
+        self.core.all_stopped();
+        true
+    }
+
+    fn set_dma(&mut self, cx: &mut Context<'_>, dma: Dma, bound: Duration, done: Done) {
+        self.dma = dma.clone();
+        // Kept until all who use it have moved on.
+        let done = std::sync::Mutex::new(Some(done));
+        let token = Token::new(move || {
+            if let Some(done) = done.lock().ok().and_then(|mut done| done.take()) {
+                done();
+            }
+        });
+        let memory = match &self.dma {
+            Dma::Off => None,
+            Dma::On(memory) => Some(memory.clone()),
+        };
+        for worker in self.workers() {
+            worker.send(ToWorker::Dma {
+                dma: dma.clone(),
+                bound,
+                done: token.done(),
+            });
+        }
+        let Some(run) = &mut self.run else {
+            return;
+        };
+        // Admin commands use memory within a turn only.
+        run.resolver.forget();
+        let moved = run.sq.set_memory(memory.as_ref(), None, false);
+        let moved = moved.and(run.cq.set_memory(memory.as_ref(), None, false));
+        match moved {
+            Ok(()) => run.lost = None,
+            Err(e) => {
+                log::debug!("{e}");
+                let until = *run.lost.get_or_insert(cx.now() + GRACE);
+                cx.timer(cx.id(), until, 0);
+            }
+        }
+        for (entry, status) in std::mem::take(&mut run.parked) {
+            run.post(entry, status);
+        }
+    }
+
+    fn hear(&mut self, event: SubsystemEvent) {
+        self.admin.handle_event(&event);
+        match event {
+            SubsystemEvent::Table(table) => {
+                let table = table.for_workers(self.admin.highest());
+                for worker in self.workers() {
+                    worker.send(ToWorker::Namespaces {
+                        table: table.clone(),
+                        bound: self.bound,
+                        done: Box::new(|| {}),
+                    });
+                }
+            }
+            SubsystemEvent::Drain(nsid, token) => {
+                for worker in self.workers() {
+                    let token = token.clone();
+                    worker.send(ToWorker::Drain {
+                        nsid,
+                        bound: self.bound,
+                        done: Box::new(move || drop(token)),
+                    });
+                }
+            }
+            SubsystemEvent::NamespaceChanged(_)
+            | SubsystemEvent::AnaChanged
+            | SubsystemEvent::Reset => {}
+        }
+    }
+
+    fn event(&mut self, event: QueueEvent) {
+        let Some(run) = &self.run else {
+            return;
+        };
+        match event {
+            QueueEvent::InvalidDoorbell { qid, side, value } => {
+                log::debug!("queue {qid}: {side:?} doorbell {value}");
+                let sq = (side == Side::Tail).then_some(qid);
+                self.admin.report_doorbell(BadDoorbell::Value, sq);
+            }
+            QueueEvent::Broken { cause } => {
+                log::debug!("{cause}");
+                self.core.registers().fail(run.number);
+            }
+        }
+    }
+
+    /// The controller is no more.
+    fn end(&mut self) {
+        self.cancel_format();
+        if let Some(run) = self.run.take() {
+            for worker in run.workers.values() {
+                worker.send(ToWorker::Stop {
+                    bound: Duration::ZERO,
+                    answer: false,
+                    done: Box::new(|| {}),
+                });
+            }
+        }
+        self.stopping = None;
+        self.ended = true;
+    }
+
+    /// Takes commands; says whether there were any.
+    fn serve(&mut self, cx: &mut Context<'_>) -> bool {
+        let mut worked = false;
+        for _ in 0..COMMANDS {
+            let Some(run) = &mut self.run else {
+                return worked;
+            };
+            if !run.cq.is_on() || !run.sq.is_on() {
+                return worked;
+            }
+            let (looked, room) = (run.sq.look(), run.cq.room());
+            if let Err(InvalidValue(value)) = looked.map(|_| ()) {
+                log::debug!("admin queue: tail doorbell {value}");
+                self.admin.report_doorbell(BadDoorbell::Value, Some(0));
+            }
+            let room = match room {
+                Ok(room) => room,
+                Err(InvalidValue(value)) => {
+                    log::debug!("admin queue: head doorbell {value}");
+                    self.admin.report_doorbell(BadDoorbell::Value, None);
+                    return true;
+                }
+            };
+            if room == 0 {
+                return worked;
+            }
+            let run = self.run.as_mut().expect("it was there");
+            let Some(command) = run.sq.fetch() else {
+                break;
+            };
+            run.cq.reserve();
+            worked = true;
+            self.execute(cx, &command);
+        }
+        worked |= self.tell_events();
+        worked
+    }
+
+    fn execute(&mut self, cx: &mut Context<'_>, command: &Command) {
+        // What workers have failed is in the log before the host can ask for it.
+        for error in self.shared.errors.take() {
+            self.admin.report_error(&ErrorReport {
+                sqid: Some(error.sqid),
+                command: Some((error.cid, error.opcode)),
+                status: error.status,
+                location: None,
+                lba: error.lba,
+                nsid: error.nsid,
+            });
+        }
+        if let Err(status) = self.try_execute(cx, command) {
+            self.refuse(command, status);
+        }
+    }
+
+    fn refuse(&mut self, command: &Command, status: Status) {
+        self.admin
+            .report_error(&ErrorReport::of(0, command, status));
+        self.complete(command.cid.get(), 0, status.more());
+    }
+
+    fn try_execute(&mut self, cx: &mut Context<'_>, command: &Command) -> Result<(), Status> {
+        let transfer = self.admin.transfer(command)?;
+        let mut pieces = Vec::new();
+        let mut data = Vec::new();
+        let (Transfer::FromHost(len) | Transfer::ToHost(len)) = transfer else {
+            return self.dispatch(cx, command, &data, &pieces);
+        };
+        if len > 0 {
+            let memory = match &self.dma {
+                Dma::Off => return Err(Status::DATA_TRANSFER_ERROR),
+                Dma::On(memory) => memory,
+            };
+            let run = self.run.as_mut().expect("else nothing is taken");
+            run.resolver
+                .resolve(memory, command, len as u32, &mut pieces)?;
+        }
+        if let Transfer::FromHost(len) = transfer {
+            data.resize(len, 0);
+            // SAFETY: resolved in the epoch that `self.dma` keeps; the name does not leave this function.
+            unsafe { Buffers::new(&pieces) }.copy_to(&mut data);
+            pieces.clear();
+        }
+        self.dispatch(cx, command, &data, &pieces)
+    }
+
+    fn dispatch(
+        &mut self,
+        cx: &mut Context<'_>,
+        command: &Command,
+        data: &[u8],
+        pieces: &[IoVec],
+    ) -> Result<(), Status> {
+        let cid = command.cid.get();
+        match self.admin.execute(command, data, cx.now()) {
+            Outcome::Done { dw0, data } => {
+                // SAFETY: as above; nothing has changed the epoch meanwhile.
+                unsafe { Buffers::new(pieces) }.copy_from(&data);
+                if command.opcode == opcode::SET_FEATURES {
+                    self.apply_settings();
+                }
+                self.complete(cid, dw0, Status::SUCCESS);
+                Ok(())
+            }
+            Outcome::Failed(status) => Err(status),
+            Outcome::Held => {
+                // Its completion is reserved when there is one.
+                self.run.as_mut().expect("it has a command").cq.release();
+                Ok(())
+            }
+            Outcome::Queue(queue) => self.queue(command, queue),
+            Outcome::Format(format) => self.begin_format(command, &format),
+        }
+    }
+
+    /// Answers event requests, as far as there is room.
+    fn tell_events(&mut self) -> bool {
+        let mut told = false;
+        while let Some(run) = &mut self.run
+            && run.cq.is_on()
+            && matches!(run.cq.room(), Ok(1..))
+            && let Some((cid, dw0)) = self.admin.poll_event()
+        {
+            run.cq.reserve();
+            self.complete(cid, dw0, Status::SUCCESS);
+            told = true;
+        }
+        told
+    }
+
+    /// Answers a command whose completion is reserved.
+    fn complete(&mut self, cid: u16, dw0: u32, status: Status) {
+        if let Some(run) = &mut self.run {
+            let entry = completion(0, run.sq.head(), cid.into(), dw0);
+            run.post(entry, status);
+        }
+    }
+
+    /// Interrupts for what was posted in this turn.
+    fn publish(&mut self, now: Instant) {
+        let Some(run) = &mut self.run else {
+            return;
+        };
+        let posted = std::mem::take(&mut run.posted);
+        if posted > 0 {
+            // The admin queue is not coalesced (Base 2.1 §5.1.25.2.2).
+            let _ = run.interrupts.posted(posted, now);
+        }
+        if run.interrupts.is_owed() && run.cq.is_on() && run.cq.is_read() == Ok(true) {
+            run.interrupts.read();
+        }
+    }
+}
+
+impl Run {
+    fn post(&mut self, entry: Completion, status: Status) {
+        if self.cq.post(&entry, status) {
+            self.posted += 1;
+        } else {
+            self.parked.push((entry, status));
+        }
+    }
+}
+
+impl Actor for AdminWorker {
+    fn event(&mut self, cx: &mut Context<'_>, event: Event) {
+        match event {
+            Event::Woken => self.take_messages(cx),
+            Event::Timer { .. } => {
+                if let Some(run) = &self.run
+                    && run.lost.is_some_and(|until| cx.now() >= until)
+                {
+                    self.core.registers().fail(run.number);
+                }
+            }
+            Event::Ready { .. } => {}
+        }
+    }
+
+    fn turn(&mut self, cx: &mut Context<'_>) -> Turn {
+        if self.ended {
+            return Turn::Done;
+        }
+        let mut worked = self.go_on_stopping(cx);
+        worked |= self.go_on_formatting(cx);
+        worked |= self.serve(cx);
+        self.publish(cx.now());
+        if worked { Turn::Worked } else { Turn::Idle }
+    }
+
+    fn arm(&mut self, cx: &mut Context<'_>) -> bool {
+        if !self.park(cx) {
+            return false;
+        }
+        let Some(run) = &mut self.run else {
+            return true;
+        };
+        if !run.cq.is_on() || !run.sq.is_on() {
+            return true;
+        }
+        match run.cq.room() {
+            Ok(0) | Err(_) => !run.cq.arm(),
+            Ok(_) => !run.sq.arm(),
+        }
+    }
+}

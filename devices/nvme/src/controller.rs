@@ -1,0 +1,441 @@
+//! The controller as its PCI function sees it: registers and doorbells on the attachment's thread, everything else on reactors.
+//!
+//! ```text
+//!   attachment --> Controller: Device ---- doorbell ------> Doorbells, and a wake
+//!                     |  register                              of whom Routes names
+//!                     v
+//!                  Core: Registers --- effects: start, stop --> AdminWorker, on a reactor
+//!                     ^                                            |
+//!                     '---------- started, stopped, failed --------'
+//! ```
+//! Registers change when a host writes them, when queues have begun or ended, and when the subsystem is reset: each on its own thread, so they have a
+//! lock, which no I/O takes.
+
+use std::fmt;
+use std::io;
+use std::sync::mpsc::{self, Sender};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use bluff_pci::config::{Identity as PciIdentity, Link, MsixPlace};
+use bluff_pci::{Bar, ConfigSpace, Device, Dma, Done, Function, Resources, Vector};
+use bluff_reactor::{Handle, Poll, Waker};
+
+use crate::admin::{Admin, ControllerOptions};
+use crate::admin_worker::{AdminWorker, Message};
+use crate::health::{Counters, Settings};
+use crate::queue::{Doorbells, OFFSET, Side};
+use crate::registers::{Effect, Limits, Registers};
+use crate::report::{QueueEvent, Shared};
+use crate::spec::registers::Cap;
+use crate::subsystem::{Membership, Subsystem, SubsystemError, SubsystemEvent};
+use crate::worker::WorkerHandle;
+
+/// Class code: mass storage, non-volatile memory, NVM Express (PCIe Transport 1.1 §3.8.1.4).
+const CLASS: u32 = 0x01_08_02;
+/// The project owns no vendor ID. These are for experiments (QEMU, docs/specs/pci-ids.rst); drivers go by the class code.
+const VENDOR: u16 = 0x1af4;
+const DEVICE: u16 = 0x10f0;
+/// The BAR of the MSI-X table and its pending bits.
+const MSIX_BAR: u8 = 4;
+
+/// How a controller runs.
+#[derive(Clone, Debug)]
+pub struct Runs {
+    /// The reactors that its queues are spread over; at least one. The admin queues are on the first.
+    pub reactors: Vec<Handle>,
+    /// How its queues are polled. With [`Poll::Always`] the doorbells can be mapped by the host, and shadow doorbells are not offered.
+    pub poll: Poll,
+    /// How long queues may take to end when the host disables the controller or shuts it down, before what is in flight is cancelled.
+    pub bound: Duration,
+}
+
+/// Why a controller cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum ControllerError {
+    /// Its subsystem does not take it.
+    #[error(transparent)]
+    Subsystem(#[from] SubsystemError),
+    /// There is no memory for its doorbells.
+    #[error("memory for doorbells")]
+    Doorbells(#[source] io::Error),
+}
+
+/// A controller.
+#[derive(Debug)]
+pub struct Controller {
+    core: Arc<Core>,
+    membership: Membership,
+    counters: Arc<Counters>,
+}
+
+impl Controller {
+    /// A PCI function that is a controller of this subsystem.
+    ///
+    /// # Errors
+    /// [`ControllerError`].
+    ///
+    /// # Panics
+    /// Where there is no reactor, or the options have no queues.
+    pub fn function(
+        subsystem: &Arc<Subsystem>,
+        options: ControllerOptions,
+        runs: Runs,
+    ) -> Result<Function<Self>, ControllerError> {
+        assert!(!runs.reactors.is_empty() && (1..=1023).contains(&options.queues));
+        let options = ControllerOptions {
+            vendor: VENDOR,
+            subsystem_vendor: VENDOR,
+            shadow_doorbells: runs.poll != Poll::Always,
+            vectors: options.queues + 1,
+            ..options
+        };
+        let doorbells = Doorbells::new(u32::from(options.queues) + 1);
+        let doorbells = doorbells.map_err(ControllerError::Doorbells)?;
+        let config = config(&options, &runs, &doorbells);
+        let mut made = None;
+        // Joining tells the controller its namespaces, so it has to be there first.
+        let (sender, mailbox) = mpsc::channel();
+        let shared = Mailbox {
+            sender,
+            waker: Arc::default(),
+            reactor: runs.reactors[0].clone(),
+        };
+        let registers = Registers::new(Limits {
+            cap: Cap {
+                mqes_z: options.mqes_z,
+                timeout: Cap::timeout_for(runs.bound),
+                mps_min: 0,
+                mps_max: options.mps_max,
+            },
+        });
+        let core = Arc::new(Core {
+            registers: Mutex::new(registers),
+            stopped: Mutex::default(),
+            routes: Mutex::new(Routes::new(options.queues)),
+            doorbells,
+            admin: shared,
+            subsystem: Arc::downgrade(subsystem),
+            bound: runs.bound,
+        });
+        let weak = Arc::downgrade(&core);
+        let membership = subsystem.join(move |event| {
+            if let Some(core) = weak.upgrade() {
+                core.hear(event);
+            }
+        })?;
+        let counters = Arc::new(Counters::new(Instant::now()));
+        let settings = Arc::new(Settings::new(options.vectors));
+        let admin = Admin::new(
+            Arc::new(options),
+            subsystem.clone(),
+            membership.id(),
+            counters.clone(),
+            settings.clone(),
+            Instant::now(),
+        );
+        let weak = Arc::downgrade(&core);
+        let queues = Shared::new(move |event: QueueEvent| {
+            if let Some(core) = weak.upgrade() {
+                core.admin.send(Message::Event(event));
+            }
+        });
+        let function = Function::new(config, |resources: Resources| {
+            made = Some(resources.vectors);
+            Self {
+                core: core.clone(),
+                membership,
+                counters: counters.clone(),
+            }
+        });
+        let vectors: Vec<Vector> = made.expect("the function has made its device");
+        AdminWorker::start(
+            &core, mailbox, admin, settings, queues, counters, vectors, runs,
+        );
+        Ok(function)
+    }
+
+    /// Its identifier in the subsystem (CNTLID).
+    pub fn id(&self) -> u16 {
+        self.membership.id()
+    }
+
+    /// What it counts.
+    pub fn counters(&self) -> &Arc<Counters> {
+        &self.counters
+    }
+
+    /// Whether its host has enabled it, and it is ready (CSTS.RDY).
+    pub fn is_ready(&self) -> bool {
+        self.core.registers().csts() & crate::spec::registers::csts::RDY != 0
+    }
+}
+
+/// Configuration space, with its BARs.
+fn config(options: &ControllerOptions, runs: &Runs, doorbells: &Arc<Doorbells>) -> ConfigSpace {
+    let identity = PciIdentity {
+        vendor: options.vendor,
+        device: DEVICE,
+        subsystem_vendor: options.subsystem_vendor,
+        subsystem: DEVICE,
+        class: CLASS,
+        revision: 1,
+    };
+    let area = doorbells.area().clone();
+    let size = (area.offset + area.len).next_power_of_two();
+    let registers = Bar::memory_64(size);
+    let registers = match runs.poll {
+        Poll::Always => registers.with_areas(vec![area]),
+        // A mapped page cannot wake a sleeper.
+        _ => registers,
+    };
+    let place = MsixPlace::in_bar(MSIX_BAR, 0, options.vectors);
+    let table = (u64::from(place.pending) + 4096).next_power_of_two();
+    ConfigSpace::builder(identity)
+        .bar(0, registers)
+        .bar(MSIX_BAR, Bar::memory_64(table))
+        .power_management(true)
+        .express(Link::default())
+        .msix(options.vectors, place)
+        .build()
+}
+
+impl Drop for Controller {
+    /// Queues that still run are told to end, and not waited for: nothing is written to the host's memory after their cancelled operations.
+    fn drop(&mut self) {
+        self.core.admin.send(Message::End);
+    }
+}
+
+/// What tells the admin worker something.
+#[derive(Debug)]
+pub(crate) struct Mailbox {
+    sender: Sender<Message>,
+    pub(crate) waker: Arc<OnceLock<Waker>>,
+    reactor: Handle,
+}
+
+impl Mailbox {
+    /// Messages are in order.
+    pub(crate) fn send(&self, message: Message) {
+        // Fails where the worker has ended; what waits for an answer is told by the drop.
+        let _ = self.sender.send(message);
+        match self.waker.get() {
+            Some(waker) => waker.wake(),
+            // It looks at its messages when it begins.
+            None => {
+                let waker = self.waker.clone();
+                self.reactor.send(move |cx| {
+                    if let Some(waker) = waker.get() {
+                        cx.wake(waker.actor());
+                    }
+                });
+            }
+        }
+    }
+}
+
+/// Who is woken by which doorbell.
+#[derive(Debug)]
+pub(crate) struct Routes {
+    /// By submission queue: the worker that takes from it.
+    pub(crate) tails: Vec<Option<Arc<WorkerHandle>>>,
+    /// By completion queue: its worker.
+    pub(crate) heads: Vec<Option<Arc<WorkerHandle>>>,
+}
+
+impl Routes {
+    fn new(queues: u16) -> Self {
+        let none = || (0..=queues).map(|_| None).collect();
+        Self {
+            tails: none(),
+            heads: none(),
+        }
+    }
+
+    /// There are no I/O queues any more.
+    pub(crate) fn clear(&mut self) {
+        self.tails.fill(None);
+        self.heads.fill(None);
+    }
+}
+
+/// What the threads of a controller share.
+pub(crate) struct Core {
+    registers: Mutex<Registers>,
+    /// Who waits for the end of all queues.
+    stopped: Mutex<Vec<Done>>,
+    routes: Mutex<Routes>,
+    pub(crate) doorbells: Arc<Doorbells>,
+    pub(crate) admin: Mailbox,
+    subsystem: std::sync::Weak<Subsystem>,
+    bound: Duration,
+}
+
+impl fmt::Debug for Core {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Core")
+            .field("registers", &self.registers)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Nothing panics while one of these is held, but for mistakes that end the process's host anyway.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Core {
+    pub(crate) fn registers(&self) -> MutexGuard<'_, Registers> {
+        lock(&self.registers)
+    }
+
+    /// The subsystem, while there is one.
+    pub(crate) fn subsystem(&self) -> Option<Arc<Subsystem>> {
+        self.subsystem.upgrade()
+    }
+
+    pub(crate) fn routes(&self) -> MutexGuard<'_, Routes> {
+        lock(&self.routes)
+    }
+
+    /// Does what a change of the registers asks for. With the lock held, so that messages are in the order of the changes.
+    fn carry_out(&self, effects: Vec<Effect>, bound: Duration) {
+        for effect in effects {
+            match effect {
+                Effect::Start(run, queues) => self.admin.send(Message::Start { run, queues }),
+                Effect::Stop(why) => self.admin.send(Message::Stop { why, bound }),
+                Effect::SubsystemReset => {
+                    unreachable!("told apart where the register is written")
+                }
+                // There is no pin, and no MSI (Base 2.1 §3.1.4.3: not for MSI-X).
+                Effect::Mask(_) => {}
+            }
+        }
+    }
+
+    /// All queues have ended, and nothing uses memory.
+    pub(crate) fn all_stopped(&self) {
+        let mut registers = self.registers();
+        let effects = registers.stopped();
+        let goes_on = registers.is_stopping();
+        self.carry_out(effects, self.bound);
+        drop(registers);
+        if !goes_on {
+            let waiting = std::mem::take(&mut *lock(&self.stopped));
+            waiting.into_iter().for_each(|done| done());
+        }
+    }
+
+    /// The subsystem has changed.
+    fn hear(&self, event: SubsystemEvent) {
+        if matches!(event, SubsystemEvent::Reset) {
+            let mut registers = self.registers();
+            let effects = registers.subsystem_reset();
+            self.carry_out(effects, self.bound);
+        } else {
+            self.admin.send(Message::Subsystem(event));
+        }
+    }
+
+    fn write(&self, at: u64, from: &[u8]) {
+        let mut registers = self.registers();
+        let mut effects = registers.write(at, from);
+        let resets = effects.contains(&Effect::SubsystemReset);
+        effects.retain(|e| *e != Effect::SubsystemReset);
+        self.carry_out(effects, self.bound);
+        drop(registers);
+        if resets && let Some(subsystem) = self.subsystem() {
+            // Which tells this controller, too.
+            subsystem.reset();
+        }
+    }
+
+    /// A doorbell was written (PCIe Transport 1.1 §3.1.2: 32 bits).
+    fn ring(&self, at: u64, from: &[u8]) {
+        let Ok(value) = <[u8; 4]>::try_from(from) else {
+            return;
+        };
+        if !self.registers().takes_commands() {
+            // Queues that are not there have no doorbells: the host is told when it is there to be told.
+            return;
+        }
+        let value = u32::from_le_bytes(value);
+        let rung = self.doorbells.ring(at - OFFSET, value);
+        let found = match rung {
+            Some((0, _)) => {
+                self.admin.send(Message::Ring);
+                return;
+            }
+            Some((qid, side)) => {
+                let routes = self.routes();
+                let of = match side {
+                    Side::Tail => &routes.tails,
+                    Side::Head => &routes.heads,
+                };
+                of.get(usize::from(qid)).and_then(Clone::clone)
+            }
+            None => None,
+        };
+        match found {
+            Some(worker) => worker.ring(),
+            None => self.admin.send(Message::NoDoorbell),
+        }
+    }
+}
+
+impl Device for Controller {
+    fn read(&mut self, bar: u8, offset: u64, to: &mut [u8]) {
+        match bar {
+            0 => self.core.registers().read(offset, to),
+            _ => to.fill(0),
+        }
+    }
+
+    fn write(&mut self, bar: u8, offset: u64, from: &[u8]) {
+        match bar {
+            0 if offset >= OFFSET => self.core.ring(offset, from),
+            0 => self.core.write(offset, from),
+            _ => {}
+        }
+    }
+
+    fn set_dma(&mut self, dma: Dma, bound: Duration, done: Done) {
+        self.core.admin.send(Message::Dma { dma, bound, done });
+    }
+
+    fn reset(&mut self, bound: Duration, done: Done) {
+        let mut registers = self.core.registers();
+        let safe = registers.is_safe();
+        let effects = registers.reset();
+        let stopping = registers.is_stopping();
+        if stopping {
+            lock(&self.core.stopped).push(done);
+            self.core.carry_out(effects, bound);
+            drop(registers);
+            self.counters.power_cycled(safe);
+            // A stop that was told before has its own bound; this one may be shorter.
+            self.core.admin.send(Message::Hurry { bound });
+            self.forget_memory(bound, Box::new(|| {}));
+        } else {
+            self.core.carry_out(effects, bound);
+            drop(registers);
+            self.counters.power_cycled(safe);
+            self.forget_memory(bound, done);
+        }
+    }
+
+    fn transactions_pending(&self) -> bool {
+        let running = self.counters.running();
+        let busy =
+            |q: &crate::QueueCounters| q.in_flight.load(std::sync::atomic::Ordering::Relaxed) > 0;
+        running.iter().any(|(_, q)| busy(q))
+    }
+}
+
+impl Controller {
+    fn forget_memory(&self, bound: Duration, done: Done) {
+        let dma = Dma::Off;
+        self.core.admin.send(Message::Dma { dma, bound, done });
+    }
+}

@@ -1,0 +1,5 @@
+//! Workers under a host that writes its queues by hand.
+
+mod commands;
+mod queues;
+mod stops;

@@ -1,0 +1,789 @@
+//! A turn: completions first, then new commands, as far as the budget goes.
+//!
+//! Unsafe, because operations name the host's buffers.
+#![allow(unsafe_code)]
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use bluff_block::{Buffers, ChannelHandle, Completion, Kind, Op};
+use bluff_memory::{GuestMemory, IoVec};
+use bluff_pci::Dma;
+use bluff_reactor::Context;
+
+use super::bounce::Bounces;
+use super::slots::{ALL, Origin, Slots};
+use super::space::Space;
+use super::steps::Steps;
+use super::{Setup, SqSetup};
+use crate::command::{self, Request, Span, status_of};
+use crate::counters::{QueueCounters, Tally, add};
+use crate::data::Resolver;
+use crate::interrupt::{Interrupts, Told};
+use crate::namespace::NamespaceTable;
+use crate::queue::{
+    CompletionQueue, Doorbells, InvalidValue, QueueError, Shadow, Side, SubmissionQueue, completion,
+};
+use crate::report::{CommandError, QueueEvent, Shared};
+use crate::spec::{ALL_NAMESPACES, Command, Completion as Entry, Status, io, nvm};
+
+/// Commands taken in one turn.
+const COMMANDS: u32 = 32;
+/// Bytes after which a turn takes no more.
+const BYTES: u64 = 1 << 20;
+
+/// A submission queue.
+pub(super) struct Sq {
+    pub(super) queue: SubmissionQueue,
+    counters: Arc<QueueCounters>,
+    tally: Tally,
+    in_flight: u64,
+    /// Something is to be added to its counters.
+    dirty: bool,
+    /// No more is taken from it.
+    pub(super) ends: bool,
+}
+
+/// Everything that moves in a turn.
+pub(super) struct Io {
+    pub(super) cq: CompletionQueue,
+    pub(super) interrupts: Interrupts,
+    interrupt_count: Arc<AtomicU64>,
+    /// By a number that their commands know; `None`: deleted.
+    pub(super) sqs: Vec<Option<Sq>>,
+    /// Which of them is first in the next turn.
+    first: usize,
+    doorbells: Arc<Doorbells>,
+    pub(super) shadow: Option<Shadow>,
+    /// `None`: the host lets us not reach it.
+    pub(super) memory: Option<Arc<GuestMemory>>,
+    pub(super) resolver: Resolver,
+    pub(super) namespaces: NamespaceTable,
+    /// Namespaces on this reactor, by a number that their commands know.
+    pub(super) spaces: Vec<Option<Space>>,
+    /// The namespace of the last command, and its space.
+    pub(super) last: Option<(u32, u32)>,
+    pub(super) slots: Slots,
+    pub(super) done: Vec<Completion>,
+    bounces: Bounces,
+    /// Commands that wait for a bounce buffer.
+    pub(super) waiting: VecDeque<u32>,
+    scratch: Vec<u8>,
+    shared: Arc<Shared>,
+    /// Completions posted in this turn.
+    posted: u32,
+    /// Completions that wait for memory to be posted to.
+    pub(super) parked: Vec<(Entry, Status)>,
+    /// Nothing is answered any more, and nothing begun.
+    pub(super) mute: bool,
+}
+
+impl Io {
+    /// A completion queue without submission queues.
+    pub(super) fn new(setup: Setup) -> Result<Self, QueueError> {
+        let memory = match setup.dma {
+            Dma::Off => None,
+            Dma::On(memory) => Some(memory),
+        };
+        let mut cq = CompletionQueue::new(setup.qid, setup.base, setup.size, &setup.doorbells)?;
+        cq.set_memory(memory.as_ref(), setup.shadow.as_ref(), true)?;
+        Ok(Self {
+            cq,
+            interrupts: Interrupts::new(setup.signal, setup.coalescing),
+            interrupt_count: setup.interrupts,
+            sqs: Vec::new(),
+            first: 0,
+            doorbells: setup.doorbells,
+            shadow: setup.shadow,
+            memory,
+            resolver: Resolver::new(setup.page_shift),
+            namespaces: setup.namespaces,
+            spaces: Vec::new(),
+            last: None,
+            slots: Slots::default(),
+            done: Vec::with_capacity(COMMANDS as usize),
+            bounces: Bounces::default(),
+            waiting: VecDeque::new(),
+            scratch: Vec::new(),
+            shared: setup.shared,
+            posted: 0,
+            parked: Vec::new(),
+            mute: false,
+        })
+    }
+
+    /// Takes a submission queue on.
+    pub(super) fn add_sq(&mut self, setup: SqSetup) -> Result<(), QueueError> {
+        let mut queue = SubmissionQueue::new(setup.qid, setup.base, setup.size, &self.doorbells)?;
+        queue.set_memory(self.memory.as_ref(), self.shadow.as_ref(), true)?;
+        let sq = Some(Sq {
+            queue,
+            counters: setup.counters,
+            tally: Tally::default(),
+            in_flight: 0,
+            dirty: false,
+            ends: false,
+        });
+        match self.sqs.iter_mut().find(|sq| sq.is_none()) {
+            Some(place) => *place = sq,
+            None => self.sqs.push(sq),
+        }
+        Ok(())
+    }
+
+    /// One turn; says whether anything was done.
+    #[inline]
+    pub(super) fn batch(&mut self, cx: &mut Context<'_>, takes: bool) -> bool {
+        let now = cx.now();
+        let mut worked = self.collect(now);
+        // What waits for a channel goes first.
+        worked |= self.submit(cx);
+        if takes && self.may_take() && self.take(cx) {
+            worked = true;
+            self.submit(cx);
+            // What was completed at once is seen at once.
+            self.collect(now);
+        }
+        if self.posted > 0 {
+            self.publish(cx, now);
+        }
+        if self.interrupts.is_owed() && self.cq.is_on() {
+            match self.cq.is_read() {
+                Ok(true) => self.interrupts.read(),
+                Ok(false) => {}
+                Err(value) => self.invalid(self.cq.qid(), Side::Head, value),
+            }
+        }
+        if worked {
+            self.count();
+        }
+        worked
+    }
+
+    /// Whether commands are taken: not while a channel is too busy for what it has, unless there are others.
+    fn may_take(&self) -> bool {
+        let memory = self.cq.is_on() && !self.mute;
+        let mut spaces = self.spaces.iter().flatten();
+        match (spaces.next(), spaces.next()) {
+            (Some(only), None) => memory && only.ops.is_empty(),
+            _ => memory,
+        }
+    }
+
+    /// Takes commands, and begins or answers them.
+    #[inline(always)]
+    fn take(&mut self, cx: &mut Context<'_>) -> bool {
+        let mut room = match self.cq.room() {
+            Ok(room) => room,
+            Err(value) => {
+                self.invalid(self.cq.qid(), Side::Head, value);
+                return true;
+            }
+        }
+        .min(COMMANDS);
+        let (before, mut bytes, count) = (room, 0, self.sqs.len());
+        // A queue that takes all of a turn is the last one in the next.
+        self.first = (self.first + 1) % count.max(1);
+        for i in 0..count {
+            let at = (self.first + i) % count;
+            let Some(sq) = self.sqs[at]
+                .as_mut()
+                .filter(|sq| !sq.ends && sq.queue.is_on())
+            else {
+                continue;
+            };
+            let qid = sq.queue.qid();
+            let looked = sq.queue.look();
+            if let Err(value) = looked {
+                self.invalid(qid, Side::Tail, value);
+            }
+            while room > 0 && bytes < BYTES && !self.slots.full() {
+                let sq = self.sqs[at].as_mut().expect("it stays for this turn");
+                let Some(command) = sq.queue.fetch() else {
+                    break;
+                };
+                sq.in_flight += 1;
+                self.cq.reserve();
+                room -= 1;
+                bytes += self.begin(cx, at as u16, &command);
+            }
+        }
+        room < before
+    }
+
+    /// Begins a command, or answers it; says how many bytes it moves.
+    #[inline(always)]
+    fn begin(&mut self, cx: &mut Context<'_>, sq: u16, command: &Command) -> u64 {
+        let index = self.slots.take(Origin {
+            sq,
+            opcode: command.opcode,
+            cid: command.cid,
+            nsid: command.nsid.get(),
+            lba: 0,
+        });
+        match self.prepare(cx, index, command) {
+            Ok(()) => {
+                let slot = self.slots.get(index);
+                let len = slot.len;
+                if slot.pending == 0 && slot.steps.is_none() {
+                    self.end(index);
+                }
+                len
+            }
+            Err(status) => {
+                let slot = self.slots.get(index);
+                slot.status = status;
+                slot.lba = match command.opcode {
+                    io::FLUSH | io::DATASET_MANAGEMENT => 0,
+                    _ => command.slba(),
+                };
+                self.end(index);
+                0
+            }
+        }
+    }
+
+    /// Turns a command into operations; none: it is done.
+    #[inline(always)]
+    fn prepare(
+        &mut self,
+        cx: &mut Context<'_>,
+        index: u32,
+        command: &Command,
+    ) -> Result<(), Status> {
+        command::precheck(command)?;
+        let nsid = command.nsid.get();
+        let at = match self.last {
+            Some((last, at)) if last == nsid => at,
+            _ if nsid == ALL_NAMESPACES => return self.flush_all(cx, index, command),
+            _ => self.space(cx, nsid)?,
+        };
+        let space = self.spaces[at as usize].as_mut().expect("just found");
+        if space.namespace.is_blocked() {
+            return Err(Status::FORMAT_IN_PROGRESS);
+        }
+        let through = self.shared.write_through.load(Ordering::Relaxed);
+        let request = command::parse(command, &space.namespace, through)?;
+        let volatile = space.namespace.shape().volatile_cache;
+        let slot = self.slots.get(index);
+        slot.space = at;
+        let (kind, span) = match request {
+            Request::Read(span) => (Kind::Read, span),
+            Request::Write { span, fua } => {
+                let fua = fua && volatile;
+                (Kind::Write { fua }, span)
+            }
+            _ => return self.prepare_rare(index, command, request),
+        };
+        slot.lba = command.slba();
+        let memory = self.memory.as_deref().expect("else nothing is taken");
+        // MDTS: it fits in 32 bits.
+        self.resolver
+            .resolve(memory, command, span.len as u32, &mut slot.data)?;
+        slot.len = span.len;
+        if span.len > u64::from(space.namespace.shape().max_transfer) {
+            self.split(index, kind, span);
+            return Ok(());
+        }
+        (slot.pending, slot.parts) = (1, 1);
+        // SAFETY: `data` stays as it is until the slot is given back, which is after the completion; its vector does not move
+        // with the slot. The memory is kept by `self.memory`, or by the change of memory that waits for this slot.
+        let buffers = unsafe { Buffers::new(&slot.data) };
+        space.ops.push(Op {
+            tag: space.channel.tag(self.slots.key(index), 0),
+            kind,
+            offset: span.offset,
+            len: span.len,
+            buffers,
+        });
+        Ok(())
+    }
+
+    /// A read or write that the volume wants in parts.
+    #[cold]
+    fn split(&mut self, index: u32, kind: Kind, mut span: Span) {
+        let key = self.slots.key(index);
+        let slot = self.slots.get(index);
+        let space = self.spaces[slot.space as usize].as_mut().expect("found");
+        let most = u64::from(space.namespace.shape().max_transfer);
+        let mut cuts = Vec::new();
+        let mut pieces = slot.data.iter();
+        let mut piece = IoVec::default();
+        let mut parts = Vec::new();
+        while span.len > 0 {
+            let part = span.take(most);
+            let (from, mut left) = (slot.own.len(), part.len as usize);
+            while left > 0 {
+                if piece.is_empty() {
+                    piece = *pieces.next().expect("as long as the command is");
+                }
+                let mut front = piece;
+                front.truncate(left);
+                piece.advance(front.len());
+                left -= front.len();
+                slot.own.push(front);
+            }
+            cuts.push(from..slot.own.len());
+            parts.push(part);
+        }
+        (slot.pending, slot.parts) = (parts.len() as u16, parts.len() as u16);
+        for (i, (part, cut)) in parts.into_iter().zip(cuts).enumerate() {
+            // SAFETY: as in `prepare`, for `own`, which is complete now.
+            let buffers = unsafe { Buffers::new(&slot.own[cut]) };
+            space.ops.push(Op {
+                tag: space.channel.tag(key, i as u16),
+                kind,
+                offset: part.offset,
+                len: part.len,
+                buffers,
+            });
+        }
+    }
+
+    /// Commands other than Read and Write.
+    #[cold]
+    #[inline(never)]
+    fn prepare_rare(
+        &mut self,
+        index: u32,
+        command: &Command,
+        request: Request,
+    ) -> Result<(), Status> {
+        let slot = self.slots.get(index);
+        let at = slot.space;
+        let space = self.spaces[at as usize].as_mut().expect("found");
+        let namespace = space.namespace.clone();
+        let shape = namespace.shape();
+        let steps = match request {
+            Request::Read(_) | Request::Write { .. } => unreachable!("not rare"),
+            Request::Hints => return Ok(()),
+            Request::Flush => {
+                if shape.volatile_cache {
+                    (slot.pending, slot.parts) = (1, 1);
+                    let tag = space.channel.tag(self.slots.key(index), 0);
+                    space.ops.push(Op::without_data(tag, Kind::Flush, 0, 0));
+                }
+                return Ok(());
+            }
+            Request::Compare(span) => {
+                slot.lba = command.slba();
+                slot.len = span.len;
+                let memory = self.memory.as_deref().expect("else nothing is taken");
+                self.resolver
+                    .resolve(memory, command, span.len as u32, &mut slot.data)?;
+                Steps::Compare {
+                    rest: span,
+                    at: 0,
+                    reading: 0,
+                }
+            }
+            Request::Verify(span) => {
+                (slot.lba, slot.len) = (command.slba(), span.len);
+                Steps::Verify { rest: span }
+            }
+            Request::Zeroes {
+                span,
+                fua,
+                deallocate,
+            } => {
+                slot.lba = command.slba();
+                let fua = fua && shape.volatile_cache;
+                match shape.write_zeroes {
+                    Some(limits) => Steps::Zeroes {
+                        rest: span,
+                        kind: Kind::WriteZeroes {
+                            unmap: deallocate && limits.unmap,
+                            fua,
+                        },
+                        most: limits.max,
+                    },
+                    None => Steps::WrittenZeroes { rest: span, fua },
+                }
+            }
+            Request::Deallocate(count) => {
+                self.fetch_data(index, command, count * size_of::<nvm::Range>())?;
+                let mut spans = Vec::new();
+                command::deallocate(&self.scratch, &namespace, &mut spans)?;
+                match shape.discard {
+                    Some(limits) => Steps::Deallocate {
+                        spans,
+                        next: 0,
+                        most: limits.max,
+                    },
+                    // The command allows to give nothing back ("may deallocate", NVM 1.1 §3.2.3).
+                    None => return Ok(()),
+                }
+            }
+            Request::Copy { count, to, fua } => {
+                slot.lba = command.slba();
+                self.fetch_data(index, command, count * size_of::<nvm::SourceRange>())?;
+                let plan = command::copy(&self.scratch, to, &namespace)?;
+                let slot = self.slots.get(index);
+                slot.len = plan.to.len;
+                Steps::Copy {
+                    plan,
+                    next: 0,
+                    read: 0,
+                    fua: fua && shape.volatile_cache,
+                }
+            }
+        };
+        let bounces = steps.bounces();
+        self.slots.get(index).steps = Some(Box::new(steps));
+        if bounces {
+            self.waiting.push_back(index);
+            self.serve_waiting();
+        } else if !self.step(index) {
+            self.slots.get(index).steps = None;
+        }
+        Ok(())
+    }
+
+    /// Copies `len` bytes of a command's data, which are not used as buffers.
+    fn fetch_data(&mut self, index: u32, command: &Command, len: usize) -> Result<(), Status> {
+        let slot = self.slots.get(index);
+        let memory = self.memory.as_deref().expect("else nothing is taken");
+        // A few KiB.
+        self.resolver
+            .resolve(memory, command, len as u32, &mut slot.data)?;
+        self.scratch.clear();
+        self.scratch.resize(len, 0);
+        // SAFETY: resolved in the epoch that `self.memory` keeps; the name does not leave this function.
+        let copied = unsafe { Buffers::new(&slot.data) }.copy_to(&mut self.scratch);
+        slot.data.clear();
+        debug_assert_eq!(copied, len);
+        Ok(())
+    }
+
+    /// A flush of every namespace that is attached (Base 2.1 §7.2; Identify Controller, VWC).
+    #[cold]
+    fn flush_all(
+        &mut self,
+        cx: &mut Context<'_>,
+        index: u32,
+        command: &Command,
+    ) -> Result<(), Status> {
+        if command.opcode != io::FLUSH {
+            return Err(Status::INVALID_NAMESPACE);
+        }
+        let table = self.namespaces.clone();
+        let volatile = |n: &&Arc<crate::namespace::Namespace>| n.shape().volatile_cache;
+        let mut spaces = Vec::new();
+        for namespace in table.attached().iter().filter(volatile) {
+            if namespace.is_blocked() {
+                return Err(Status::FORMAT_IN_PROGRESS);
+            }
+            spaces.push(self.space(cx, namespace.nsid())?);
+        }
+        let key = self.slots.key(index);
+        for &at in &spaces {
+            let space = self.spaces[at as usize].as_mut().expect("just found");
+            let tag = space.channel.tag(key, 0);
+            space.ops.push(Op::without_data(tag, Kind::Flush, 0, 0));
+        }
+        let slot = self.slots.get(index);
+        slot.space = ALL;
+        (slot.pending, slot.parts) = (spaces.len() as u16, 1);
+        Ok(())
+    }
+
+    /// The space of a namespace, which is opened where it has none.
+    #[cold]
+    #[inline(never)]
+    fn space(&mut self, cx: &mut Context<'_>, nsid: u32) -> Result<u32, Status> {
+        let Some(namespace) = self.namespaces.get(nsid) else {
+            // An NSID that no namespace can have is invalid; one that none has now is inactive (Base 2.1 §3.2.1.2, §3.2.1.4).
+            return Err(match nsid {
+                0 => Status::INVALID_NAMESPACE,
+                n if n > self.namespaces.highest() => Status::INVALID_NAMESPACE,
+                _ => Status::INVALID_FIELD,
+            });
+        };
+        let is_it = |s: &Option<Space>| {
+            s.as_ref()
+                .is_some_and(|s| !s.ends && Arc::ptr_eq(&s.namespace, namespace))
+        };
+        let at = match self.spaces.iter().position(is_it) {
+            Some(at) => at,
+            None => {
+                let space = Space::open(cx, namespace).map_err(|e| status_of(e, false))?;
+                match self.spaces.iter().position(Option::is_none) {
+                    Some(at) => {
+                        self.spaces[at] = Some(space);
+                        at
+                    }
+                    None => {
+                        self.spaces.push(Some(space));
+                        self.spaces.len() - 1
+                    }
+                }
+            }
+        };
+        self.last = Some((nsid, at as u32));
+        Ok(at as u32)
+    }
+
+    /// Gives bounce buffers to commands that wait for one, and begins these.
+    pub(super) fn serve_waiting(&mut self) {
+        while let Some(&index) = self.waiting.front() {
+            let Some(bounce) = self.bounces.take() else {
+                return;
+            };
+            self.waiting.pop_front();
+            self.slots.get(index).bounce = Some(bounce);
+            let began = self.step(index);
+            assert!(began, "what needs a buffer begins with a read");
+        }
+    }
+
+    /// Offers operations to the channels; says whether they took any.
+    #[inline(always)]
+    fn submit(&mut self, cx: &mut Context<'_>) -> bool {
+        let mut worked = false;
+        for space in self.spaces.iter_mut().flatten() {
+            worked |= space.submit(cx);
+        }
+        worked
+    }
+
+    /// Takes completions from the channels, and ends what is finished or goes on with it.
+    #[inline(always)]
+    fn collect(&mut self, now: Instant) -> bool {
+        if self.slots.in_flight() == 0 {
+            return false;
+        }
+        for space in self.spaces.iter_mut().flatten() {
+            space.poll(now, &mut self.done);
+        }
+        self.finish_done()
+    }
+
+    /// Goes through what is completed.
+    #[inline(always)]
+    pub(super) fn finish_done(&mut self) -> bool {
+        if self.done.is_empty() {
+            return false;
+        }
+        let mut done = std::mem::take(&mut self.done);
+        for completion in done.drain(..) {
+            self.completed(completion);
+        }
+        self.done = done;
+        true
+    }
+
+    #[inline(always)]
+    fn completed(&mut self, completion: Completion) {
+        let Some(index) = self.slots.of(ChannelHandle::slot(completion.tag)) else {
+            log::error!("a completion of nothing: {completion:?}");
+            return;
+        };
+        let slot = self.slots.get(index);
+        slot.pending -= 1;
+        if let Err(e) = completion.result
+            && !slot.status.is_error()
+        {
+            slot.status = match (e, slot.cause) {
+                (bluff_block::BlockError::Cancelled, Some(cause)) => cause,
+                _ => status_of(e, is_write(slot.opcode)),
+            };
+        }
+        if slot.pending > 0 {
+            return;
+        }
+        if slot.steps.is_some() && self.goes_on(index) {
+            return;
+        }
+        self.end(index);
+    }
+
+    /// Begins the next step, where there is one and the command is not to end.
+    #[cold]
+    fn goes_on(&mut self, index: u32) -> bool {
+        let mute = self.mute;
+        let slot = self.slots.get(index);
+        if slot.status.is_error() {
+            return false;
+        }
+        if let Some(cause) = slot.cause {
+            slot.status = cause;
+            return false;
+        }
+        // Nobody is there to be told, or to want it.
+        !mute && self.step(index)
+    }
+
+    /// Answers a command.
+    #[inline(always)]
+    pub(super) fn end(&mut self, index: u32) {
+        let mute = self.mute;
+        let slot = self.slots.get(index);
+        if slot.bounce.is_some() || slot.aborted.is_some() {
+            self.end_rare(index);
+        }
+        let slot = self.slots.get(index);
+        let sq = self.sqs[usize::from(slot.sq)]
+            .as_mut()
+            .expect("waits for its commands");
+        sq.in_flight -= 1;
+        sq.dirty = true;
+        let mut status = slot.status;
+        if status.is_error() {
+            status = status.more();
+            fail(sq, slot, &self.shared);
+        } else {
+            tally(&mut sq.tally, slot.opcode, slot.len);
+        }
+        let entry = completion(sq.queue.qid(), sq.queue.head(), slot.cid, 0);
+        self.slots.give(index);
+        if mute {
+            self.cq.release();
+        } else if self.cq.post(&entry, status) {
+            self.posted += 1;
+        } else {
+            self.parked.push((entry, status));
+        }
+    }
+
+    #[cold]
+    fn end_rare(&mut self, index: u32) {
+        let slot = self.slots.get(index);
+        let aborted = slot.status.code() == Status::ABORT_REQUESTED.code();
+        if let Some(reply) = slot.aborted.take() {
+            reply(aborted);
+        }
+        if let Some(bounce) = self.slots.get(index).bounce.take() {
+            self.bounces.give(bounce);
+            // Who waits for it is served when this one has ended: see `count`.
+        }
+    }
+
+    /// Posts what waited for memory.
+    pub(super) fn unpark(&mut self) {
+        for (entry, status) in std::mem::take(&mut self.parked) {
+            if self.cq.post(&entry, status) {
+                self.posted += 1;
+            } else {
+                self.parked.push((entry, status));
+            }
+        }
+    }
+
+    /// Tells the host, as it wants to be told.
+    fn publish(&mut self, cx: &mut Context<'_>, now: Instant) {
+        let posted = std::mem::take(&mut self.posted);
+        match self.interrupts.posted(posted, now) {
+            Told::Now => add(&self.interrupt_count, 1),
+            Told::At(at) => cx.timer(cx.id(), at, 0),
+            Told::Nothing => {}
+        }
+    }
+
+    /// Adds to the counters.
+    pub(super) fn count(&mut self) {
+        if !self.waiting.is_empty() {
+            self.serve_waiting();
+        }
+        for sq in self.sqs.iter_mut().flatten() {
+            if sq.dirty {
+                sq.dirty = false;
+                sq.tally.count(&sq.counters, sq.in_flight);
+            }
+        }
+    }
+
+    /// A doorbell makes no sense.
+    #[cold]
+    fn invalid(&self, qid: u16, side: Side, InvalidValue(value): InvalidValue) {
+        (self.shared.tell)(QueueEvent::InvalidDoorbell { qid, side, value });
+    }
+
+    /// A queue cannot be used any more.
+    #[cold]
+    pub(super) fn broken(&mut self, e: &QueueError) {
+        self.mute = true;
+        (self.shared.tell)(QueueEvent::Broken {
+            cause: e.to_string().into(),
+        });
+    }
+
+    /// Interrupts that were to wait no longer than until now.
+    pub(super) fn interrupt_due(&mut self, now: Instant) {
+        if self.interrupts.due(now) {
+            add(&self.interrupt_count, 1);
+        }
+    }
+
+    /// Asks for what wakes us; says whether there is nothing to do.
+    pub(super) fn arm(&mut self, cx: &mut Context<'_>, serves: bool) -> bool {
+        for space in self.spaces.iter_mut().flatten() {
+            let busy = !space.ops.is_empty();
+            if !space.channel.park(cx, busy) {
+                return false;
+            }
+        }
+        if self.interrupts.is_level() && self.cq.is_on() && self.cq.arm() {
+            return false;
+        }
+        if !serves || !self.may_take() || self.slots.full() {
+            // Nothing is taken now, whatever the host does; something else will wake us.
+            return true;
+        }
+        match self.cq.room() {
+            // Only when the host has read on is there anything to do.
+            Ok(0) => return !self.cq.arm(),
+            Ok(_) => {}
+            Err(value) => {
+                self.invalid(self.cq.qid(), Side::Head, value);
+                return false;
+            }
+        }
+        let mut armed = true;
+        let sqs = self.sqs.iter_mut().flatten();
+        for sq in sqs.filter(|sq| !sq.ends && sq.queue.is_on()) {
+            armed &= !sq.queue.arm();
+        }
+        armed
+    }
+}
+
+fn is_write(opcode: u8) -> bool {
+    !matches!(opcode, io::READ | io::COMPARE | io::VERIFY)
+}
+
+/// Counts a command that was done (SMART, Base 2.1 §5.2.12.1.3: Compare and Verify read, Copy writes).
+#[inline(always)]
+fn tally(t: &mut Tally, opcode: u8, len: u64) {
+    match opcode {
+        io::READ | io::COMPARE | io::VERIFY => {
+            t.reads += 1;
+            t.bytes_read += len;
+        }
+        io::WRITE | io::COPY => {
+            t.writes += 1;
+            t.bytes_written += len;
+        }
+        io::FLUSH => t.flushes += 1,
+        _ => t.discards += 1,
+    }
+}
+
+/// Counts and reports a command that was not.
+#[cold]
+fn fail(sq: &mut Sq, slot: &super::slots::Slot, shared: &Shared) {
+    sq.tally.errors += 1;
+    let code = slot.status.code();
+    if code == Status::READ_ERROR.code() || code == Status::WRITE_FAULT.code() {
+        sq.tally.media_errors += 1;
+    }
+    shared.errors.push(CommandError {
+        sqid: sq.queue.qid(),
+        cid: slot.cid.get(),
+        opcode: slot.opcode,
+        status: slot.status,
+        nsid: slot.nsid,
+        lba: slot.lba,
+    });
+}

@@ -140,7 +140,9 @@ impl Reply {
 
 /// What is known of a command that was sent.
 enum Slot {
-    Waiting { command: u16 },
+    Waiting {
+        command: u16,
+    },
     Come(Message),
     /// Nobody waits any more; the reply, should it come, is dropped.
     Forgotten,
@@ -215,7 +217,8 @@ impl Client {
         if version.minor.get() != 0 {
             return Err(reply.wrong("a minor version above the proposed one"));
         }
-        if reply.body.len() > asked_len {
+        // QEMU's proposal has blanks to spare; another text of a test's may be too short for any answer.
+        if self.options.version.is_none() && reply.body.len() > asked_len {
             return Err(reply.wrong("it is longer than the request: QEMU has no room for it"));
         }
         let data = match data {

@@ -34,12 +34,7 @@ impl Mapped {
     ///
     /// # Errors
     /// [`Error::Shared`], [`Error::Map`].
-    pub fn new(
-        file: BorrowedFd<'_>,
-        offset: u64,
-        len: u64,
-        writable: bool,
-    ) -> Result<Self, Error> {
+    pub fn new(file: BorrowedFd<'_>, offset: u64, len: u64, writable: bool) -> Result<Self, Error> {
         if len == 0 || !len.is_multiple_of(PAGE) || !offset.is_multiple_of(PAGE) {
             return Err(Error::Shared("an area is not made of pages"));
         }

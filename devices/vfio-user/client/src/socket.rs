@@ -98,8 +98,7 @@ impl Socket {
         let mut sent = if files.is_empty() {
             self.send_some(parts, 0, &mut SendAncillaryBuffer::default())?
         } else {
-            let mut space =
-                [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(SENT_FDS))];
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(SENT_FDS))];
             let mut control = SendAncillaryBuffer::new(&mut space);
             if !control.push(SendAncillaryMessage::ScmRights(files)) {
                 return Err(Error::Framing("too many descriptors to send"));
@@ -121,7 +120,10 @@ impl Socket {
         control: &mut SendAncillaryBuffer<'_, '_, '_>,
     ) -> Result<usize, Error> {
         let mut slices = [IoSlice::new(&[]); 4];
-        assert!(parts.len() <= slices.len(), "as many parts as commands have");
+        assert!(
+            parts.len() <= slices.len(),
+            "as many parts as commands have"
+        );
         for (slice, part) in slices.iter_mut().zip(parts) {
             let begin = skip.min(part.len());
             skip -= begin;
@@ -182,7 +184,12 @@ impl Socket {
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let to = &mut partial.bytes[partial.have..];
         let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
-        let got = match recvmsg(&self.stream, &mut [IoSliceMut::new(to)], &mut control, flags) {
+        let got = match recvmsg(
+            &self.stream,
+            &mut [IoSliceMut::new(to)],
+            &mut control,
+            flags,
+        ) {
             Err(Errno::AGAIN) => return Ok(false),
             Err(Errno::INTR) => return Ok(true),
             other => other?,

@@ -332,11 +332,12 @@ impl<B: Bar> Controller<B> {
         done
     }
 
-    /// Asks for shadow doorbells (§5.3.1): I/O queues that are created from now on have them; those before keep their doorbells.
+    /// Asks for shadow doorbells (§5.3.1): I/O queues that are created from now on have them, and so have `there`, which have to be all that
+    /// there are (Linux creates its queues first). Their doorbells' values are in the shadows before the controller is told.
     ///
     /// # Errors
-    /// Where the controller refuses.
-    pub fn shadow_doorbells(&mut self) -> Result<(), Error> {
+    /// Where the controller refuses; then nothing has changed.
+    pub fn shadow_doorbells(&mut self, there: &mut [&mut Queues<B>]) -> Result<(), Error> {
         let page = self.memory.page();
         let (doorbells, events) = (self.memory.alloc(page)?, self.memory.alloc(page)?);
         let command = Command::doorbell_buffers(doorbells.address(), events.address());
@@ -344,7 +345,17 @@ impl<B: Bar> Controller<B> {
             doorbells: doorbells.span(),
             events: events.span(),
         };
+        for queues in there.iter() {
+            queues.cq.fill_shadow(&shadow);
+            queues.sqs.iter().for_each(|sq| sq.fill_shadow(&shadow));
+        }
         self.admin(&command)?;
+        for queues in there {
+            queues.cq.bell_mut().shadow = Some(shadow.clone());
+            for sq in &mut queues.sqs {
+                sq.bell_mut().shadow = Some(shadow.clone());
+            }
+        }
         self.shadow = Some((shadow, doorbells, events));
         Ok(())
     }
@@ -353,21 +364,6 @@ impl<B: Bar> Controller<B> {
     pub fn shadow_pages(&self) -> Option<(u64, u64)> {
         let (_, doorbells, events) = self.shadow.as_ref()?;
         Some((doorbells.address(), events.address()))
-    }
-
-    /// Has queues that were there before [`Controller::shadow_doorbells`] use the shadows too.
-    ///
-    /// # Errors
-    /// Where there are none.
-    pub fn use_shadows(&self, queues: &mut Queues<B>) -> Result<(), Error> {
-        let Some((shadow, ..)) = &self.shadow else {
-            return Err(Error::Request("there are no shadow doorbells"));
-        };
-        queues.cq.bell_mut().shadow = Some(shadow.clone());
-        for sq in &mut queues.sqs {
-            sq.bell_mut().shadow = Some(shadow.clone());
-        }
-        Ok(())
     }
 
     /// Creates a completion queue of `entries`; `vector` and what it signals, or none where it is polled.

@@ -197,7 +197,7 @@ impl<B: Bar> Load<B> {
                     .random
                     .wrapping_mul(6364136223846793005)
                     .wrapping_add(1442695040888963407);
-                (u128::from(self.random) * u128::from(self.places) >> 64) as u64
+                ((u128::from(self.random) * u128::from(self.places)) >> 64) as u64
             }
         }
     }

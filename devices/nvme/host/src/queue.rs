@@ -212,6 +212,12 @@ impl Sq {
     pub(crate) fn bell_mut(&mut self) -> &mut Bell {
         &mut self.bell
     }
+
+    /// Puts what was rung last where the controller will look for it from now on.
+    pub(crate) fn fill_shadow(&self, shadow: &Shadow) {
+        let at = self.bell.offset;
+        shadow.doorbells.store_u32(at, self.rung, Ordering::Release);
+    }
 }
 
 /// A completion queue.
@@ -324,6 +330,12 @@ impl Cq {
 
     pub(crate) fn bell_mut(&mut self) -> &mut Bell {
         &mut self.bell
+    }
+
+    /// Puts what was rung last where the controller will look for it from now on.
+    pub(crate) fn fill_shadow(&self, shadow: &Shadow) {
+        let at = self.bell.offset;
+        shadow.doorbells.store_u32(at, self.rung, Ordering::Release);
     }
 }
 

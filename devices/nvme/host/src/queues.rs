@@ -5,9 +5,6 @@ use std::time::{Duration, Instant};
 
 use crate::{Bar, Command, Completion, Cq, Error, Sq, Violation};
 
-/// How long a thread that waits for an interrupt sleeps at a time.
-const NAP: Duration = Duration::from_millis(100);
-
 /// A command that came back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Done {
@@ -81,10 +78,12 @@ impl<B: Bar> Queues<B> {
     /// What the transport says.
     #[inline(always)]
     pub fn ring(&mut self) -> Result<(), Error> {
+        // The CQ first: what is submitted may need the places that it gives back.
+        self.cq.ring(&*self.bar)?;
         for sq in &mut self.sqs {
             sq.ring(&*self.bar)?;
         }
-        self.cq.ring(&*self.bar)
+        Ok(())
     }
 
     /// Takes the next command that came back, whatever its status. Its place in the CQ is given back by [`Queues::ring`].
@@ -113,19 +112,21 @@ impl<B: Bar> Queues<B> {
         Ok(Some(Done { opcode, completion }))
     }
 
-    /// Sleeps until there is something to take: until the CQ's event, where it has one. Whether there is within `limit`.
+    /// Sleeps until there is something to take: until the CQ's event, where it has one, and then an interrupt that does not come is
+    /// as if there were nothing. Whether there is something within `limit`.
     pub fn wait(&self, limit: Duration) -> bool {
+        !self.kept.is_empty() || self.sleep(limit)
+    }
+
+    fn sleep(&self, limit: Duration) -> bool {
         let end = Instant::now() + limit;
-        while !self.cq.is_ready() && self.kept.is_empty() {
+        while !self.cq.is_ready() {
             let rest = end.saturating_duration_since(Instant::now());
-            if rest.is_zero() {
-                return false;
-            }
             match self.cq.event() {
-                // What was signalled for is looked at after the event was taken, so nothing is slept through.
-                Some(event) if event.take() == 0 => drop(event.wait(rest.min(NAP))),
-                Some(_) => {}
-                None => std::thread::yield_now(),
+                // The event is taken before the ring is looked at again, so nothing is slept through.
+                Some(event) if event.wait(rest) => drop(event.take()),
+                None if !rest.is_zero() => std::thread::yield_now(),
+                _ => return false,
             }
         }
         true
@@ -173,14 +174,9 @@ impl<B: Bar> Queues<B> {
             }
             self.ring()?;
             let rest = end.saturating_duration_since(Instant::now());
-            if rest.is_zero() {
+            if !self.sleep(rest) {
                 let what = "a command";
                 return Err(Error::Late { what, limit });
-            }
-            if self.kept.is_empty() {
-                self.wait(rest.min(NAP));
-            } else {
-                std::thread::yield_now();
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::io::Errno;
@@ -44,6 +44,17 @@ impl Event {
     }
 }
 
+impl Event {
+    /// Sleeps until one of several is signalled; whether one was within `limit`. Takes nothing away.
+    pub fn wait_any(events: &[&Self], limit: Duration) -> bool {
+        let mut fds: Vec<_> = events
+            .iter()
+            .map(|e| PollFd::new(*e, PollFlags::IN))
+            .collect();
+        poll_for(&mut fds, limit).unwrap_or(false)
+    }
+}
+
 impl AsFd for Event {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
@@ -52,10 +63,15 @@ impl AsFd for Event {
 
 /// Sleeps until something can be read; whether that was within `limit`.
 pub(crate) fn wait_readable(fd: BorrowedFd<'_>, limit: Duration) -> Result<bool, Errno> {
-    let limit = limit.try_into().ok();
+    poll_for(&mut [PollFd::from_borrowed_fd(fd, PollFlags::IN)], limit)
+}
+
+fn poll_for(fds: &mut [PollFd<'_>], limit: Duration) -> Result<bool, Errno> {
+    let end = Instant::now().checked_add(limit);
     loop {
-        let mut fds = [PollFd::from_borrowed_fd(fd, PollFlags::IN)];
-        match poll(&mut fds, limit.as_ref()) {
+        let rest = end.map(|end| end.saturating_duration_since(Instant::now()));
+        let rest = rest.and_then(|rest| rest.try_into().ok());
+        match poll(fds, rest.as_ref()) {
             Err(Errno::INTR) => {}
             other => return Ok(other? > 0),
         }

@@ -2,6 +2,7 @@
 //! are created and deleted with it.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bluff_vfio_client::Event;
@@ -299,6 +300,17 @@ impl<B: Bar> Controller<B> {
         }
     }
 
+    /// The doorbell of a queue that is about to be created. Its shadow may hold what a queue before it has left.
+    fn fresh_bell(&self, id: u16, completion: u64) -> Bell {
+        let bell = self.bell(id, completion);
+        if let Some(shadow) = &bell.shadow {
+            shadow
+                .doorbells
+                .store_u32(bell.offset, 0, Ordering::Release);
+        }
+        bell
+    }
+
     /// The admin queue.
     ///
     /// # Errors
@@ -378,9 +390,10 @@ impl<B: Bar> Controller<B> {
     ) -> Result<Cq, Error> {
         let pages = self.memory.alloc(u64::from(entries) * 16)?;
         let number = vector.as_ref().map(|v| v.0);
+        let bell = self.fresh_bell(id, 1);
         self.admin(&Command::create_cq(id, entries, pages.address(), number))?;
         let event = vector.map(|v| v.1);
-        Ok(Cq::new(id, entries, pages, self.bell(id, 1), event))
+        Ok(Cq::new(id, entries, pages, bell, event))
     }
 
     /// Creates a submission queue of `entries` that posts to the CQ of that identifier.
@@ -389,8 +402,9 @@ impl<B: Bar> Controller<B> {
     /// Where the controller refuses.
     pub fn create_sq(&mut self, id: u16, entries: u32, cq: u16) -> Result<Sq, Error> {
         let pages = self.memory.alloc(u64::from(entries) * 64)?;
+        let bell = self.fresh_bell(id, 0);
         self.admin(&Command::create_sq(id, entries, pages.address(), cq))?;
-        Ok(Sq::new(id, cq, entries, pages, self.bell(id, 0)))
+        Ok(Sq::new(id, cq, entries, pages, bell))
     }
 
     /// Creates a CQ of that identifier and `sqs` submission queues on it, whose identifiers begin with the same number.

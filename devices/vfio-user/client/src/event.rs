@@ -55,6 +55,13 @@ impl Event {
     }
 }
 
+/// Another's, as a server receives it.
+impl From<OwnedFd> for Event {
+    fn from(fd: OwnedFd) -> Self {
+        Self(fd)
+    }
+}
+
 impl AsFd for Event {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()

@@ -10,6 +10,7 @@ mod data;
 mod judge;
 mod loads;
 mod model;
+mod over_socket;
 mod pieces;
 mod queues;
 mod shadow;

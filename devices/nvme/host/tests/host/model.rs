@@ -117,6 +117,10 @@ impl Model {
         std::array::from_fn(word)
     }
 
+    pub fn has_queue(&self, id: u16) -> bool {
+        self.with(|s| s.sqs.contains_key(&id) || s.cqs.contains_key(&id))
+    }
+
     /// Fetches and does all that there is.
     pub fn work(&self) {
         let mut state = self.state.lock().unwrap();
@@ -160,7 +164,9 @@ impl Model {
         let at = u64::from(id) * 8;
         let mut bytes = [0; 4];
         memory.read(doorbells + at, &mut bytes).unwrap();
-        let sq = state.sqs.get_mut(&id).unwrap();
+        let Some(sq) = state.sqs.get_mut(&id) else {
+            return;
+        };
         sq.tail = u32::from_le_bytes(bytes);
         // To be rung when it goes on from here.
         memory.write(events + at, &bytes).unwrap();

@@ -82,3 +82,22 @@ fn queues_that_were_there_before_can_use_them_too() {
     model.work();
     queues.poll().unwrap().unwrap().ok().unwrap();
 }
+
+#[test]
+fn a_queue_is_not_troubled_by_what_one_before_it_has_left() {
+    let (model, mut controller) = controller();
+    controller.shadow_doorbells(&mut []).unwrap();
+    for commands in [5, 3, 7] {
+        let mut queues = controller.create_queues(1, 1, 8, None).unwrap();
+        for _ in 0..commands {
+            queues.submit(0, &Command::flush(1)).unwrap();
+        }
+        queues.ring().unwrap();
+        model.work();
+        for _ in 0..commands {
+            queues.poll().unwrap().unwrap().ok().unwrap();
+        }
+        queues.ring().unwrap();
+        controller.delete_queues(queues).unwrap();
+    }
+}

@@ -155,14 +155,9 @@ impl<B: Bar> Load<B> {
     #[inline(always)]
     fn take(&mut self) -> Result<u32, Error> {
         let mut taken = 0;
-        while let Some(done) = self.queues.poll()? {
-            let completion = done.ok()?;
-            // Tracked by the queue: it is of one of these SQs, and was in flight.
-            let sqs = self.queues.sqs.iter();
-            let mut sqs = sqs.zip(&self.by_cid);
-            let found = sqs.find(|(sq, _)| sq.id() == completion.sq);
-            let (_, by_cid) = found.expect("it is one of them");
-            self.idle.push(by_cid[usize::from(completion.cid)]);
+        while let Some((sq, done)) = self.queues.poll_indexed()? {
+            let cid = done.ok()?.cid;
+            self.idle.push(self.by_cid[sq][usize::from(cid)]);
             taken += 1;
         }
         Ok(taken)

@@ -188,8 +188,12 @@ impl Sq {
     #[inline(always)]
     pub(crate) fn completed(&mut self, c: &Completion) -> Result<u8, Violation> {
         let head = u32::from(c.sq_head);
-        let fetched = |at: u32| (at + self.entries - self.head) % self.entries;
-        if head >= self.entries || fetched(head) > fetched(self.tail) {
+        // No remainder: a division would cost more than all the rest.
+        let ahead = |at: u32| match at.checked_sub(self.head) {
+            Some(n) => n,
+            None => at + self.entries - self.head,
+        };
+        if head >= self.entries || ahead(head) > ahead(self.tail) {
             return Err(Violation::Head {
                 sq: self.id,
                 head: c.sq_head,

@@ -100,16 +100,22 @@ impl<B: Bar> Queues<B> {
 
     #[inline(always)]
     fn poll_ring(&mut self) -> Result<Option<Done>, Error> {
+        Ok(self.poll_indexed()?.map(|(_, done)| done))
+    }
+
+    /// The next one from the ring, whatever is kept, with the index of its SQ.
+    #[inline(always)]
+    pub(crate) fn poll_indexed(&mut self) -> Result<Option<(usize, Done)>, Error> {
         let Some(completion) = self.cq.pop() else {
             return Ok(None);
         };
-        let sq = self.sqs.iter_mut().find(|sq| sq.id() == completion.sq);
-        let sq = sq.ok_or(Violation::ForeignQueue {
+        let index = self.sqs.iter().position(|sq| sq.id() == completion.sq);
+        let index = index.ok_or(Violation::ForeignQueue {
             sq: completion.sq,
             cq: self.cq.id(),
         })?;
-        let opcode = sq.completed(&completion)?;
-        Ok(Some(Done { opcode, completion }))
+        let opcode = self.sqs[index].completed(&completion)?;
+        Ok(Some((index, Done { opcode, completion })))
     }
 
     /// Sleeps until there is something to take: until the CQ's event, where it has one, and then an interrupt that does not come is

@@ -52,7 +52,7 @@ impl Nothing {
                 _ => {}
             }
             admin.done += 1;
-            let phase = u32::from((admin.done - 1) / ADMIN_ENTRIES % 2 == 0) << 16;
+            let phase = u32::from(((admin.done - 1) / ADMIN_ENTRIES).is_multiple_of(2)) << 16;
             let cid = u32::from(entry.read_u16(2));
             let to = memory
                 .span(admin.places[1] + u64::from(slot) * 16, 16)

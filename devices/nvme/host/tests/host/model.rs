@@ -127,11 +127,8 @@ impl Model {
         let ids: Vec<u16> = state.sqs.keys().copied().collect();
         for id in ids {
             self.look_at_shadows(&mut state, id);
-            loop {
-                // It may delete itself meanwhile.
-                let Some(sq) = state.sqs.get_mut(&id) else {
-                    break;
-                };
+            // It may delete itself meanwhile.
+            while let Some(sq) = state.sqs.get_mut(&id) {
                 if sq.head == sq.tail {
                     break;
                 }
@@ -232,7 +229,7 @@ impl Model {
         let (id, entries) = (c[10] as u16, (c[10] >> 16) + 1);
         let at = u64::from(c[6]) | u64::from(c[7]) << 32;
         let bad = |code: u16| Some((1 << 8 | code, 0));
-        let wrong_size = entries < 2 || entries > MAX_ENTRIES;
+        let wrong_size = !(2..=MAX_ENTRIES).contains(&entries);
         match c[0] as u8 {
             0x01 if state.sqs.contains_key(&id) => return bad(1),
             0x01 if !state.cqs.contains_key(&((c[11] >> 16) as u16)) => return bad(0),
@@ -252,7 +249,7 @@ impl Model {
             0x06 => self.put(&pieces(&self.memory, c, 4096).unwrap(), &identify(c)),
             0x02 => {
                 let len = ((c[10] >> 16) + 1 + ((c[11] & 0xffff) << 16)) * 4;
-                let page: Vec<u8> = (0..len).map(|i| (i + c[12] + c[10] & 0xff) as u8).collect();
+                let page: Vec<u8> = (0..len).map(|i| (i + c[12] + c[10]) as u8).collect();
                 self.put(&pieces(&self.memory, c, u64::from(len)).unwrap(), &page);
             }
             0x08 => return Some((OK, 1)),
@@ -369,7 +366,7 @@ impl Model {
             state.rung.push((offset, value));
             let index = (offset - 0x1000) / 4;
             let id = (index / 2) as u16;
-            if index % 2 == 0 {
+            if index.is_multiple_of(2) {
                 state.sqs.get_mut(&id).expect("an SQ that is there").tail = value;
             } else {
                 state.cqs.get_mut(&id).expect("a CQ that is there").head = value;

@@ -47,7 +47,8 @@ fn a_controller_that_does_not_want_it_is_not_rung() {
     };
     model.with(|s| s.rung.clear());
     for _ in 0..50 {
-        (far(8), far(12));
+        far(8);
+        far(12);
         queues.submit(0, &Command::flush(1)).unwrap();
         queues.ring().unwrap();
         model.work();

@@ -116,7 +116,7 @@ fn replies_that_are_not_what_was_asked_for() {
     wrong(with(|a| a.files = 1));
     // An error is a header alone.
     wrong(with(|a| {
-        a.header.flags = (flag::REPLY | flag::ERROR).into()
+        a.header.flags = (flag::REPLY | flag::ERROR).into();
     }));
     let refused = read(|m| {
         let mut answer = reply(m, &[]);

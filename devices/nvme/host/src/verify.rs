@@ -343,15 +343,16 @@ impl<B: Bar> Traffic<B> {
             if taken > 0 {
                 return Ok(taken);
             }
-            if !self.sleep(end.saturating_duration_since(Instant::now())) {
+            if !self.wait(end.saturating_duration_since(Instant::now())) {
                 let what = "every command, or its interrupt,";
                 return Err(Error::Late { what, limit });
             }
         }
     }
 
-    /// Sleeps until one of the CQs has something: until an event, where all have one.
-    fn sleep(&self, limit: Duration) -> bool {
+    /// Sleeps until an interrupt comes, and nothing else; whether one did within `limit`. Where a CQ is polled it only lets
+    /// others run, for as long as there is time.
+    pub fn wait(&self, limit: Duration) -> bool {
         let events = self.lanes.iter().map(|l| l.queues.cq.event());
         let Some(events) = events.collect::<Option<Vec<_>>>() else {
             std::thread::yield_now();

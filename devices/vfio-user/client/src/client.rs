@@ -381,10 +381,18 @@ impl Client {
     pub fn wait(&self, sent: Sent) -> Result<Reply, Error> {
         let limit = self.options.limit;
         self.wait_for(sent, limit)?.map_err(|sent| {
-            // It may come yet, and is then no stray.
-            self.slots().by_id.insert(sent.id, Slot::Forgotten);
+            self.forget(sent);
             Error::Timeout(limit)
         })
+    }
+
+    /// Waits for a reply no more. It may come yet, and is then dropped.
+    pub fn forget(&self, sent: Sent) {
+        let mut slots = self.slots();
+        match slots.by_id.get_mut(&sent.id) {
+            Some(slot @ Slot::Waiting { .. }) => *slot = Slot::Forgotten,
+            _ => drop(slots.by_id.remove(&sent.id)),
+        }
     }
 
     /// Waits for a reply no longer than `limit`, and gives the command back if there is none.

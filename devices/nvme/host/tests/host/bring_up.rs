@@ -18,7 +18,6 @@ pub fn controller() -> (Model, Controller<Model>) {
     let memory = memory();
     let model = Model::new(&memory);
     let mut controller = Controller::new(model.clone(), &memory).unwrap();
-    controller.set_limit(std::time::Duration::from_millis(200));
     controller.enable(&Setup::default()).unwrap();
     (model, controller)
 }

@@ -8,7 +8,7 @@ use bluff_nvme_host::{Buffer, Command, Error, copy_ranges, dsm_ranges};
 use crate::bring_up::controller;
 use crate::model::BLOCKS;
 
-const LIMIT: Duration = Duration::from_secs(1);
+const LIMIT: Duration = Duration::from_secs(10);
 
 #[test]
 fn identify_features_and_logs() {

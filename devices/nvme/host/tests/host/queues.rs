@@ -7,7 +7,7 @@ use bluff_nvme_host::{Command, Error, Queues, Setup};
 
 use crate::bring_up::controller;
 
-const LIMIT: Duration = Duration::from_secs(1);
+const LIMIT: Duration = Duration::from_secs(10);
 
 #[test]
 fn queues_come_and_go_in_any_order() {
@@ -108,7 +108,14 @@ fn interrupts_wake_the_host_and_nothing_else_does() {
         assert!(queues.wait(LIMIT));
     });
     queues.poll().unwrap().unwrap();
-    assert!(queues.wait_for_event(LIMIT) || event.take() == 0);
+    event.take();
+    model.with(|s| s.hold = false);
+    // What is polled before its interrupt is looked at leaves one behind.
+    queues.submit(0, &Command::flush(1)).unwrap();
+    queues.ring().unwrap();
+    queues.poll().unwrap().unwrap();
+    assert!(queues.wait_for_event(Duration::ZERO));
+    assert!(!queues.wait_for_event(Duration::ZERO));
 }
 
 #[test]

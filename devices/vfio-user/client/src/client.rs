@@ -6,7 +6,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, TryLockError};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -154,14 +154,27 @@ struct Slots {
     by_id: HashMap<u16, Slot>,
 }
 
+impl Slots {
+    fn claim(&mut self, sent: &Sent) -> Option<Message> {
+        if matches!(self.by_id.get(&sent.id), Some(Slot::Come(_)))
+            && let Some(Slot::Come(message)) = self.by_id.remove(&sent.id)
+        {
+            return Some(message);
+        }
+        None
+    }
+}
+
 /// A vfio-user client.
 pub struct Client {
     socket: Socket,
     options: Options,
     agreed: Agreed,
     slots: Mutex<Slots>,
-    /// Who reads.
+    /// Who reads; it is taken with `slots` in hand, and held without.
     reader: Mutex<()>,
+    /// A message was read, or its reader goes.
+    came: Condvar,
     broken: AtomicBool,
     sent: [AtomicU64; command::COUNTED],
     received: AtomicU64,
@@ -195,6 +208,7 @@ impl Client {
             agreed: Agreed::default(),
             slots: Mutex::default(),
             reader: Mutex::new(()),
+            came: Condvar::new(),
             broken: AtomicBool::new(false),
             sent: [const { AtomicU64::new(0) }; command::COUNTED],
             received: AtomicU64::new(0),
@@ -400,47 +414,57 @@ impl Client {
     /// # Errors
     /// As [`Client::ask`].
     pub fn wait_for(&self, sent: Sent, limit: Duration) -> Result<Result<Reply, Sent>, Error> {
-        let end = Instant::now() + limit;
-        loop {
-            // Whoever reads keeps the replies of the others, so this one may have come while another thread read.
-            let reading = self.reader.lock().expect("nobody panics with it");
-            if let Some(message) = self.claim(&sent) {
-                return Ok(Ok(check(sent.command, message)?));
-            }
-            let rest = end.saturating_duration_since(Instant::now());
-            if !self.read_one(rest)? {
-                return Ok(Err(sent));
-            }
-            drop(reading);
+        match self.until(limit, |slots| slots.claim(&sent))? {
+            Some(message) => Ok(Ok(check(sent.command, message)?)),
+            None => Ok(Err(sent)),
         }
     }
 
-    /// Answers DMA messages of the server until `limit` is over; how many messages came.
+    /// Answers DMA messages of the server until `limit` is over; how many messages came, for whomever.
     ///
     /// # Errors
     /// What is wrong with the stream.
     pub fn serve(&self, limit: Duration) -> Result<u64, Error> {
-        let end = Instant::now() + limit;
-        let mut came = 0;
-        loop {
-            let reading = self.reader.lock().expect("nobody panics with it");
-            let rest = end.saturating_duration_since(Instant::now());
-            if !self.read_one(rest)? {
-                return Ok(came);
-            }
-            drop(reading);
-            came += 1;
-        }
+        let before = self.received();
+        let none: Option<()> = self.until(limit, |_| None)?;
+        assert_eq!(none, None, "nothing is waited for");
+        Ok(self.received() - before)
     }
 
-    fn claim(&self, sent: &Sent) -> Option<Message> {
-        let mut slots = self.slots();
-        if matches!(slots.by_id.get(&sent.id), Some(Slot::Come(_)))
-            && let Some(Slot::Come(message)) = slots.by_id.remove(&sent.id)
-        {
-            return Some(message);
+    /// Reads messages, or has another thread read them, until `there` finds what it looks for.
+    fn until<T>(
+        &self,
+        limit: Duration,
+        mut there: impl FnMut(&mut Slots) -> Option<T>,
+    ) -> Result<Option<T>, Error> {
+        let end = Instant::now() + limit;
+        loop {
+            let mut slots = self.slots();
+            if let Some(found) = there(&mut slots) {
+                return Ok(Some(found));
+            }
+            let rest = end.saturating_duration_since(Instant::now());
+            match self.reader.try_lock() {
+                Ok(reading) => {
+                    drop(slots);
+                    let came = self.read_one(rest);
+                    drop(reading);
+                    // With the lock: who found the reader at work is waiting by now, and misses nothing.
+                    let slots = self.slots();
+                    self.came.notify_all();
+                    drop(slots);
+                    if !came? {
+                        return Ok(None);
+                    }
+                }
+                Err(TryLockError::WouldBlock) if rest.is_zero() => return Ok(None),
+                Err(TryLockError::WouldBlock) => {
+                    let waited = self.came.wait_timeout(slots, rest);
+                    drop(waited.expect("nobody panics with it"));
+                }
+                Err(TryLockError::Poisoned(_)) => return Err(Error::Broken),
+            }
         }
-        None
     }
 
     /// Takes one message; whether one came within `limit`. Called by whoever holds `reader`.

@@ -195,6 +195,45 @@ fn a_reply_can_be_waited_for_while_other_threads_go_on() {
 }
 
 #[test]
+fn replies_go_to_the_threads_that_asked() {
+    let server = Server::new();
+    let client = &server.client;
+    std::thread::scope(|scope| {
+        for thread in 0..4u64 {
+            scope.spawn(move || {
+                for round in 0..300u64 {
+                    let value = (thread << 32 | round).to_le_bytes();
+                    client.region_post(BAR, 8 * thread, &value).unwrap();
+                    let got = client.read64(BAR, 8 * thread).unwrap();
+                    assert_eq!(got, thread << 32 | round);
+                }
+            });
+        }
+    });
+    server.end();
+}
+
+#[test]
+fn a_thread_whose_reply_another_one_reads_is_woken() {
+    let server = Server::new();
+    let client = &server.client;
+    let released = server.function(|f| f.released.clone());
+    released.store(false, Ordering::Release);
+    // The reply to the first comes while somebody waits for the second, which comes when the first is known.
+    let first = client
+        .send(command::DEVICE_GET_INFO, &[&[16, 0, 0, 0], &[0; 12]], &[])
+        .unwrap();
+    let second = client.begin_reset().unwrap();
+    std::thread::scope(|scope| {
+        let waiter = scope.spawn(move || client.wait(second).map(drop));
+        client.wait(first).unwrap();
+        released.store(true, Ordering::Release);
+        waiter.join().unwrap().unwrap();
+    });
+    server.end();
+}
+
+#[test]
 fn a_reply_that_nobody_waits_for_any_more_is_dropped() {
     let server = Server::new();
     let client = &server.client;

@@ -291,7 +291,7 @@ impl<B: Bar> Controller<B> {
     pub(crate) fn bell(&self, id: u16, completion: u64) -> Bell {
         let index = 2 * u64::from(id) + completion;
         let offset = index * self.capabilities.stride();
-        // §5.3.1: the buffers are laid out as the doorbells are; those of the admin queue are not used.
+        // §5.2.5: the buffers are laid out as the doorbells are; those of the admin queue are not used.
         let shadow = self.shadow.as_ref().filter(|_| id != 0);
         Bell {
             register: reg::DOORBELLS + offset,
@@ -344,7 +344,7 @@ impl<B: Bar> Controller<B> {
         done
     }
 
-    /// Asks for shadow doorbells (§5.3.1): I/O queues that are created from now on have them, and so have `there`, which have to be all that
+    /// Asks for shadow doorbells (§5.2.5): I/O queues that are created from now on have them, and so have `there`, which have to be all that
     /// there are (Linux creates its queues first). Their doorbells' values are in the shadows before the controller is told.
     ///
     /// # Errors

@@ -130,7 +130,7 @@ impl Sq {
         self.in_flight.len() - self.free.len()
     }
 
-    /// How many more entries fit, as far as is known (§3.3.1.3: one stays empty).
+    /// How many more entries fit, as far as is known (§3.3.1: one stays empty).
     #[inline(always)]
     pub fn room(&self) -> u32 {
         let used = if self.tail >= self.head {

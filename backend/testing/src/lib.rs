@@ -1,6 +1,10 @@
 //! What the tests of all crates ask for: how much they should do here, and reproducible chance.
 //!
+//! With [`checker`] a judge of storage, for every load that knows what it writes.
+//!
 //! Only tests use it, and what `bluff_block` has for the tests of others.
+
+pub mod checker;
 
 /// Whether full counts are asked for: `BLUFF_TEST_LONG=1`.
 pub fn is_long() -> bool {

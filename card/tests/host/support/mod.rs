@@ -1,10 +1,11 @@
 //! What every test here stands on: a daemon, a guest without a VM, and a judge of what the guest reads.
 
-pub mod checker;
 pub mod daemon;
 pub mod guest;
 
 use std::time::{Duration, Instant};
+
+pub use bluff_testing::checker;
 
 /// What is waited for happens within this time, or the test fails.
 pub const LIMIT: Duration = Duration::from_secs(20);

@@ -8,7 +8,7 @@
 
 use std::collections::HashMap;
 
-use bluff_testing::Chance;
+use crate::Chance;
 
 /// Bytes of a block.
 pub const BLOCK: usize = 4096;
@@ -33,6 +33,7 @@ struct Write {
     ended: Option<u64>,
 }
 
+#[derive(Debug)]
 enum Pending {
     Read { block: u64, may: Vec<Content> },
     Write { block: u64, number: u64 },
@@ -42,20 +43,26 @@ enum Pending {
 /// What was done, and how it ended.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
+    /// Reads that came back.
     pub reads: u64,
+    /// Writes that came back.
     pub writes: u64,
+    /// Flushes that came back.
     pub flushes: u64,
+    /// Those of them that failed.
     pub errors: u64,
     /// Cut off by a reset or the end of a connection.
     pub abandoned: u64,
 }
 
-/// The judge of one volume.
+/// The judge of one volume. It panics where a device is wrong.
+#[derive(Debug)]
 pub struct Checker {
     blocks: Vec<Vec<Write>>,
     pending: HashMap<Token, Pending>,
     /// Counts submissions and completions.
     time: u64,
+    /// What was done so far.
     pub tally: Tally,
 }
 
@@ -78,6 +85,7 @@ impl Checker {
         }
     }
 
+    /// How many blocks the volume has.
     pub fn blocks(&self) -> u64 {
         self.blocks.len() as u64
     }
@@ -173,14 +181,23 @@ impl Checker {
 
     /// All that is in flight has ended, and nobody knows how: the device was reset, or its front end went away.
     pub fn abandon(&mut self) {
-        for (_, pending) in std::mem::take(&mut self.pending) {
-            self.tally.abandoned += 1;
-            if let Pending::Write { block, number } = pending {
-                self.written(block, number, false);
-            }
+        let tokens: Vec<_> = self.pending.keys().copied().collect();
+        for token in tokens {
+            self.abandon_one(token);
         }
     }
 
+    /// As [`Checker::abandon`], of one request: where others share the volume, and what is in flight of theirs is not cut off.
+    pub fn abandon_one(&mut self, token: Token) {
+        let pending = self.pending.remove(&token);
+        let pending = pending.unwrap_or_else(|| panic!("{token:?} is not in flight"));
+        self.tally.abandoned += 1;
+        if let Pending::Write { block, number } = pending {
+            self.written(block, number, false);
+        }
+    }
+
+    /// How many requests have begun and not ended.
     pub fn in_flight(&self) -> usize {
         self.pending.len()
     }
@@ -224,6 +241,7 @@ fn sector_content(block: u64, sector: u64, number: u64) -> Vec<u8> {
         .collect()
 }
 
+#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -26,9 +26,9 @@
 //! # Where the protocol leaves room
 //! * An unmap takes all mappings within its range, and is refused where it would cut one; a range without any is
 //!   answered as any other. `VFIO_DMA_UNMAP_FLAG_ALL` takes all.
-//! * While an unmap or a reset is not answered, later commands wait: "the server will process commands in the order
+//! * While an unmap, a reset, or a write that ends DMA is not answered, later commands wait: "the server will process commands in the order
 //!   they are received". DMA messages are answered out of that order.
-//! * An unmap fails what is under way by DMA messages in its range, and a reset all of it: QEMU answers none of them while it waits
+//! * An unmap fails what is under way by DMA messages in its range; a reset, and a write that ends DMA, all of it: QEMU answers none of them while it waits
 //!   for the reply.
 //! * A client whose first message is not an acceptable `VERSION` gets an error and is to be closed. A second
 //!   `VERSION` is refused.
@@ -51,5 +51,5 @@ pub use error::{Errno, Error};
 pub use mappings::Mapping;
 pub use session::{Outgoing, Refused, Session};
 pub use target::{
-    IoEventFd, IrqAction, IrqChange, Irqs, Progress, Region, RegionMap, Target, Ticket,
+    IoEventFd, IrqAction, IrqChange, Irqs, Progress, Region, RegionMap, Target, Ticket, Written,
 };

@@ -1,7 +1,7 @@
 //! A session with a client, as a state machine without I/O.
 //!
 //! ```text
-//!            connect          VERSION            unmap, reset that take time
+//!            connect          VERSION            unmap, reset, write that take time
 //!   Idle ------------> Fresh ---------> Ready <-----------------------------> Busy
 //!    ^                   |                 |            finished               |
 //!    |                   `---- bad ----.   | bad stream                        |
@@ -79,7 +79,25 @@ impl Reply {
 /// An answer to a command.
 enum Answer {
     Now(Reply),
-    Later(Ticket, Reply),
+    Later(Ticket, Later),
+}
+
+/// What is left of a command that waits for the target.
+#[derive(Debug)]
+enum Later {
+    /// Its reply.
+    Reply(Reply),
+    /// Writes that come after the one that is not settled, and the reply.
+    Writes(access::Writes),
+}
+
+/// To what a reply goes.
+#[derive(Clone, Copy, Debug)]
+struct Asked {
+    id: u16,
+    command: u16,
+    /// A reply is wanted.
+    wanted: bool,
 }
 
 #[derive(Debug)]
@@ -94,8 +112,8 @@ enum State {
     Busy {
         agreed: Agreed,
         ticket: Ticket,
-        /// What to answer; `None` where no reply is wanted.
-        reply: Option<Outgoing>,
+        asked: Asked,
+        later: Later,
     },
     /// Nothing of the client is looked at any more. The error is taken out when it is told.
     Failed(Option<Error>),
@@ -280,19 +298,23 @@ impl<T: Target> Session<T> {
 
     /// A ticket that the target was given: what it stands for is over. One that is of no more use is ignored.
     pub fn finished(&mut self, ticket: Ticket) {
-        match &mut self.state {
+        match std::mem::replace(&mut self.state, State::Idle) {
             State::Busy {
                 agreed,
                 ticket: waiting,
-                reply,
-            } if *waiting == ticket => {
-                let reply = reply.take();
-                self.state = State::Ready(*agreed);
-                self.send(reply);
+                asked,
+                later,
+            } if waiting == ticket => {
+                self.state = State::Ready(agreed);
+                let answer = match later {
+                    Later::Reply(reply) => Ok(Answer::Now(reply)),
+                    Later::Writes(writes) => self.settled(writes),
+                };
+                self.answer(asked, answer);
                 self.advance();
             }
-            State::Ending(waiting) if *waiting == ticket => self.state = State::Idle,
-            _ => {}
+            State::Ending(waiting) if waiting == ticket => {}
+            other => self.state = other,
         }
     }
 
@@ -422,24 +444,38 @@ impl<T: Target> Session<T> {
         let framing::Header {
             id, command, kind, ..
         } = message.header;
-        let wanted = kind == Kind::Command { no_reply: false };
-        let reply = |reply: Reply| {
-            wanted.then(|| Outgoing {
-                bytes: framing::message(id, command, flag::REPLY, 0, &[&reply.payload]),
-                files: reply.files,
-            })
+        let asked = Asked {
+            id,
+            command,
+            wanted: kind == Kind::Command { no_reply: false },
         };
-        let error = match self.serve(message) {
-            Ok(Answer::Now(payload)) => return self.send(reply(payload)),
-            Ok(Answer::Later(ticket, payload)) => {
+        let answer = self.serve(message);
+        self.answer(asked, answer);
+    }
+
+    fn answer(&mut self, asked: Asked, answer: Result<Answer, Error>) {
+        let Asked {
+            id,
+            command,
+            wanted,
+        } = asked;
+        let error = match answer {
+            Ok(Answer::Now(reply)) => {
+                let message = wanted.then(|| Outgoing {
+                    bytes: framing::message(id, command, flag::REPLY, 0, &[&reply.payload]),
+                    files: reply.files,
+                });
+                return self.send(message);
+            }
+            Ok(Answer::Later(ticket, later)) => {
                 let State::Ready(agreed) = self.state else {
                     unreachable!("served in another state");
                 };
-                let reply = reply(payload);
                 self.state = State::Busy {
                     agreed,
                     ticket,
-                    reply,
+                    asked,
+                    later,
                 };
                 return;
             }
@@ -493,8 +529,8 @@ impl<T: Target> Session<T> {
                 region,
                 offset,
                 data,
-            } => self.region_write(region, offset, &data)?,
-            Request::WriteMulti(writes) => self.write_multi(&agreed, &writes)?,
+            } => return self.region_write(region, offset, &data),
+            Request::WriteMulti(writes) => return self.write_multi(&agreed, writes),
             Request::Reset => return Ok(self.reset()),
         }))
     }

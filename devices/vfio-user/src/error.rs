@@ -67,6 +67,9 @@ pub enum Error {
     /// The connection ended in the middle of a message.
     #[error("connection ended within a message")]
     Truncated,
+    /// A socket that is said to be readable again and again, and has nothing.
+    #[error("data that cannot be read")]
+    Unreadable,
     /// A reply to nothing that was asked.
     #[error("reply {id} to command {command}, which was not sent")]
     Reply {
@@ -153,7 +156,12 @@ impl Error {
     pub fn ends_session(&self) -> bool {
         matches!(
             self,
-            Self::Type(_) | Self::Size(_) | Self::Truncated | Self::Reply { .. } | Self::Version(_)
+            Self::Type(_)
+                | Self::Size(_)
+                | Self::Truncated
+                | Self::Unreadable
+                | Self::Reply { .. }
+                | Self::Version(_)
         )
     }
 

@@ -33,7 +33,7 @@ use crate::mappings::Mappings;
 use crate::request::Request;
 use crate::spec::{self, RawVersion, command, flag};
 use crate::target::{Progress, Target, Ticket};
-use crate::{Errno, Error, Limits, Mapping};
+use crate::{Counters, Errno, Error, Limits, Mapping};
 
 /// Commands that wait here before no more are read.
 const MAX_BACKLOG: usize = 64;
@@ -140,6 +140,9 @@ pub struct Session<T> {
     mappings: Mappings,
     dma: Dma,
     refused: VecDeque<Refused>,
+    /// How many of the commands in the backlog have waited behind another one.
+    delayed: usize,
+    counters: Arc<Counters>,
 }
 
 impl<T: Target> Session<T> {
@@ -148,6 +151,14 @@ impl<T: Target> Session<T> {
     /// # Panics
     /// Where the limits have no page size.
     pub fn new(target: T, limits: Limits) -> Self {
+        Self::counted(target, limits, Arc::default())
+    }
+
+    /// As [`Session::new`], with counters that somebody else reads.
+    ///
+    /// # Panics
+    /// As [`Session::new`].
+    pub fn counted(target: T, limits: Limits, counters: Arc<Counters>) -> Self {
         assert!(limits.pgsizes != 0, "no page size");
         Self {
             target,
@@ -161,7 +172,19 @@ impl<T: Target> Session<T> {
             mappings: Mappings::default(),
             dma: Dma::default(),
             refused: VecDeque::new(),
+            delayed: 0,
+            counters,
         }
+    }
+
+    /// How many messages there were, with all clients.
+    pub fn counters(&self) -> &Arc<Counters> {
+        &self.counters
+    }
+
+    /// The function; its clients have to be gone.
+    pub fn into_target(self) -> T {
+        self.target
     }
 
     /// The function.
@@ -251,6 +274,7 @@ impl<T: Target> Session<T> {
         let mut whole = VecDeque::new();
         let pushed = self.framer.push(bytes, files, truncated, &mut whole);
         for message in whole {
+            self.counters.received(message.header.command);
             match message.header.kind {
                 Kind::Command { .. } => self.backlog.push_back(message),
                 Kind::Reply { error } => {
@@ -286,10 +310,12 @@ impl<T: Target> Session<T> {
         if let Some(next) = self.outgoing.pop_front() {
             self.outgoing_bytes -= next.bytes.len();
             self.advance();
+            self.counters.sent(&next.bytes);
             return Some(next);
         }
         let max = self.agreed().map_or(0, |a| self.max_dma(&a));
         let bytes = self.dma.transmit(max)?;
+        self.counters.sent(&bytes);
         Some(Outgoing {
             bytes,
             files: Vec::new(),
@@ -306,6 +332,7 @@ impl<T: Target> Session<T> {
                 later,
             } if waiting == ticket => {
                 self.state = State::Ready(agreed);
+                self.delayed = self.backlog.len();
                 let answer = match later {
                     Later::Reply(reply) => Ok(Answer::Now(reply)),
                     Later::Writes(writes) => self.settled(writes),
@@ -327,6 +354,7 @@ impl<T: Target> Session<T> {
         }
         self.framer = Framer::new(self.limits.max_message());
         self.backlog.clear();
+        self.delayed = 0;
         self.outgoing.clear();
         self.outgoing_bytes = 0;
         self.mappings.clear();
@@ -436,6 +464,10 @@ impl<T: Target> Session<T> {
             && self.outgoing_bytes < self.limits.max_message()
             && let Some(message) = self.backlog.pop_front()
         {
+            match self.delayed.checked_sub(1) {
+                Some(less) => self.delayed = less,
+                None => self.target.begin(),
+            }
             self.handle(message);
         }
     }

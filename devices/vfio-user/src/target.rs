@@ -117,6 +117,10 @@ pub enum IrqChange {
 /// ticket to [`Session::finished`](crate::Session::finished); until then no other request is served. The session puts no bound on that: the target does,
 /// below the client's patience (QEMU: 5 s).
 pub trait Target {
+    /// A command is served from here on that did not wait behind another one. What it waits for, and what those
+    /// wait for that came meanwhile, has to fit into one bound: the client may have given all of them the same time.
+    fn begin(&mut self) {}
+
     /// How many regions there are; at most 100, as QEMU takes no more. For PCI at least
     /// [`PCI_COUNT`](crate::spec::region::PCI_COUNT), those that are not there with size zero.
     fn regions(&self) -> u32;
@@ -125,7 +129,7 @@ pub trait Target {
     fn region(&self, index: u32) -> Region;
 
     /// What the client may have signalled without a message, of a region.
-    fn io_event_fds(&self, _region: u32) -> Vec<IoEventFd> {
+    fn io_event_fds(&mut self, _region: u32) -> Vec<IoEventFd> {
         Vec::new()
     }
 

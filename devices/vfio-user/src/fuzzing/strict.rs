@@ -97,7 +97,7 @@ impl Target for Strict {
         }
     }
 
-    fn io_event_fds(&self, index: u32) -> Vec<IoEventFd> {
+    fn io_event_fds(&mut self, index: u32) -> Vec<IoEventFd> {
         let at = |offset, value| IoEventFd {
             offset,
             size: 4,

@@ -101,7 +101,7 @@ impl Target for Function {
         }
     }
 
-    fn io_event_fds(&self, region: u32) -> Vec<IoEventFd> {
+    fn io_event_fds(&mut self, region: u32) -> Vec<IoEventFd> {
         match region {
             0 => self.io_event_fds.clone(),
             _ => Vec::new(),

@@ -1,0 +1,8 @@
+//! A PCI function over a socket: the loop of sessions, a client's bytes, and a small device behind them.
+
+mod attacks;
+mod clients;
+mod life;
+mod memory;
+mod settling;
+mod support;

@@ -2,6 +2,7 @@
 
 mod attacks;
 mod clients;
+mod device;
 mod life;
 mod memory;
 mod settling;

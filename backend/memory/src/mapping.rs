@@ -7,7 +7,7 @@ use std::fs::File;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use vm_memory::{FileOffset, MmapRegion};
 
@@ -55,6 +55,9 @@ pub(crate) enum Protection {
     ReadWrite,
 }
 
+/// The serial of the next mapping.
+static NEXT: AtomicU64 = AtomicU64::new(0);
+
 impl Protection {
     fn flags(self) -> libc::c_int {
         match self {
@@ -74,6 +77,7 @@ pub struct Mapping {
     skip: usize,
     id: FileId,
     protection: Protection,
+    serial: u64,
     /// Given back last, when it is unmapped.
     _share: Share,
 }
@@ -99,6 +103,11 @@ impl Mapping {
     pub(crate) fn again(&self, offset: u64, len: u64) -> Result<Self, MemoryError> {
         let file = self.file().try_clone().map_err(MemoryError::Map)?;
         Examined::new(file, offset, len)?.map_for(self.protection)
+    }
+
+    /// Its number: no other mapping of this process ever has the same.
+    pub fn serial(&self) -> u64 {
+        self.serial
     }
 
     /// The file that it is of.
@@ -280,6 +289,7 @@ impl Examined {
             skip: self.skip as usize,
             id: self.id,
             protection,
+            serial: NEXT.fetch_add(1, Ordering::Relaxed),
             _share: share,
         })
     }

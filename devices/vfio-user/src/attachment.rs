@@ -1,24 +1,27 @@
 //! A function and its clients.
 
 use std::fmt;
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bluff_attachment::keeper::{Descriptors, Keeper};
 use bluff_pci::PciFunction;
 
-use crate::{Counters, Limits};
+use crate::{Counters, Limits, Record};
 
 /// How long a command may wait for the function: far below the 5 s that QEMU gives.
 pub const DEFAULT_BOUND: Duration = Duration::from_secs(1);
 
 /// How an attachment works.
-#[derive(Clone, Copy, Debug)]
 pub struct Options {
     /// How long a command may wait for the function (an unmap, a reset, the end of bus mastering), and the end of a session, plus what
     /// cancelling takes.
     pub bound: Duration,
     /// What a client may do.
     pub limits: Limits,
+    /// Who records sessions; `None` for those that live and die with this process.
+    pub keeper: Option<Box<dyn Keeper>>,
 }
 
 impl Default for Options {
@@ -26,6 +29,27 @@ impl Default for Options {
         Self {
             bound: DEFAULT_BOUND,
             limits: Limits::default(),
+            keeper: None,
+        }
+    }
+}
+
+/// A connection to a client, and the session that another process may have begun on it.
+#[derive(Debug)]
+pub struct Resume {
+    /// The connection.
+    pub socket: UnixStream,
+    /// What was recorded last, and the descriptors that it names; `None` where nothing was recorded yet. Where something
+    /// was, the keeper knows the connection already: [`Keeper::connected`] is not called.
+    pub recorded: Option<(Record, Descriptors)>,
+}
+
+impl From<UnixStream> for Resume {
+    /// A client that has just connected.
+    fn from(socket: UnixStream) -> Self {
+        Self {
+            socket,
+            recorded: None,
         }
     }
 }

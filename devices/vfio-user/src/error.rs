@@ -146,6 +146,9 @@ pub enum Error {
     /// More mappings, or more mapped bytes, than there may be.
     #[error("too much is mapped")]
     Full,
+    /// A recorded session that cannot be taken up.
+    #[error("recorded state does not fit: {0}")]
+    Recorded(&'static str),
     /// The target refuses.
     #[error("the function refuses: {0}")]
     Target(Errno),
@@ -162,6 +165,7 @@ impl Error {
                 | Self::Unreadable
                 | Self::Reply { .. }
                 | Self::Version(_)
+                | Self::Recorded(_)
         )
     }
 

@@ -12,21 +12,24 @@
 //! QEMU gives each reply 5 s, and holds its big lock meanwhile. All that a command waits for, and those that came while it waited, has one
 //! deadline: the function's bound (1 s) from its begin. What is in flight then is cancelled.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
 use bluff_attachment::descriptor;
+use bluff_attachment::keeper::Descriptors;
 use bluff_memory::{GuestMemory, MemoryError, RegionSpec, Rights, Windows};
 use bluff_pci::{Bar, Done, Interrupt, PciFunction};
 use bluff_reactor::{Distrust, Notifier};
 
+use crate::record::{Record, Source, duplicate};
 use crate::spec::{irq, region};
 use crate::target::{
     IoEventFd, IrqAction, IrqChange, Irqs, Progress, Region, RegionMap, Target, Ticket, Written,
 };
-use crate::{Errno, Limits, Mapping};
+use crate::{Errno, Error, Limits, Mapping};
 
 /// Mappings of the process that one client may have. Windows of 16 GiB, so more than the largest machines need; and far fewer than a process has.
 const MAX_MAPPINGS: usize = 2048;
@@ -49,6 +52,17 @@ pub struct PciTarget {
     bound: Duration,
     deadline: Option<Instant>,
     finish: Finish,
+    /// Interrupts that the client has masked: type and number.
+    masked: BTreeSet<(u32, u32)>,
+    /// Descriptors of interrupts, for the record; `None` where nobody keeps one.
+    kept: Option<BTreeMap<(u32, u32), Kept>>,
+    next_serial: u64,
+}
+
+/// The descriptor of an interrupt, and its number: no other one of this function has the same.
+struct Kept {
+    serial: u64,
+    file: OwnedFd,
 }
 
 impl std::fmt::Debug for PciTarget {
@@ -101,7 +115,98 @@ impl PciTarget {
             bound,
             deadline: None,
             finish,
+            masked: BTreeSet::new(),
+            kept: None,
+            next_serial: 0,
         }
+    }
+
+    /// Keeps what a record of the session needs. Descriptors for writes are not offered then: they would not outlive this process.
+    pub fn keep(&mut self) {
+        self.kept = Some(BTreeMap::new());
+    }
+
+    /// The file of a mapping that has one.
+    pub(crate) fn file_of(&self, mapping: &Mapping) -> Option<(Source, BorrowedFd<'_>)> {
+        if !mapping.file {
+            return None;
+        }
+        let region = self.memory.regions_from(mapping.address).next()?;
+        let mapping = region.mapping();
+        Some((Source::Mapping(mapping.serial()), mapping.file().as_fd()))
+    }
+
+    /// The descriptors of interrupts: type, number, and what they are recorded as.
+    pub(crate) fn interrupts(&self) -> impl Iterator<Item = (u32, u32, Source, BorrowedFd<'_>)> {
+        let all = self.kept.iter().flatten();
+        all.map(|((index, vector), kept)| {
+            let source = Source::Interrupt(kept.serial);
+            (*index, *vector, source, kept.file.as_fd())
+        })
+    }
+
+    /// Interrupts that the client has masked.
+    pub(crate) fn masked(&self) -> impl Iterator<Item = (u32, u32)> {
+        self.masked.iter().copied()
+    }
+
+    /// Goes on where another process ended: memory, interrupts and their masks, then the function's state.
+    pub(crate) fn resume(&mut self, record: &Record, files: &Descriptors) -> Result<(), Error> {
+        let mut memory = GuestMemory::empty();
+        for (mapping, key) in &record.mappings {
+            if let Some(key) = key {
+                let region = self.region_of(mapping, duplicate(files, *key)?);
+                memory = region
+                    .and_then(|region| memory.with(region))
+                    .map_err(|e| Error::Target(errno(&e)))?;
+            }
+        }
+        self.add(memory);
+        for (index, vector, key) in &record.interrupts {
+            self.exists(*index, *vector)?;
+            let change = IrqChange::Assign {
+                action: IrqAction::Trigger,
+                start: *vector,
+                files: vec![Some(duplicate(files, *key)?)],
+            };
+            self.set_irqs(*index, change).map_err(Error::Target)?;
+        }
+        for (index, vector) in &record.masked {
+            self.exists(*index, *vector)?;
+            let change = IrqChange::Now {
+                action: IrqAction::Mask,
+                vectors: vec![*vector],
+            };
+            self.set_irqs(*index, change).map_err(Error::Target)?;
+        }
+        let loaded = self.function.load(&record.function);
+        loaded.map_err(|_| Error::Recorded("the function's state"))
+    }
+
+    fn exists(&self, index: u32, vector: u32) -> Result<(), Error> {
+        let there = index < self.irq_types() && vector < self.irqs(index).count;
+        there
+            .then_some(())
+            .ok_or(Error::Recorded("an interrupt that is not there"))
+    }
+
+    fn region_of(
+        &mut self,
+        mapping: &Mapping,
+        file: OwnedFd,
+    ) -> Result<bluff_memory::Region, MemoryError> {
+        let spec = RegionSpec {
+            guest: mapping.address,
+            len: mapping.size,
+            user: mapping.address,
+            offset: mapping.offset,
+            file,
+        };
+        let rights = Rights {
+            read: mapping.read,
+            write: mapping.write,
+        };
+        bluff_memory::Region::within(spec, rights, &mut self.windows)
     }
 
     /// The function.
@@ -223,7 +328,7 @@ impl Target for PciTarget {
         let bluff_pci::Region::Bar(bar) = name(index) else {
             return Vec::new();
         };
-        if self.regions[index as usize].size == 0 {
+        if self.regions[index as usize].size == 0 || self.kept.is_some() {
             return Vec::new();
         }
         let events = self.function.io_events(bar).into_iter();
@@ -281,7 +386,18 @@ impl Target for PciTarget {
 
     fn set_irqs(&mut self, index: u32, change: IrqChange) -> Result<(), Errno> {
         let count = self.irqs(index).count;
+        let mut duplicates = self.duplicates(&change)?;
         let all = (0..count).filter_map(|vector| interrupt(index, vector));
+        self.note_mask(index, &change);
+        let assigned = match &change {
+            IrqChange::Assign {
+                action: IrqAction::Trigger,
+                start,
+                files,
+            } => Some((*start, files.len())),
+            _ => None,
+        };
+        let disabled = matches!(change, IrqChange::Disable);
         let done = match change {
             IrqChange::Disable => all.into_iter().try_for_each(|interrupt| {
                 self.function.set_interrupt(interrupt, None)?;
@@ -320,7 +436,24 @@ impl Target for PciTarget {
             }
         };
         // They are those of its layout.
-        done.map_err(|_| Errno::INVAL)
+        done.map_err(|_| Errno::INVAL)?;
+        let Some(kept) = &mut self.kept else {
+            return Ok(());
+        };
+        if disabled {
+            kept.retain(|(of, _), _| *of != index);
+        }
+        if let Some((start, count)) = assigned {
+            for vector in (start..).take(count) {
+                kept.remove(&(index, vector));
+                if let Some(Some(file)) = duplicates.next() {
+                    let serial = self.next_serial;
+                    self.next_serial += 1;
+                    kept.insert((index, vector), Kept { serial, file });
+                }
+            }
+        }
+        Ok(())
     }
 
     fn map(&mut self, mapping: Mapping, file: Option<OwnedFd>) -> Result<(), Errno> {
@@ -328,18 +461,7 @@ impl Target for PciTarget {
             // Nothing of it can be mapped: DMA that goes there fails.
             return Ok(());
         };
-        let spec = RegionSpec {
-            guest: mapping.address,
-            len: mapping.size,
-            user: mapping.address,
-            offset: mapping.offset,
-            file,
-        };
-        let rights = Rights {
-            read: mapping.read,
-            write: mapping.write,
-        };
-        let region = bluff_memory::Region::within(spec, rights, &mut self.windows);
+        let region = self.region_of(&mapping, file);
         let memory = region.and_then(|region| self.memory.with(region));
         self.add(memory.map_err(|e| errno(&e))?);
         Ok(())
@@ -373,12 +495,41 @@ impl Target for PciTarget {
     fn disconnected(&mut self, ticket: Ticket) -> Progress {
         self.deadline = None;
         self.memory = GuestMemory::empty();
+        self.masked.clear();
+        self.kept.iter_mut().for_each(BTreeMap::clear);
         self.windows = Windows::new(MAX_MAPPINGS, self.limits.max_mapped);
         self.wait(ticket, |function, bound, done| function.detach(bound, done))
     }
 }
 
 impl PciTarget {
+    /// For the record, one for each descriptor that is assigned.
+    fn duplicates(&self, change: &IrqChange) -> Result<std::vec::IntoIter<Option<OwnedFd>>, Errno> {
+        let files = match change {
+            IrqChange::Assign { files, .. } if self.kept.is_some() => &files[..],
+            _ => &[],
+        };
+        let one = |file: &Option<OwnedFd>| file.as_ref().map(OwnedFd::try_clone).transpose();
+        let all = files.iter().map(one).collect::<Result<Vec<_>, _>>();
+        all.map(Vec::into_iter).map_err(|_| Errno::IO)
+    }
+
+    fn note_mask(&mut self, index: u32, change: &IrqChange) {
+        match change {
+            IrqChange::Disable => self.masked.retain(|(of, _)| *of != index),
+            IrqChange::Now { action, vectors } => {
+                for vector in vectors {
+                    match action {
+                        IrqAction::Mask => drop(self.masked.insert((index, *vector))),
+                        IrqAction::Unmask => drop(self.masked.remove(&(index, *vector))),
+                        IrqAction::Trigger => {}
+                    }
+                }
+            }
+            IrqChange::Assign { .. } => {}
+        }
+    }
+
     /// An eventfd only: whatever else a client sends may never take what is written to it.
     fn notifier(&self, file: Option<OwnedFd>) -> Result<Option<Notifier>, Errno> {
         let Some(file) = file else {

@@ -17,13 +17,15 @@
 //!   errno, and its descriptors are closed.
 //! * [`Target`] is what a session asks of a function, [`PciTarget`] the one over any [`PciFunction`](bluff_pci::PciFunction).
 //!
+//! * With a [`keeper`] a session outlives the process that serves it: [`Record`] is everything that it stands on.
+//!
 //! # The protocol
 //! Follows the specification of vfio-user that comes with QEMU 11.1 (`docs/interop/vfio-user.rst`), version 0.0, with
 //! what QEMU, libvfio-user and the `vfio_user` crate do where it leaves room. `docs/vfio-user.md` has every message.
 //!
 //! Not implemented: migration (`DEVICE_FEATURE`, `MIG_DATA_*`, `DIRTY_PAGES`), a second socket (`twin_socket`), ioregionfds,
 //! mappings by file I/O, descriptors that unmask INTx. The session can do DMA by messages, for memory without a file; no function uses them, so
-//! DMA that goes there fails. A session does not outlive its process yet.
+//! DMA that goes there fails.
 //!
 //! # Where the protocol leaves room
 //! * An unmap takes all mappings within its range, and is refused where it would cut one; a range without any is
@@ -46,6 +48,7 @@ mod function;
 pub mod fuzzing;
 mod mailbox;
 mod mappings;
+mod record;
 pub mod request;
 mod session;
 mod sessions;
@@ -53,13 +56,24 @@ mod slot;
 pub mod spec;
 mod target;
 
-pub use attachment::{Attachment, AttachmentEvent, DEFAULT_BOUND, Listener, Options};
+/// Who records a session, consumes its messages and replies.
+pub mod keeper {
+    pub use bluff_attachment::keeper::{Commit, Descriptors, Keeper, Key, Progress};
+
+    use crate::framing::MAX_FILES;
+
+    /// What is recorded of one session, and who consumes and replies on its behalf: the control half.
+    pub type Ledger = bluff_attachment::keeper::Ledger<{ 2 << 20 }, MAX_FILES>;
+}
+
+pub use attachment::{Attachment, AttachmentEvent, DEFAULT_BOUND, Listener, Options, Resume};
 pub use capabilities::{Agreed, Limits};
 pub use counters::{Counters, Messages};
 pub use dma::{DmaDone, MAX_BYTES, MAX_OPS};
 pub use error::{Errno, Error};
 pub use function::{Finish, PciTarget};
 pub use mappings::Mapping;
+pub use record::Record;
 pub use session::{Outgoing, Refused, Session};
 pub use sessions::{LoopHandle, SessionLoop};
 pub use target::{

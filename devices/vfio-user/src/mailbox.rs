@@ -1,13 +1,12 @@
 //! What other threads can say to the loop.
 
 use std::io;
-use std::os::unix::net::UnixStream;
 use std::sync::mpsc::SyncSender;
 
 use bluff_pci::{PciEvent, PciFunction};
 
 use crate::Ticket;
-use crate::attachment::Attachment;
+use crate::attachment::{Attachment, Resume};
 
 /// Names an attachment from its addition to its removal; never used twice.
 pub type Id = u64;
@@ -26,7 +25,9 @@ pub enum Letter {
     /// End a session and give its function back; dropped where there is no such attachment.
     Remove(String, Removed),
     /// A connection for an attachment.
-    Connection(String, UnixStream),
+    Connection(String, Box<Resume>),
+    /// A keeper has recorded.
+    Committed(String, u64),
     /// End everything.
     Stop,
 }
@@ -42,6 +43,7 @@ impl std::fmt::Debug for Letter {
             Self::Add(..) => "Add",
             Self::Remove(..) => "Remove",
             Self::Connection(..) => "Connection",
+            Self::Committed(..) => "Committed",
             Self::Stop => "Stop",
         })
     }

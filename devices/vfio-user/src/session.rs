@@ -18,6 +18,7 @@ mod access;
 mod info;
 mod irqs;
 mod memory;
+mod resume;
 
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
@@ -210,6 +211,11 @@ impl<T: Target> Session<T> {
     /// Whether a message has begun and is not whole: a stream that ends now is cut.
     pub fn is_within_message(&self) -> bool {
         self.framer.is_within_message()
+    }
+
+    /// What has come of the message that is not whole yet.
+    pub(crate) fn partial(&self) -> (&[u8], &[OwnedFd], bool) {
+        self.framer.partial()
     }
 
     /// How far may be read without reading past a message; see [`Framer::missing`].

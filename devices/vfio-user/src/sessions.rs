@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
 use std::thread::JoinHandle;
@@ -15,7 +14,7 @@ use event_manager::{
     EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberId, SubscriberOps,
 };
 
-use crate::attachment::Attachment;
+use crate::attachment::{Attachment, Options, Resume};
 use crate::function::PciTarget;
 use crate::mailbox::{Id, Letter, Mailbox};
 use crate::session::Session;
@@ -50,9 +49,18 @@ impl LoopHandle {
             .post(Letter::Remove(name.into(), Box::new(then)));
     }
 
-    /// Gives an attachment a connection; where another client is there, or no such attachment, it is closed.
-    pub fn connection(&self, name: &str, socket: UnixStream) {
-        self.mailbox.post(Letter::Connection(name.into(), socket));
+    /// Gives an attachment a connection, with what was recorded of its session, if it has one already;
+    /// where another client is there, or no such attachment, it is closed.
+    pub fn connection(&self, name: &str, resume: Resume) {
+        self.mailbox
+            .post(Letter::Connection(name.into(), Box::new(resume)));
+    }
+
+    /// The keeper has recorded, consumed and replied what it answered [`Progress::Later`] to.
+    ///
+    /// [`Progress::Later`]: crate::keeper::Progress::Later
+    pub fn committed(&self, name: &str, seq: u64) {
+        self.mailbox.post(Letter::Committed(name.into(), seq));
     }
 }
 
@@ -169,9 +177,14 @@ impl Driver {
             Letter::Event(id, event) => {
                 self.with(id, ops, |slot| slot.function_event(event, now));
             }
-            Letter::Connection(name, socket) => {
+            Letter::Connection(name, resume) => {
                 if let Some(id) = self.names.get(&name).copied() {
-                    self.with(id, ops, |slot| slot.accepted(socket, now));
+                    self.with(id, ops, |slot| slot.given(*resume, now));
+                }
+            }
+            Letter::Committed(name, seq) => {
+                if let Some(id) = self.names.get(&name).copied() {
+                    self.with(id, ops, |slot| slot.committed(seq));
                 }
             }
             Letter::Remove(name, then) => {
@@ -215,16 +228,21 @@ impl Driver {
             events,
             counters,
         } = attachment;
+        let Options {
+            bound,
+            limits,
+            keeper,
+        } = options;
         let mailbox = self.mailbox.clone();
         function.on_event(Arc::new(move |event| {
             mailbox.post(Letter::Event(id, event));
         }));
         let mailbox = self.mailbox.clone();
         let finish = Arc::new(move |ticket| mailbox.post(Letter::Finished(id, ticket)));
-        let target = PciTarget::new(function, options.limits, options.bound, finish);
-        let session = Session::counted(target, options.limits, counters);
+        let target = PciTarget::new(function, limits, bound, finish);
+        let session = Session::counted(target, limits, counters);
         self.slots
-            .insert(id, Slot::new(name.clone(), session, events));
+            .insert(id, Slot::new(name.clone(), session, keeper, events));
         self.names.insert(name, id);
         Ok(())
     }

@@ -3,11 +3,15 @@
 //! What a slot wants to be woken for is a value ([`Slot::interests`]) that the loop compares with what
 //! is registered; nothing here touches the epoll.
 
+mod keep;
+
 use std::io;
+use std::net::Shutdown;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::time::Instant;
 
+use bluff_attachment::keeper::Keeper;
 use bluff_attachment::limit::Limit;
 use bluff_attachment::{descriptor, stream};
 use bluff_pci::{PciEvent, PciFunction};
@@ -18,6 +22,7 @@ use crate::framing::MAX_FILES;
 use crate::function::PciTarget;
 use crate::mailbox::Removed;
 use crate::{Error, Outgoing, Progress, Session, Ticket};
+use keep::Keeping;
 
 /// Reads from one client in a turn of the loop, so that a flood of messages does not hold up others.
 const BUDGET: usize = 64;
@@ -52,11 +57,20 @@ pub struct Slot {
     limit: Limit,
     /// How often in a row the connection was readable and had nothing.
     vain: u8,
+    keeping: Option<Keeping>,
 }
 
 impl Slot {
     /// A slot that waits for a client.
-    pub fn new(name: String, session: Session<PciTarget>, events: Listener) -> Self {
+    pub fn new(
+        name: String,
+        mut session: Session<PciTarget>,
+        keeper: Option<Box<dyn Keeper>>,
+        events: Listener,
+    ) -> Self {
+        if keeper.is_some() {
+            session.target_mut().keep();
+        }
         Self {
             name,
             session,
@@ -70,6 +84,7 @@ impl Slot {
             removal: None,
             limit: Limit::default(),
             vain: 0,
+            keeping: keeper.map(Keeping::new),
         }
     }
 
@@ -91,7 +106,7 @@ impl Slot {
         self.next = self.next.take().filter(waits);
         let taken = self.socket.is_some() || self.next.is_some() || self.removal.is_some();
         match (taken, self.session.is_idle()) {
-            (false, true) => self.connected(socket),
+            (false, true) => self.connected(socket, now),
             (false, false) => self.next = Some(socket),
             (true, _) => {
                 self.log(now, "a second client is turned away");
@@ -100,7 +115,12 @@ impl Slot {
         }
     }
 
-    fn connected(&mut self, socket: UnixStream) {
+    fn connected(&mut self, socket: UnixStream, now: Instant) {
+        if let Some(keeping) = &mut self.keeping
+            && let Err(e) = keeping.connected(&socket)
+        {
+            return self.log(now, &format!("connection is not kept: {e}"));
+        }
         self.socket = Some(socket);
         self.session.connect();
         self.vain = 0;
@@ -114,10 +134,10 @@ impl Slot {
             return Vec::new();
         };
         let mut set = EventSet::READ_HANG_UP;
-        if self.unsent.is_some() {
+        if self.is_blocked() {
             set |= EventSet::OUT;
         }
-        if self.session.wants_input() {
+        if self.wants_input() {
             set |= EventSet::IN;
         }
         vec![((), socket.as_raw_fd(), set)]
@@ -133,17 +153,35 @@ impl Slot {
         self.socket.is_some()
     }
 
+    /// Whether the client does not read what it was sent.
+    fn is_blocked(&self) -> bool {
+        match &self.keeping {
+            None => self.unsent.is_some(),
+            Some(keeping) => keeping.is_blocked(),
+        }
+    }
+
+    /// Whether the connection is to be read. What is kept is done one after the other.
+    fn wants_input(&self) -> bool {
+        let free = |keeping: &Keeping| keeping.is_free() && !self.session.is_busy();
+        self.session.wants_input() && self.keeping.as_ref().is_none_or(free)
+    }
+
     /// The connection is ready.
     pub fn ready(&mut self, set: EventSet, buffer: &mut [u8], now: Instant) {
-        let before = self.unsent.is_some();
-        self.transmit(now);
-        let moved = before && self.unsent.is_none();
+        let before = self.is_blocked();
+        match self.keeping {
+            None => self.transmit(now),
+            Some(_) => self.flush(),
+        }
+        let moved = before && !self.is_blocked();
         let ended = EventSet::READ_HANG_UP | EventSet::HANG_UP | EventSet::ERROR;
-        if self.session.wants_input() && set.intersects(EventSet::IN | ended) {
+        if self.wants_input() && set.intersects(EventSet::IN | ended) {
             // What was sent before the end is read first; reading resets this.
             self.vain += u8::from(!moved);
             match self.vain > VAIN {
                 true => self.hang_up(Some(Error::Unreadable.to_string())),
+                false if self.keeping.is_some() => self.look(buffer, now),
                 false => self.read(buffer, now),
             }
         } else if set.intersects(ended) {
@@ -162,16 +200,11 @@ impl Slot {
             let got = match stream::take(socket.as_fd(), &mut buffer[..want], MAX_FILES) {
                 Ok(got) => got,
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,
-                // It went without having read what was sent to it last.
-                Err(e) if e.kind() == io::ErrorKind::ConnectionReset => {
-                    return self.hang_up(None);
-                }
-                Err(e) => return self.hang_up(Some(e.to_string())),
+                Err(e) => return self.broken(&e),
             };
             self.vain = 0;
             if got.len == 0 {
-                let cut = self.session.is_within_message();
-                return self.hang_up(cut.then(|| Error::Truncated.to_string()));
+                return self.end_of_stream();
             }
             let received = self
                 .session
@@ -182,6 +215,18 @@ impl Slot {
                 return self.hang_up(Some(e.to_string()));
             }
         }
+    }
+
+    fn end_of_stream(&mut self) {
+        let cut = self.session.is_within_message();
+        self.hang_up(cut.then(|| Error::Truncated.to_string()));
+    }
+
+    /// The socket fails.
+    fn broken(&mut self, e: &io::Error) {
+        // It went, without having read what was sent to it last.
+        let gone = [io::ErrorKind::BrokenPipe, io::ErrorKind::ConnectionReset];
+        self.hang_up((!gone.contains(&e.kind())).then(|| e.to_string()));
     }
 
     /// Sends what there is to send, as far as the client reads.
@@ -216,6 +261,14 @@ impl Slot {
                 }
             }
         }
+        self.look_after(now);
+        if let Some(e) = failed {
+            self.broken(&e);
+        }
+    }
+
+    /// What the session has to say besides messages.
+    fn look_after(&mut self, now: Instant) {
         while let Some(refused) = self.session.poll_refused() {
             let line = format!("command {} is refused: {}", refused.command, refused.error);
             self.log(now, &line);
@@ -226,13 +279,6 @@ impl Slot {
             self.negotiated = true;
             (self.events)(&self.name, AttachmentEvent::Negotiated);
         }
-        match failed.map(|e| (e.kind(), e)) {
-            None => {}
-            Some((io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset, _)) => {
-                self.hang_up(None);
-            }
-            Some((_, e)) => self.hang_up(Some(e.to_string())),
-        }
     }
 
     /// A function has done what a session asked for.
@@ -240,9 +286,12 @@ impl Slot {
         let was_idle = self.session.is_idle();
         self.session.finished(ticket);
         if !was_idle && self.session.is_idle() {
-            self.ended();
+            self.ended(now);
         }
-        self.transmit(now);
+        match self.keeping {
+            None => self.transmit(now),
+            Some(_) => self.worked(now),
+        }
     }
 
     /// Ends the session; `why` where that is not the client's decision.
@@ -250,20 +299,28 @@ impl Slot {
         let Some(socket) = self.socket.take() else {
             return;
         };
+        if let Some(keeping) = &mut self.keeping {
+            keeping.hung_up();
+            // The keeper holds it too, and the client is not to wait for that.
+            let _ = socket.shutdown(Shutdown::Both);
+        }
         self.retired.push(socket);
         self.unsent = None;
         self.why = why;
         if self.session.end() == Progress::Done {
-            self.ended();
+            self.ended(Instant::now());
         }
     }
 
-    fn ended(&mut self) {
+    fn ended(&mut self, now: Instant) {
+        if let Some(keeping) = &mut self.keeping {
+            keeping.ended();
+        }
         let why = self.why.take();
         (self.events)(&self.name, AttachmentEvent::Disconnected(why));
         // None where the function is being removed.
         if let Some(next) = self.next.take() {
-            self.connected(next);
+            self.connected(next, now);
         }
     }
 

@@ -138,7 +138,7 @@ fn a_client_that_we_did_not_write() {
         let port = port.clone();
         move || {
             let (socket, _) = listener.accept().unwrap();
-            port.handle.connection(port.name, socket);
+            port.handle.connection(port.name, socket.into());
         }
     });
     let mut client = vfio_user::Client::new(&path).unwrap();

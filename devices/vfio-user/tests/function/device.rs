@@ -167,6 +167,17 @@ impl Device for Echo {
         self.seen.over("reset", bound, done);
     }
 
+    fn save(&self) -> Vec<u8> {
+        [self.data.to_le_bytes(), self.result.to_le_bytes()].concat()
+    }
+
+    fn load(&mut self, state: &[u8]) -> Result<(), bluff_pci::Error> {
+        let (data, result) = state.split_at(8);
+        self.data = u64::from_le_bytes(data.try_into().unwrap());
+        self.result = u64::from_le_bytes(result.try_into().unwrap());
+        Ok(())
+    }
+
     fn io_events(&mut self, bar: u8) -> Vec<IoEvent> {
         let event = |offset| IoEvent {
             offset,

@@ -5,5 +5,6 @@ mod clients;
 mod device;
 mod life;
 mod memory;
+mod recorded;
 mod settling;
 mod support;

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use bluff_attachment::stream;
 use bluff_pci::Area;
+use bluff_vfio_user::keeper::Keeper;
 pub use bluff_vfio_user::spec::{self, command, flag, irq, region};
 use bluff_vfio_user::{
     Attachment, AttachmentEvent, Counters, LoopHandle, Options, SessionLoop, framing,
@@ -74,6 +75,11 @@ impl Card {
     }
 
     pub fn add(&self, name: &'static str) -> Port {
+        self.add_kept(name, None)
+    }
+
+    /// One whose sessions are recorded.
+    pub fn add_kept(&self, name: &'static str, keeper: Option<Box<dyn Keeper>>) -> Port {
         let (function, seen, area) = function();
         self.seen.lock().unwrap().push(seen.clone());
         let events = seen.clone();
@@ -84,6 +90,7 @@ impl Card {
         });
         let options = Options {
             bound: BOUND,
+            keeper,
             ..Options::default()
         };
         let attachment = Attachment::new(name, Box::new(function), options, listener);
@@ -103,11 +110,8 @@ impl Port {
     /// Connects, without a word.
     pub fn fresh(&self) -> Client {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        self.handle.connection(self.name, theirs);
-        Client {
-            socket: ours,
-            next_id: 0,
-        }
+        self.handle.connection(self.name, theirs.into());
+        Client::over(ours)
     }
 
     /// As QEMU after its first message.
@@ -165,6 +169,10 @@ pub struct Client {
 }
 
 impl Client {
+    pub fn over(socket: UnixStream) -> Self {
+        Self { socket, next_id: 0 }
+    }
+
     pub fn negotiate(&mut self) {
         let body = [&[0; 4], QEMU.as_bytes(), &[0]].concat();
         assert_eq!(self.ask(command::VERSION, &body).errno, 0);

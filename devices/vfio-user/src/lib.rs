@@ -16,7 +16,6 @@
 //! * [`Session`] keeps the order, what was agreed on, and what is mapped. A refused request changes nothing, is answered with an
 //!   errno, and its descriptors are closed.
 //! * [`Target`] is what a session asks of a function, [`PciTarget`] the one over any [`PciFunction`](bluff_pci::PciFunction).
-//!
 //! * With a [`keeper`] a session outlives the process that serves it: [`Record`] is everything that it stands on.
 //!
 //! # The protocol
@@ -46,6 +45,7 @@ pub mod framing;
 mod function;
 #[doc(hidden)]
 pub mod fuzzing;
+pub mod keeper;
 mod mailbox;
 mod mappings;
 mod record;
@@ -55,16 +55,6 @@ mod sessions;
 mod slot;
 pub mod spec;
 mod target;
-
-/// Who records a session, consumes its messages and replies.
-pub mod keeper {
-    pub use bluff_attachment::keeper::{Commit, Descriptors, Keeper, Key, Progress};
-
-    use crate::framing::MAX_FILES;
-
-    /// What is recorded of one session, and who consumes and replies on its behalf: the control half.
-    pub type Ledger = bluff_attachment::keeper::Ledger<{ 2 << 20 }, MAX_FILES>;
-}
 
 pub use attachment::{Attachment, AttachmentEvent, DEFAULT_BOUND, Listener, Options, Resume};
 pub use capabilities::{Agreed, Limits};

@@ -105,6 +105,15 @@ impl Recorder {
         self.seq
     }
 
+    /// That of the next connection. Steps are numbered through, so that a late word of the keeper is not taken for another.
+    pub(crate) fn next(&self) -> Self {
+        Self {
+            seq: self.seq,
+            next_key: self.next_key,
+            ..Self::default()
+        }
+    }
+
     /// That of a session that was taken up.
     pub(crate) fn resumed(record: &Record, session: &Session<PciTarget>) -> Self {
         let mut keys = BTreeMap::new();

@@ -51,7 +51,7 @@ impl Keeping {
     }
 
     pub(super) fn connected(&mut self, socket: &UnixStream) -> io::Result<()> {
-        self.recorder = Recorder::default();
+        self.recorder = self.recorder.next();
         self.keeper.connected(socket.as_fd())
     }
 

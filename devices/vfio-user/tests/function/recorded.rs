@@ -178,6 +178,9 @@ fn a_session_goes_on_wherever_its_process_dies() {
     assert_eq!(port.gone(), None);
     let nothing = ledger.lock().unwrap().descriptors();
     assert_eq!(nothing, 0, "a session that is over is not kept");
+    // A late word of the keeper about the last session is not one about this.
+    let _next = port.client();
+    assert_eq!(ledger.lock().unwrap().seq(), steps + 1);
 
     for step in 1..=steps {
         for death in [Death::Before(step), Death::After(step)] {

@@ -11,7 +11,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
-use std::sync::atomic::{AtomicUsize, Ordering, fence};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
 use std::sync::{Mutex, Once};
 
 use crate::MemoryError;
@@ -40,6 +40,16 @@ static TABLE: [Slot; SLOTS] = [const {
 /// One more than the highest slot that was ever used: what the handler has to look at.
 static HIGH: AtomicUsize = AtomicUsize::new(0);
 static FREE: Mutex<Vec<usize>> = Mutex::new(Vec::new());
+
+/// How often the handler repaired anything. Who has seen a number, and found nothing of his marked, need not look again
+/// while it is the same.
+static REPAIRS: AtomicU64 = AtomicU64::new(0);
+
+/// How often a mapping of this process was repaired; 0 is before the first time.
+pub(crate) fn repairs() -> u64 {
+    // With acquire: the marks that were set before are seen after it.
+    REPAIRS.load(Ordering::Acquire)
+}
 
 /// A range of addresses that the handler repairs, for as long as this lives.
 #[derive(Debug)]
@@ -164,6 +174,7 @@ fn repair(addr: usize) -> bool {
         }
         // First the mark: who reads zeroes there finds it set.
         slot.poisoned.set(true);
+        REPAIRS.fetch_add(1, Ordering::Release);
         let from = addr - addr % page;
         // SAFETY: the range lies in a guarded mapping, which its owner unmaps only after it has
         // freed the slot; mmap is a plain system call.

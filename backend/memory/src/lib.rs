@@ -14,6 +14,9 @@
 //! the last epoch that names it is dropped. So whoever holds the epoch may use the pointers that were resolved in it, and whoever
 //! moves to the next one resolves again.
 //!
+//! A front end that maps one file in many pieces (vfio-user behind a guest's IOMMU: by the page) has [`Windows`], which share what
+//! is mapped of a file. Its regions have [`Rights`]: what the device may not write is mapped for reading only.
+//!
 //! Guest memory is shared with a host that may change it at any time: nothing here hands out a
 //! reference into it. Copies go through volatile or atomic accesses; bulk data goes to the kernel as
 //! [`IoVec`]s.
@@ -35,12 +38,14 @@ mod log;
 mod mapping;
 mod region;
 mod sorted;
+mod windows;
 
 pub use epoch::{Access, GuestMemory, Hint, Space};
 pub use iovec::IoVec;
 pub use log::{DirtyLog, LOG_PAGE};
 pub use mapping::{FileId, Mapping};
-pub use region::{Region, RegionSpec};
+pub use region::{Region, RegionSpec, Rights};
+pub use windows::Windows;
 
 /// What can be wrong with a memory table, a mapping or an address.
 #[derive(Debug, thiserror::Error)]
@@ -86,6 +91,14 @@ pub enum MemoryError {
     /// An address range that no region holds, or whose end passes 64 bits.
     #[error("no guest memory at {addr:#x}+{len:#x}")]
     Unmapped {
+        /// First address.
+        addr: u64,
+        /// Length in bytes.
+        len: u64,
+    },
+    /// Memory that the device may not use in that way.
+    #[error("guest memory at {addr:#x}+{len:#x} may not be used in that way")]
+    Forbidden {
         /// First address.
         addr: u64,
         /// Length in bytes.

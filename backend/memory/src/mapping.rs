@@ -7,7 +7,7 @@ use std::fs::File;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use vm_memory::{FileOffset, MmapRegion};
 
@@ -47,6 +47,26 @@ impl FileId {
     }
 }
 
+/// What a mapping is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Protection {
+    /// A write to it ends this process.
+    ReadOnly,
+    ReadWrite,
+}
+
+/// The serial of the next mapping.
+static NEXT: AtomicU64 = AtomicU64::new(0);
+
+impl Protection {
+    fn flags(self) -> libc::c_int {
+        match self {
+            Self::ReadOnly => libc::PROT_READ,
+            Self::ReadWrite => libc::PROT_READ | libc::PROT_WRITE,
+        }
+    }
+}
+
 /// One shared mapping of a piece of a file, unmapped when the last epoch that names it is gone.
 #[derive(Debug)]
 pub struct Mapping {
@@ -56,6 +76,8 @@ pub struct Mapping {
     /// From the start of `region` to the first byte that was asked for.
     skip: usize,
     id: FileId,
+    protection: Protection,
+    serial: u64,
     /// Given back last, when it is unmapped.
     _share: Share,
 }
@@ -79,9 +101,21 @@ impl Mapping {
     /// # Errors
     /// As [`Mapping::new`].
     pub(crate) fn again(&self, offset: u64, len: u64) -> Result<Self, MemoryError> {
-        let file = self.region.file_offset().expect("mapped from a file");
-        let file = file.file().try_clone().map_err(MemoryError::Map)?;
-        Examined::new(file, offset, len)?.map()
+        let file = self.file().try_clone().map_err(MemoryError::Map)?;
+        Examined::new(file, offset, len)?.map_for(self.protection)
+    }
+
+    /// Its number: no other mapping of this process ever has the same.
+    pub fn serial(&self) -> u64 {
+        self.serial
+    }
+
+    /// The file that it is of.
+    pub fn file(&self) -> &File {
+        self.region
+            .file_offset()
+            .expect("mapped from a file")
+            .file()
     }
 
     /// The first byte.
@@ -117,6 +151,8 @@ impl Mapping {
 pub(crate) struct Examined {
     file: File,
     id: FileId,
+    /// How long the file is, where that says how far it can be mapped.
+    size: Option<u64>,
     /// The size of its pages in bytes.
     page: u64,
     /// From the start of a page to the first byte.
@@ -131,7 +167,8 @@ impl Examined {
         let end = offset.checked_add(len).filter(|_| len > 0);
         let end = end.ok_or(MemoryError::BadRegion { start: offset, len })?;
         // A device file (a DAX device, /dev/shm aside) says zero: then the kernel judges.
-        if meta.file_type().is_file() && meta.size() < end {
+        let size = meta.file_type().is_file().then(|| meta.size());
+        if size.is_some_and(|size| size < end) {
             return Err(MemoryError::ShortFile {
                 size: meta.size(),
                 offset,
@@ -154,24 +191,51 @@ impl Examined {
         Ok(Self {
             file,
             id,
+            size,
             page,
             skip,
             map_len,
         })
     }
 
+    /// Other bytes of the same file, which have to be in it.
+    pub(crate) fn widened(&self, offset: u64, len: u64) -> Result<Self, MemoryError> {
+        let file = self.file.try_clone().map_err(MemoryError::Map)?;
+        Self::new(file, offset, len)
+    }
+
+    /// How long the file is; `None` where it is no ordinary one: such a file does not say, and two mappings of it need not be the same memory.
+    pub(crate) fn size(&self) -> Option<u64> {
+        self.size
+    }
+
     pub(crate) fn id(&self) -> FileId {
         self.id
     }
 
-    /// Whether the file was opened for reading and writing, without which it cannot be mapped.
+    /// Whether the file was opened for reading and writing, without which it cannot be mapped for that.
     pub(crate) fn is_writable(&self) -> bool {
+        self.can(Protection::ReadWrite)
+    }
+
+    /// Whether the file was opened for what a mapping of this kind needs.
+    pub(crate) fn can(&self, protection: Protection) -> bool {
         // SAFETY: the descriptor is open; no memory is involved.
         let flags = unsafe { libc::fcntl(self.file.as_raw_fd(), libc::F_GETFL) };
-        flags >= 0 && flags & libc::O_ACCMODE == libc::O_RDWR
+        let mode = flags & libc::O_ACCMODE;
+        flags >= 0
+            && flags & libc::O_PATH == 0
+            && match protection {
+                Protection::ReadOnly => mode != libc::O_WRONLY,
+                Protection::ReadWrite => mode == libc::O_RDWR,
+            }
     }
 
     pub(crate) fn map(self) -> Result<Mapping, MemoryError> {
+        self.map_for(Protection::ReadWrite)
+    }
+
+    pub(crate) fn map_for(self, protection: Protection) -> Result<Mapping, MemoryError> {
         let map_len = self.map_len;
         let share = budget::PROCESS.take(map_len as u64)?;
         // vm-memory's own constructor checks the file's length against whole pages, which a file
@@ -181,7 +245,7 @@ impl Examined {
             libc::mmap(
                 std::ptr::null_mut(),
                 map_len,
-                libc::PROT_READ | libc::PROT_WRITE,
+                protection.flags(),
                 libc::MAP_SHARED | libc::MAP_NORESERVE,
                 self.file.as_raw_fd(),
                 (self.id.offset - self.skip) as libc::off_t,
@@ -190,10 +254,15 @@ impl Examined {
         if addr == libc::MAP_FAILED {
             return Err(MemoryError::Map(std::io::Error::last_os_error()));
         }
-        self.adopt(addr.cast(), share)
+        self.adopt(addr.cast(), protection, share)
     }
 
-    fn adopt(self, addr: *mut u8, share: Share) -> Result<Mapping, MemoryError> {
+    fn adopt(
+        self,
+        addr: *mut u8,
+        protection: Protection,
+        share: Share,
+    ) -> Result<Mapping, MemoryError> {
         let map_len = self.map_len;
         let unmap = |e| {
             // SAFETY: mapped above with this length, and nobody has been told of it.
@@ -203,7 +272,7 @@ impl Examined {
         // SAFETY: the range was mapped just now with these flags.
         let region = unsafe {
             vm_memory::mmap::MmapRegionBuilder::new(map_len)
-                .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+                .with_mmap_prot(protection.flags())
                 .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE)
                 .with_file_offset(FileOffset::new(self.file, self.id.offset - self.skip))
                 .with_raw_mmap_pointer(addr)
@@ -219,6 +288,8 @@ impl Examined {
             region,
             skip: self.skip as usize,
             id: self.id,
+            protection,
+            serial: NEXT.fetch_add(1, Ordering::Relaxed),
             _share: share,
         })
     }

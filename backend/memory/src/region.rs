@@ -13,8 +13,9 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use crate::epoch::{GuestMemory, Space};
-use crate::mapping::Examined;
+use crate::epoch::{Access, GuestMemory, Space};
+use crate::mapping::{Examined, Protection};
+use crate::windows::Windows;
 use crate::{FileId, Mapping, MemoryError};
 
 /// How many older mappings a region keeps at most: tables change by one or two regions at a time.
@@ -35,11 +36,55 @@ pub struct RegionSpec {
     pub file: OwnedFd,
 }
 
+impl RegionSpec {
+    fn bad(&self) -> MemoryError {
+        MemoryError::BadRegion {
+            start: self.guest,
+            len: self.len,
+        }
+    }
+
+    fn check(&self) -> Result<(), MemoryError> {
+        let fits = |start: u64| start.checked_add(self.len).is_some();
+        if self.len == 0 || !fits(self.guest) || !fits(self.user) || !fits(self.offset) {
+            return Err(self.bad());
+        }
+        Ok(())
+    }
+}
+
+/// What a device may do with a region.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rights {
+    /// It may read it.
+    pub read: bool,
+    /// It may write it.
+    pub write: bool,
+}
+
+impl Rights {
+    /// Both.
+    pub const ALL: Self = Self {
+        read: true,
+        write: true,
+    };
+
+    /// Whether these are enough.
+    pub fn allow(self, access: Access) -> bool {
+        match access {
+            Access::Read => self.read,
+            Access::Write => self.write,
+            Access::Both => self.read && self.write,
+        }
+    }
+}
+
 /// A mapped region.
 #[derive(Clone, Debug)]
 pub struct Region {
     guest: u64,
     user: u64,
+    rights: Rights,
     /// Its own bytes, all of them in `mapping`.
     file: FileId,
     mapping: Arc<Mapping>,
@@ -53,14 +98,7 @@ impl Region {
     /// # Errors
     /// [`MemoryError::BadRegion`] where it is empty or wraps; else as [`Mapping::new`].
     pub fn new(spec: RegionSpec, old: &GuestMemory) -> Result<Self, MemoryError> {
-        let bad = MemoryError::BadRegion {
-            start: spec.guest,
-            len: spec.len,
-        };
-        let fits = |start: u64| start.checked_add(spec.len).is_some();
-        if spec.len == 0 || !fits(spec.guest) || !fits(spec.user) || !fits(spec.offset) {
-            return Err(bad);
-        }
+        spec.check()?;
         let examined = Examined::new(spec.file.into(), spec.offset, spec.len)?;
         let file = examined.id();
         let sound = || old.regions().filter(|r| !r.mapping.is_poisoned());
@@ -78,10 +116,48 @@ impl Region {
         Ok(Self {
             guest: spec.guest,
             user: spec.user,
+            rights: Rights::ALL,
             file,
             mapping,
             aliases,
         })
+    }
+
+    /// A region of a front end that maps one file in many pieces: it shares what is mapped of the file with the others.
+    /// Without the right to write it is mapped for reading only, so that the file need not be writable.
+    ///
+    /// # Errors
+    /// [`MemoryError::BadRegion`] where it is empty or wraps, or has no right at all; else as [`Mapping::new`].
+    pub fn within(
+        spec: RegionSpec,
+        rights: Rights,
+        windows: &mut Windows,
+    ) -> Result<Self, MemoryError> {
+        spec.check()?;
+        let protection = match rights {
+            Rights { write: true, .. } => Protection::ReadWrite,
+            Rights { read: true, .. } => Protection::ReadOnly,
+            _ => return Err(spec.bad()),
+        };
+        let examined = Examined::new(spec.file.into(), spec.offset, spec.len)?;
+        Ok(Self {
+            guest: spec.guest,
+            user: spec.user,
+            rights,
+            file: examined.id(),
+            mapping: windows.map(examined, protection)?,
+            aliases: Vec::new(),
+        })
+    }
+
+    /// What the device may do with it.
+    pub fn rights(&self) -> Rights {
+        self.rights
+    }
+
+    /// The mapping that it is a part of.
+    pub fn mapping(&self) -> &Arc<Mapping> {
+        &self.mapping
     }
 
     /// Guest physical address of its first byte.

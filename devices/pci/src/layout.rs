@@ -43,17 +43,30 @@ impl Area {
     /// # Errors
     /// What the kernel says to a memory file of that length.
     pub fn new(offset: u64, len: u64) -> io::Result<Self> {
+        let mut all = Self::several(&[(offset, len)])?;
+        Ok(all.pop().expect("as many as were asked for"))
+    }
+
+    /// As [`Area::new`], the areas of a BAR, by offset and length in bytes. They have one file, in which they lie as they lie in the BAR: vfio
+    /// knows one file for a BAR, and an attachment cannot offer what is elsewhere.
+    ///
+    /// # Errors
+    /// As [`Area::new`].
+    pub fn several(areas: &[(u64, u64)]) -> io::Result<Vec<Self>> {
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
         let file = rustix::fs::memfd_create(c"bar", flags)?;
-        rustix::fs::ftruncate(&file, len)?;
+        let end = areas.iter().map(|(offset, len)| offset + len).max();
+        rustix::fs::ftruncate(&file, end.unwrap_or(0))?;
         let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
         rustix::fs::fcntl_add_seals(&file, seals)?;
-        Ok(Self {
+        let file = Arc::new(file);
+        let area = |&(offset, len): &(u64, u64)| Self {
             offset,
             len,
-            file: Arc::new(file),
-            file_offset: 0,
-        })
+            file: file.clone(),
+            file_offset: offset,
+        };
+        Ok(areas.iter().map(area).collect())
     }
 }
 
@@ -67,7 +80,8 @@ pub struct Bar {
     /// Whether reads have no side effects.
     pub prefetchable: bool,
     /// What of it can be mapped; ascending, apart from each other, and apart from pages that hold an MSI-X table or
-    /// its pending bits, which have to be trapped.
+    /// its pending bits, which have to be trapped. An attachment may be able to offer only areas of one file that lie in it as
+    /// they lie in the BAR; what it does not offer is trapped.
     pub areas: Vec<Area>,
 }
 

@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use serde_json::{Map, Value};
 
+use serde::{Deserialize, Serialize};
+
 use crate::Error;
 use crate::framing::MAX_FILES;
 use crate::spec::HEADER_LEN;
@@ -59,7 +61,7 @@ impl Limits {
 }
 
 /// What was agreed on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Agreed {
     /// Descriptors that the client takes in one message.
     pub client_fds: usize,

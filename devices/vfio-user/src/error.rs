@@ -67,6 +67,9 @@ pub enum Error {
     /// The connection ended in the middle of a message.
     #[error("connection ended within a message")]
     Truncated,
+    /// A socket that is said to be readable again and again, and has nothing.
+    #[error("data that cannot be read")]
+    Unreadable,
     /// A reply to nothing that was asked.
     #[error("reply {id} to command {command}, which was not sent")]
     Reply {
@@ -143,6 +146,9 @@ pub enum Error {
     /// More mappings, or more mapped bytes, than there may be.
     #[error("too much is mapped")]
     Full,
+    /// A recorded session that cannot be taken up.
+    #[error("recorded state does not fit: {0}")]
+    Recorded(&'static str),
     /// The target refuses.
     #[error("the function refuses: {0}")]
     Target(Errno),
@@ -153,7 +159,13 @@ impl Error {
     pub fn ends_session(&self) -> bool {
         matches!(
             self,
-            Self::Type(_) | Self::Size(_) | Self::Truncated | Self::Reply { .. } | Self::Version(_)
+            Self::Type(_)
+                | Self::Size(_)
+                | Self::Truncated
+                | Self::Unreadable
+                | Self::Reply { .. }
+                | Self::Version(_)
+                | Self::Recorded(_)
         )
     }
 

@@ -143,6 +143,11 @@ impl Framer {
         !self.bytes.is_empty()
     }
 
+    /// What has come of a message that is not whole: its bytes, its descriptors, and whether some were lost.
+    pub fn partial(&self) -> (&[u8], &[OwnedFd], bool) {
+        (&self.bytes, &self.files, self.truncated)
+    }
+
     /// Takes what one read gave, and appends the messages that it made whole. `truncated`: the kernel has dropped descriptors.
     ///
     /// # Errors

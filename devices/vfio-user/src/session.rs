@@ -1,7 +1,7 @@
 //! A session with a client, as a state machine without I/O.
 //!
 //! ```text
-//!            connect          VERSION            unmap, reset that take time
+//!            connect          VERSION            unmap, reset, write that take time
 //!   Idle ------------> Fresh ---------> Ready <-----------------------------> Busy
 //!    ^                   |                 |            finished               |
 //!    |                   `---- bad ----.   | bad stream                        |
@@ -18,6 +18,7 @@ mod access;
 mod info;
 mod irqs;
 mod memory;
+mod resume;
 
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
@@ -33,7 +34,7 @@ use crate::mappings::Mappings;
 use crate::request::Request;
 use crate::spec::{self, RawVersion, command, flag};
 use crate::target::{Progress, Target, Ticket};
-use crate::{Errno, Error, Limits, Mapping};
+use crate::{Counters, Errno, Error, Limits, Mapping};
 
 /// Commands that wait here before no more are read.
 const MAX_BACKLOG: usize = 64;
@@ -79,7 +80,25 @@ impl Reply {
 /// An answer to a command.
 enum Answer {
     Now(Reply),
-    Later(Ticket, Reply),
+    Later(Ticket, Later),
+}
+
+/// What is left of a command that waits for the target.
+#[derive(Debug)]
+enum Later {
+    /// Its reply.
+    Reply(Reply),
+    /// Writes that come after the one that is not settled, and the reply.
+    Writes(access::Writes),
+}
+
+/// To what a reply goes.
+#[derive(Clone, Copy, Debug)]
+struct Asked {
+    id: u16,
+    command: u16,
+    /// A reply is wanted.
+    wanted: bool,
 }
 
 #[derive(Debug)]
@@ -94,8 +113,8 @@ enum State {
     Busy {
         agreed: Agreed,
         ticket: Ticket,
-        /// What to answer; `None` where no reply is wanted.
-        reply: Option<Outgoing>,
+        asked: Asked,
+        later: Later,
     },
     /// Nothing of the client is looked at any more. The error is taken out when it is told.
     Failed(Option<Error>),
@@ -122,6 +141,9 @@ pub struct Session<T> {
     mappings: Mappings,
     dma: Dma,
     refused: VecDeque<Refused>,
+    /// How many of the commands in the backlog have waited behind another one.
+    delayed: usize,
+    counters: Arc<Counters>,
 }
 
 impl<T: Target> Session<T> {
@@ -130,6 +152,14 @@ impl<T: Target> Session<T> {
     /// # Panics
     /// Where the limits have no page size.
     pub fn new(target: T, limits: Limits) -> Self {
+        Self::counted(target, limits, Arc::default())
+    }
+
+    /// As [`Session::new`], with counters that somebody else reads.
+    ///
+    /// # Panics
+    /// As [`Session::new`].
+    pub fn counted(target: T, limits: Limits, counters: Arc<Counters>) -> Self {
         assert!(limits.pgsizes != 0, "no page size");
         Self {
             target,
@@ -143,7 +173,19 @@ impl<T: Target> Session<T> {
             mappings: Mappings::default(),
             dma: Dma::default(),
             refused: VecDeque::new(),
+            delayed: 0,
+            counters,
         }
+    }
+
+    /// How many messages there were, with all clients.
+    pub fn counters(&self) -> &Arc<Counters> {
+        &self.counters
+    }
+
+    /// The function; its clients have to be gone.
+    pub fn into_target(self) -> T {
+        self.target
     }
 
     /// The function.
@@ -169,6 +211,11 @@ impl<T: Target> Session<T> {
     /// Whether a message has begun and is not whole: a stream that ends now is cut.
     pub fn is_within_message(&self) -> bool {
         self.framer.is_within_message()
+    }
+
+    /// What has come of the message that is not whole yet.
+    pub(crate) fn partial(&self) -> (&[u8], &[OwnedFd], bool) {
+        self.framer.partial()
     }
 
     /// How far may be read without reading past a message; see [`Framer::missing`].
@@ -233,6 +280,7 @@ impl<T: Target> Session<T> {
         let mut whole = VecDeque::new();
         let pushed = self.framer.push(bytes, files, truncated, &mut whole);
         for message in whole {
+            self.counters.received(message.header.command);
             match message.header.kind {
                 Kind::Command { .. } => self.backlog.push_back(message),
                 Kind::Reply { error } => {
@@ -268,10 +316,12 @@ impl<T: Target> Session<T> {
         if let Some(next) = self.outgoing.pop_front() {
             self.outgoing_bytes -= next.bytes.len();
             self.advance();
+            self.counters.sent(&next.bytes);
             return Some(next);
         }
         let max = self.agreed().map_or(0, |a| self.max_dma(&a));
         let bytes = self.dma.transmit(max)?;
+        self.counters.sent(&bytes);
         Some(Outgoing {
             bytes,
             files: Vec::new(),
@@ -280,19 +330,24 @@ impl<T: Target> Session<T> {
 
     /// A ticket that the target was given: what it stands for is over. One that is of no more use is ignored.
     pub fn finished(&mut self, ticket: Ticket) {
-        match &mut self.state {
+        match std::mem::replace(&mut self.state, State::Idle) {
             State::Busy {
                 agreed,
                 ticket: waiting,
-                reply,
-            } if *waiting == ticket => {
-                let reply = reply.take();
-                self.state = State::Ready(*agreed);
-                self.send(reply);
+                asked,
+                later,
+            } if waiting == ticket => {
+                self.state = State::Ready(agreed);
+                self.delayed = self.backlog.len();
+                let answer = match later {
+                    Later::Reply(reply) => Ok(Answer::Now(reply)),
+                    Later::Writes(writes) => self.settled(writes),
+                };
+                self.answer(asked, answer);
                 self.advance();
             }
-            State::Ending(waiting) if *waiting == ticket => self.state = State::Idle,
-            _ => {}
+            State::Ending(waiting) if waiting == ticket => {}
+            other => self.state = other,
         }
     }
 
@@ -305,6 +360,7 @@ impl<T: Target> Session<T> {
         }
         self.framer = Framer::new(self.limits.max_message());
         self.backlog.clear();
+        self.delayed = 0;
         self.outgoing.clear();
         self.outgoing_bytes = 0;
         self.mappings.clear();
@@ -414,6 +470,10 @@ impl<T: Target> Session<T> {
             && self.outgoing_bytes < self.limits.max_message()
             && let Some(message) = self.backlog.pop_front()
         {
+            match self.delayed.checked_sub(1) {
+                Some(less) => self.delayed = less,
+                None => self.target.begin(),
+            }
             self.handle(message);
         }
     }
@@ -422,24 +482,38 @@ impl<T: Target> Session<T> {
         let framing::Header {
             id, command, kind, ..
         } = message.header;
-        let wanted = kind == Kind::Command { no_reply: false };
-        let reply = |reply: Reply| {
-            wanted.then(|| Outgoing {
-                bytes: framing::message(id, command, flag::REPLY, 0, &[&reply.payload]),
-                files: reply.files,
-            })
+        let asked = Asked {
+            id,
+            command,
+            wanted: kind == Kind::Command { no_reply: false },
         };
-        let error = match self.serve(message) {
-            Ok(Answer::Now(payload)) => return self.send(reply(payload)),
-            Ok(Answer::Later(ticket, payload)) => {
+        let answer = self.serve(message);
+        self.answer(asked, answer);
+    }
+
+    fn answer(&mut self, asked: Asked, answer: Result<Answer, Error>) {
+        let Asked {
+            id,
+            command,
+            wanted,
+        } = asked;
+        let error = match answer {
+            Ok(Answer::Now(reply)) => {
+                let message = wanted.then(|| Outgoing {
+                    bytes: framing::message(id, command, flag::REPLY, 0, &[&reply.payload]),
+                    files: reply.files,
+                });
+                return self.send(message);
+            }
+            Ok(Answer::Later(ticket, later)) => {
                 let State::Ready(agreed) = self.state else {
                     unreachable!("served in another state");
                 };
-                let reply = reply(payload);
                 self.state = State::Busy {
                     agreed,
                     ticket,
-                    reply,
+                    asked,
+                    later,
                 };
                 return;
             }
@@ -493,8 +567,8 @@ impl<T: Target> Session<T> {
                 region,
                 offset,
                 data,
-            } => self.region_write(region, offset, &data)?,
-            Request::WriteMulti(writes) => self.write_multi(&agreed, &writes)?,
+            } => return self.region_write(region, offset, &data),
+            Request::WriteMulti(writes) => return self.write_multi(&agreed, writes),
             Request::Reset => return Ok(self.reset()),
         }))
     }

@@ -19,6 +19,16 @@ pub enum Progress {
     Pending,
 }
 
+/// What became of a write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Written {
+    /// It is done.
+    Done,
+    /// It took the device's DMA away, by a reset or by the end of bus mastering. The client's write is answered when that is over.
+    Unsettled(Progress),
+}
+
 /// A region of the device (vfio-user, "VFIO_USER_DEVICE_GET_REGION_INFO").
 #[derive(Clone, Debug, Default)]
 pub struct Region {
@@ -107,6 +117,10 @@ pub enum IrqChange {
 /// ticket to [`Session::finished`](crate::Session::finished); until then no other request is served. The session puts no bound on that: the target does,
 /// below the client's patience (QEMU: 5 s).
 pub trait Target {
+    /// A command is served from here on that did not wait behind another one. What it waits for, and what those
+    /// wait for that came meanwhile, has to fit into one bound: the client may have given all of them the same time.
+    fn begin(&mut self) {}
+
     /// How many regions there are; at most 100, as QEMU takes no more. For PCI at least
     /// [`PCI_COUNT`](crate::spec::region::PCI_COUNT), those that are not there with size zero.
     fn regions(&self) -> u32;
@@ -115,7 +129,7 @@ pub trait Target {
     fn region(&self, index: u32) -> Region;
 
     /// What the client may have signalled without a message, of a region.
-    fn io_event_fds(&self, _region: u32) -> Vec<IoEventFd> {
+    fn io_event_fds(&mut self, _region: u32) -> Vec<IoEventFd> {
         Vec::new()
     }
 
@@ -131,11 +145,19 @@ pub trait Target {
     /// What the client is told.
     fn read(&mut self, region: u32, offset: u64, to: &mut [u8]) -> Result<(), Errno>;
 
-    /// Writes `from.len()` bytes, at least one, to a writable region.
+    /// Writes `from.len()` bytes, at least one, to a writable region. The ticket is for a write that is
+    /// [unsettled](Written::Unsettled) and not over yet. What is under way with [`Session::dma_read`](crate::Session::dma_read) and
+    /// `dma_write` fails as soon as a write is unsettled: a client that waits for the reply to the write would not answer it.
     ///
     /// # Errors
     /// What the client is told.
-    fn write(&mut self, region: u32, offset: u64, from: &[u8]) -> Result<(), Errno>;
+    fn write(
+        &mut self,
+        region: u32,
+        offset: u64,
+        from: &[u8],
+        ticket: Ticket,
+    ) -> Result<Written, Errno>;
 
     /// Changes interrupts of a type.
     ///
@@ -160,7 +182,7 @@ pub trait Target {
     fn reset(&mut self, ticket: Ticket) -> Progress;
 
     /// The client has gone: all memory and all descriptors of interrupts are to be given up (vfio-user, "Client Disconnection"), and the
-    /// next client is to find the function clean. It can come while an unmap or a reset is pending; their
+    /// next client is to find the function clean. It can come while an unmap, a write or a reset is pending; their
     /// tickets are of no more use then.
     fn disconnected(&mut self, ticket: Ticket) -> Progress;
 }

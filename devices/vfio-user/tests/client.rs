@@ -10,6 +10,7 @@ use std::thread::JoinHandle;
 use bluff_vfio_user::spec::{irq, region};
 use bluff_vfio_user::{
     Errno, IrqChange, Irqs, Limits, Mapping, Progress, Region, RegionMap, Session, Target, Ticket,
+    Written,
 };
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
@@ -86,11 +87,17 @@ impl Target for Function {
         to.copy_from_slice(&self.config[at..at + to.len()]);
         Ok(())
     }
-    fn write(&mut self, region: u32, offset: u64, from: &[u8]) -> Result<(), Errno> {
+    fn write(
+        &mut self,
+        region: u32,
+        offset: u64,
+        from: &[u8],
+        _: Ticket,
+    ) -> Result<Written, Errno> {
         assert_eq!(region, region::PCI_CONFIG);
         let at = offset as usize;
         self.config[at..at + from.len()].copy_from_slice(from);
-        Ok(())
+        Ok(Written::Done)
     }
     fn set_irqs(&mut self, index: u32, change: IrqChange) -> Result<(), Errno> {
         let mut seen = self.seen.lock().unwrap();

@@ -50,7 +50,6 @@ pub mod framing;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod keeper;
-pub mod limit;
 mod mailbox;
 pub mod message;
 pub mod plan;
@@ -61,6 +60,8 @@ mod slot;
 pub mod spec;
 pub mod state;
 pub mod unix;
+
+pub use bluff_attachment::limit;
 
 pub use attachment::{
     Attachment, AttachmentEvent, DEFAULT_BOUND, Listener, Negotiated, Options, Resume,

@@ -1,12 +1,9 @@
-//! How other threads reach the loop's: a queue and an eventfd that wakes the loop.
+//! How other threads reach the loop's: what they can say.
 
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
 use std::sync::mpsc::SyncSender;
-use std::sync::{Mutex, PoisonError};
 
 use bluff_virtio::{DeviceEvent, VirtioDevice};
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::attachment::{Attachment, Resume};
 use crate::session::Done;
@@ -36,11 +33,7 @@ pub enum Letter {
 }
 
 /// The queue.
-#[derive(Debug)]
-pub struct Mailbox {
-    letters: Mutex<Vec<Letter>>,
-    bell: EventFd,
-}
+pub type Mailbox = bluff_attachment::Mailbox<Letter>;
 
 impl std::fmt::Debug for Letter {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -53,46 +46,5 @@ impl std::fmt::Debug for Letter {
             Self::Committed(..) => "Committed",
             Self::Stop => "Stop",
         })
-    }
-}
-
-impl Mailbox {
-    /// An empty one.
-    ///
-    /// # Errors
-    /// Where there is no descriptor left.
-    pub fn new() -> io::Result<Self> {
-        Ok(Self {
-            letters: Mutex::default(),
-            bell: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
-        })
-    }
-
-    /// Leaves a letter.
-    pub fn post(&self, letter: Letter) {
-        self.lock().push(letter);
-        self.ring();
-    }
-
-    /// Wakes the loop.
-    pub fn ring(&self) {
-        // Fails only where the counter is full, and then the loop is woken anyway.
-        let _ = self.bell.write(1);
-    }
-
-    /// Every letter so far.
-    pub fn empty(&self) -> Vec<Letter> {
-        let _ = self.bell.read();
-        std::mem::take(&mut *self.lock())
-    }
-
-    /// Readable when there are letters.
-    pub fn fd(&self) -> RawFd {
-        self.bell.as_raw_fd()
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Letter>> {
-        // A push is whole or has not happened.
-        self.letters.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -2,12 +2,13 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use bluff_attachment::Watched;
 use bluff_virtio::VirtioDevice;
 use event_manager::{
     EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberId, SubscriberOps,
@@ -137,7 +138,7 @@ struct Driver {
     mailbox: Arc<Mailbox>,
     slots: HashMap<Id, Slot>,
     names: HashMap<String, Id>,
-    registered: HashMap<RawFd, (Id, Role, EventSet)>,
+    watched: Watched<Id, Role>,
     next_id: Id,
     looked: Instant,
     stopping: bool,
@@ -149,7 +150,7 @@ impl Driver {
             mailbox,
             slots: HashMap::new(),
             names: HashMap::new(),
-            registered: HashMap::new(),
+            watched: Watched::default(),
             next_id: 1,
             looked: Instant::now(),
             stopping: false,
@@ -274,44 +275,17 @@ impl Driver {
             Some(slot) => slot.interests(),
             None => return,
         };
-        // Before anything is closed: an open file that others hold too would stay in the epoll.
-        let mine: Vec<_> = self.registered.iter().filter(|(_, r)| r.0 == id).collect();
-        let stale: Vec<_> = mine
-            .into_iter()
-            .filter(|(fd, r)| !wants.iter().any(|w| w.1 == **fd && w.0 == r.1))
-            .map(|(fd, _)| *fd)
-            .collect();
-        for fd in stale {
-            self.registered.remove(&fd);
-            let _ = ops.remove(Events::empty_raw(fd));
-        }
+        self.watched.forget(id, &wants, ops);
         if let Some(slot) = self.slots.get_mut(&id) {
             slot.bury();
         }
-        for (role, fd, set) in wants {
-            self.register(id, role, fd, set, ops);
-        }
+        self.watched.watch(id, &wants, ops);
         if self.slots.get(&id).is_some_and(Slot::is_removed)
             && let Some(slot) = self.slots.remove(&id)
         {
             self.names.remove(slot.name());
             slot.finish();
         }
-    }
-
-    fn register(&mut self, id: Id, role: Role, fd: RawFd, set: EventSet, ops: &mut EventOps) {
-        let events = Events::new_raw(fd, set);
-        let result = match self.registered.get(&fd) {
-            Some((_, _, now)) if *now == set => return,
-            Some(_) => ops.modify(events),
-            None => ops.add(events),
-        };
-        if let Err(e) = result {
-            // A front end may send anything as its channel: what cannot be waited for is not.
-            log::debug!("descriptor {fd} cannot be waited for: {e:?}");
-            return;
-        }
-        self.registered.insert(fd, (id, role, set));
     }
 
     fn tick(&mut self, now: Instant, ops: &mut EventOps) {
@@ -341,7 +315,7 @@ impl MutEventSubscriber for Driver {
             for letter in self.mailbox.empty() {
                 self.letter(letter, now, ops);
             }
-        } else if let Some((id, role, _)) = self.registered.get(&fd).copied() {
+        } else if let Some((id, role)) = self.watched.whose(fd) {
             if let Some(slot) = self.slots.get_mut(&id) {
                 slot.ready(role, events.event_set(), now);
             }

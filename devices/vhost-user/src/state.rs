@@ -18,11 +18,7 @@ use crate::{Error, spec};
 /// The version of [`SessionState`] that this code writes, and the only one that it takes up.
 pub const VERSION: u32 = 1;
 
-/// Names a descriptor for as long as the session uses it. Never used twice in a session.
-pub type Key = u64;
-
-/// Descriptors by key.
-pub type Descriptors = BTreeMap<Key, OwnedFd>;
+pub use bluff_attachment::keeper::{Descriptors, Key};
 
 /// A memory region.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use crate::spec::{irq, region};
 use crate::{
     Errno, IoEventFd, IrqAction, IrqChange, Irqs, Mapping, Progress, Region, RegionMap, Target,
-    Ticket,
+    Ticket, Written,
 };
 
 /// What it says where it refuses memory.
@@ -97,7 +97,7 @@ impl Target for Strict {
         }
     }
 
-    fn io_event_fds(&self, index: u32) -> Vec<IoEventFd> {
+    fn io_event_fds(&mut self, index: u32) -> Vec<IoEventFd> {
         let at = |offset, value| IoEventFd {
             offset,
             size: 4,
@@ -128,9 +128,23 @@ impl Target for Strict {
         Ok(())
     }
 
-    fn write(&mut self, region: u32, offset: u64, from: &[u8]) -> Result<(), Errno> {
+    fn write(
+        &mut self,
+        region: u32,
+        offset: u64,
+        from: &[u8],
+        ticket: Ticket,
+    ) -> Result<Written, Errno> {
+        assert!(
+            self.held.is_empty(),
+            "a command before the last one was over"
+        );
         assert!(self.inside(region, offset, from.len()).write);
-        if offset == 4 { Err(Errno::IO) } else { Ok(()) }
+        match (region, offset) {
+            (_, 4) => Err(Errno::IO),
+            (7, 0) => Ok(Written::Unsettled(self.later(ticket))),
+            _ => Ok(Written::Done),
+        }
     }
 
     fn set_irqs(&mut self, index: u32, change: IrqChange) -> Result<(), Errno> {

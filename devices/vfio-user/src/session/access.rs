@@ -3,12 +3,26 @@
 use zerocopy::IntoBytes;
 use zerocopy::native_endian::U64;
 
-use super::{Reply, Session};
-use crate::Error;
+use super::{Answer, Later, Reply, Session};
 use crate::capabilities::Agreed;
 use crate::request::SmallWrite;
 use crate::spec::{RawRegionAccess, command};
-use crate::target::{Region, Target};
+use crate::target::{Progress, Region, Target, Ticket, Written};
+use crate::{Errno, Error};
+
+/// A `REGION_WRITE_MULTI` whose writes are being done.
+#[derive(Debug)]
+pub(super) struct Writes {
+    rest: std::vec::IntoIter<SmallWrite>,
+    /// How many are done.
+    done: u64,
+}
+
+impl Writes {
+    fn reply(&self) -> Reply {
+        Reply::of(&[U64::new(self.done).as_bytes()])
+    }
+}
 
 fn head(region: u32, offset: u64, count: u32) -> RawRegionAccess {
     RawRegionAccess {
@@ -64,21 +78,37 @@ impl<T: Target> Session<T> {
         Ok(reply)
     }
 
+    /// Writes; the ticket of a write that is not over.
+    fn write(&mut self, region: u32, offset: u64, data: &[u8]) -> Result<Option<Ticket>, Error> {
+        let ticket = self.ticket();
+        let written = self.target.write(region, offset, data, ticket);
+        Ok(match written.map_err(Error::Target)? {
+            Written::Done => None,
+            Written::Unsettled(progress) => {
+                // The client answers nothing while it waits for this reply (QEMU), and no DMA is to be seen after it.
+                self.dma.fail_where(Errno::CANCELED, |_, _| true);
+                (progress == Progress::Pending).then_some(ticket)
+            }
+        })
+    }
+
     pub(super) fn region_write(
         &mut self,
         region: u32,
         offset: u64,
         data: &[u8],
-    ) -> Result<Reply, Error> {
+    ) -> Result<Answer, Error> {
         self.check_access(region, offset, data.len() as u64, |r| r.write)?;
-        if !data.is_empty() {
-            self.target
-                .write(region, offset, data)
-                .map_err(Error::Target)?;
-        }
-        Ok(Reply::of(&[
-            head(region, offset, data.len() as u32).as_bytes()
-        ]))
+        let waits = match data.is_empty() {
+            true => None,
+            false => self.write(region, offset, data)?,
+        };
+        let head = head(region, offset, data.len() as u32);
+        let reply = Reply::of(&[head.as_bytes()]);
+        Ok(match waits {
+            None => Answer::Now(reply),
+            Some(ticket) => Answer::Later(ticket, Later::Reply(reply)),
+        })
     }
 
     /// All are checked before the first is done. Where the function refuses one, the reply counts those before it; where it
@@ -86,22 +116,35 @@ impl<T: Target> Session<T> {
     pub(super) fn write_multi(
         &mut self,
         agreed: &Agreed,
-        writes: &[SmallWrite],
-    ) -> Result<Reply, Error> {
+        writes: Vec<SmallWrite>,
+    ) -> Result<Answer, Error> {
         if !agreed.write_multiple {
             return Err(Error::Unsupported(command::REGION_WRITE_MULTI));
         }
-        for w in writes {
+        for w in &writes {
             self.check_access(w.region, w.offset, w.len as u64, |r| r.write)?;
         }
-        let mut done = 0u64;
-        for w in writes {
-            match self.target.write(w.region, w.offset, &w.data[..w.len]) {
-                Ok(()) => done += 1,
-                Err(errno) if done == 0 => return Err(Error::Target(errno)),
+        self.write_rest(Writes {
+            rest: writes.into_iter(),
+            done: 0,
+        })
+    }
+
+    /// The write that was waited for is over.
+    pub(super) fn settled(&mut self, mut writes: Writes) -> Result<Answer, Error> {
+        writes.done += 1;
+        self.write_rest(writes)
+    }
+
+    fn write_rest(&mut self, mut writes: Writes) -> Result<Answer, Error> {
+        while let Some(w) = writes.rest.next() {
+            match self.write(w.region, w.offset, &w.data[..w.len]) {
+                Ok(None) => writes.done += 1,
+                Ok(Some(ticket)) => return Ok(Answer::Later(ticket, Later::Writes(writes))),
+                Err(error) if writes.done == 0 => return Err(error),
                 Err(_) => break,
             }
         }
-        Ok(Reply::of(&[U64::new(done).as_bytes()]))
+        Ok(Answer::Now(writes.reply()))
     }
 }

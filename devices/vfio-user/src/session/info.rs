@@ -96,7 +96,12 @@ impl<T: Target> Session<T> {
     }
 
     /// Descriptors beyond those that the client takes are left out: these writes come as messages.
-    pub(super) fn io_fds(&self, agreed: &Agreed, index: u32, argsz: u32) -> Result<Reply, Error> {
+    pub(super) fn io_fds(
+        &mut self,
+        agreed: &Agreed,
+        index: u32,
+        argsz: u32,
+    ) -> Result<Reply, Error> {
         self.region(index)?;
         let mut reply = Reply::default();
         let mut list = Vec::new();

@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 
 use zerocopy::IntoBytes;
 
-use super::{Answer, Reply, Session};
+use super::{Answer, Later, Reply, Session};
 use crate::capabilities::Agreed;
 use crate::mappings::Bounds;
 use crate::spec::RawDmaUnmap;
@@ -55,7 +55,7 @@ impl<T: Target> Session<T> {
         let ticket = self.ticket();
         Ok(match self.target.unmap(&gone, ticket) {
             Progress::Done => Answer::Now(reply),
-            Progress::Pending => Answer::Later(ticket, reply),
+            Progress::Pending => Answer::Later(ticket, Later::Reply(reply)),
         })
     }
 
@@ -64,7 +64,7 @@ impl<T: Target> Session<T> {
         let ticket = self.ticket();
         match self.target.reset(ticket) {
             Progress::Done => Answer::Now(Reply::default()),
-            Progress::Pending => Answer::Later(ticket, Reply::default()),
+            Progress::Pending => Answer::Later(ticket, Later::Reply(Reply::default())),
         }
     }
 }

@@ -8,4 +8,5 @@ mod memory;
 mod order;
 mod regions;
 mod support;
+mod unsettled;
 mod version;

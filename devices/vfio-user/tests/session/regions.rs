@@ -4,14 +4,6 @@ use bluff_vfio_user::{Errno, Limits};
 
 use crate::support::*;
 
-fn small(region: u32, offset: u64, count: u32, data: u64) -> Vec<u8> {
-    [&access(region, offset, count), data.as_bytes()].concat()
-}
-
-fn multi(writes: &[Vec<u8>]) -> Vec<u8> {
-    [(writes.len() as u64).as_bytes().to_vec(), writes.concat()].concat()
-}
-
 #[test]
 fn what_was_written_is_read() {
     let mut client = Client::new();

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 pub use bluff_vfio_user::spec::{self, command, flag, irq, region};
 use bluff_vfio_user::{
-    Errno, Limits, Mapping, Outgoing, Progress, Session, Target, Ticket, framing,
+    Errno, Limits, Mapping, Outgoing, Progress, Session, Target, Ticket, Written, framing,
 };
 use bluff_vfio_user::{IoEventFd, IrqAction, IrqChange, Irqs, Region, RegionMap};
 pub use zerocopy::IntoBytes;
@@ -24,6 +24,9 @@ pub const EPERM: i32 = 1;
 /// As QEMU 11.1.3 sends it.
 pub const QEMU: &str = r#"{"capabilities": {"pgsizes": 4096, "max_msg_fds": 16, "max_dma_maps": 65535, "max_data_xfer_size": 1048576, "migration": {"max_bitmap_size": 268435456, "pgsize": 4096}, "write_multiple": true}}"#;
 
+/// Region and offset of the register whose writes end DMA.
+pub const COMMAND: (u32, u64) = (7, 4);
+
 /// What a function was asked for.
 #[derive(Debug)]
 pub struct Function {
@@ -32,7 +35,7 @@ pub struct Function {
     pub maps: Vec<(Mapping, Option<OwnedFd>)>,
     pub irqs: BTreeMap<(u32, u32), OwnedFd>,
     pub log: Vec<String>,
-    /// Unmaps, resets and ends are over later.
+    /// Unmaps, resets, writes to COMMAND and ends are over later.
     pub hold: bool,
     pub held: Vec<Ticket>,
     /// What it says to the next map, write or set_irqs.
@@ -98,7 +101,7 @@ impl Target for Function {
         }
     }
 
-    fn io_event_fds(&self, region: u32) -> Vec<IoEventFd> {
+    fn io_event_fds(&mut self, region: u32) -> Vec<IoEventFd> {
         match region {
             0 => self.io_event_fds.clone(),
             _ => Vec::new(),
@@ -127,7 +130,13 @@ impl Target for Function {
         Ok(())
     }
 
-    fn write(&mut self, region: u32, offset: u64, from: &[u8]) -> Result<(), Errno> {
+    fn write(
+        &mut self,
+        region: u32,
+        offset: u64,
+        from: &[u8],
+        ticket: Ticket,
+    ) -> Result<Written, Errno> {
         if let Some(errno) = self.refuse.take() {
             return Err(errno);
         }
@@ -137,7 +146,10 @@ impl Target for Function {
         if let Some(memory) = self.memory.get_mut(&region) {
             memory[at..at + from.len()].copy_from_slice(from);
         }
-        Ok(())
+        Ok(match (region, offset) {
+            COMMAND => Written::Unsettled(self.later(ticket)),
+            _ => Written::Done,
+        })
     }
 
     fn set_irqs(&mut self, index: u32, change: IrqChange) -> Result<(), Errno> {
@@ -399,4 +411,12 @@ pub fn write(region: u32, offset: u64, data: &[u8]) -> Vec<u8> {
 
 pub fn words(words: &[u32]) -> Vec<u8> {
     words.as_bytes().to_vec()
+}
+
+pub fn small(region: u32, offset: u64, count: u32, data: u64) -> Vec<u8> {
+    [&access(region, offset, count), data.as_bytes()].concat()
+}
+
+pub fn multi(writes: &[Vec<u8>]) -> Vec<u8> {
+    [(writes.len() as u64).as_bytes().to_vec(), writes.concat()].concat()
 }

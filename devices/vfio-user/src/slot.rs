@@ -1,0 +1,378 @@
+//! One attachment on the loop: its connection and its session.
+//!
+//! What a slot wants to be woken for is a value ([`Slot::interests`]) that the loop compares with what
+//! is registered; nothing here touches the epoll.
+
+mod keep;
+
+use std::io;
+use std::net::Shutdown;
+use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::time::Instant;
+
+use bluff_attachment::keeper::Keeper;
+use bluff_attachment::limit::Limit;
+use bluff_attachment::{descriptor, stream};
+use bluff_pci::{PciEvent, PciFunction};
+use event_manager::EventSet;
+
+use crate::attachment::{AttachmentEvent, Listener};
+use crate::framing::MAX_FILES;
+use crate::function::PciTarget;
+use crate::mailbox::Removed;
+use crate::{Error, Outgoing, Progress, Session, Ticket};
+use keep::Keeping;
+
+/// Reads from one client in a turn of the loop, so that a flood of messages does not hold up others.
+const BUDGET: usize = 64;
+/// Bytes of one read.
+pub const BUFFER: usize = 64 << 10;
+/// How often in a row a socket may be said to be ready and have nothing. More than once is no accident: out-of-band data, for
+/// one, is reported for ever and is not in the stream.
+const VAIN: u8 = 8;
+
+/// A message that the client has not read all of.
+struct Unsent {
+    message: Outgoing,
+    /// Bytes that went.
+    sent: usize,
+}
+
+/// One attachment.
+pub struct Slot {
+    name: String,
+    session: Session<PciTarget>,
+    events: Listener,
+    socket: Option<UnixStream>,
+    /// Connections that are over, until the loop has forgotten them.
+    retired: Vec<UnixStream>,
+    unsent: Option<Unsent>,
+    /// A client that waits until the one before it is gone.
+    next: Option<UnixStream>,
+    why: Option<String>,
+    /// The version was told.
+    negotiated: bool,
+    removal: Option<Removed>,
+    limit: Limit,
+    /// How often in a row the connection was readable and had nothing.
+    vain: u8,
+    keeping: Option<Keeping>,
+}
+
+impl Slot {
+    /// A slot that waits for a client.
+    pub fn new(
+        name: String,
+        mut session: Session<PciTarget>,
+        keeper: Option<Box<dyn Keeper>>,
+        events: Listener,
+    ) -> Self {
+        if keeper.is_some() {
+            session.target_mut().keep();
+        }
+        Self {
+            name,
+            session,
+            events,
+            socket: None,
+            retired: Vec::new(),
+            unsent: None,
+            next: None,
+            why: None,
+            negotiated: false,
+            removal: None,
+            limit: Limit::default(),
+            vain: 0,
+            keeping: keeper.map(Keeping::new),
+        }
+    }
+
+    /// The attachment's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Takes a client up, now or when the one before it has gone.
+    pub fn accepted(&mut self, socket: UnixStream, now: Instant) {
+        // A client that comes back at once may be seen before its old connection's end is.
+        if let Some(old) = &self.socket
+            && descriptor::is_hung_up(old.as_fd())
+        {
+            self.hang_up(None);
+        }
+        // One that waits may have given up: it must not bar who comes after it.
+        let waits = |n: &UnixStream| !descriptor::is_hung_up(n.as_fd());
+        self.next = self.next.take().filter(waits);
+        let taken = self.socket.is_some() || self.next.is_some() || self.removal.is_some();
+        match (taken, self.session.is_idle()) {
+            (false, true) => self.connected(socket, now),
+            (false, false) => self.next = Some(socket),
+            (true, _) => {
+                self.log(now, "a second client is turned away");
+                (self.events)(&self.name, AttachmentEvent::Refused);
+            }
+        }
+    }
+
+    fn connected(&mut self, socket: UnixStream, now: Instant) {
+        if let Some(keeping) = &mut self.keeping
+            && let Err(e) = keeping.connected(&socket)
+        {
+            return self.log(now, &format!("connection is not kept: {e}"));
+        }
+        self.socket = Some(socket);
+        self.session.connect();
+        self.vain = 0;
+        self.negotiated = false;
+        (self.events)(&self.name, AttachmentEvent::Connected);
+    }
+
+    /// What the slot wants to be woken for.
+    pub fn interests(&self) -> Vec<((), RawFd, EventSet)> {
+        let Some(socket) = &self.socket else {
+            return Vec::new();
+        };
+        let mut set = EventSet::READ_HANG_UP;
+        if self.is_blocked() {
+            set |= EventSet::OUT;
+        }
+        if self.wants_input() {
+            set |= EventSet::IN;
+        }
+        vec![((), socket.as_raw_fd(), set)]
+    }
+
+    /// Closes what is over. Called when it is not waited for any more.
+    pub fn bury(&mut self) {
+        self.retired.clear();
+    }
+
+    /// Whether memory has to be looked after.
+    pub fn is_connected(&self) -> bool {
+        self.socket.is_some()
+    }
+
+    /// Whether the client does not read what it was sent.
+    fn is_blocked(&self) -> bool {
+        match &self.keeping {
+            None => self.unsent.is_some(),
+            Some(keeping) => keeping.is_blocked(),
+        }
+    }
+
+    /// Whether the connection is to be read. What is kept is done one after the other.
+    fn wants_input(&self) -> bool {
+        let free = |keeping: &Keeping| keeping.is_free() && !self.session.is_busy();
+        self.session.wants_input() && self.keeping.as_ref().is_none_or(free)
+    }
+
+    /// The connection is ready.
+    pub fn ready(&mut self, set: EventSet, buffer: &mut [u8], now: Instant) {
+        let before = self.is_blocked();
+        match self.keeping {
+            None => self.transmit(now),
+            Some(_) => self.flush(),
+        }
+        let moved = before && !self.is_blocked();
+        let ended = EventSet::READ_HANG_UP | EventSet::HANG_UP | EventSet::ERROR;
+        if self.wants_input() && set.intersects(EventSet::IN | ended) {
+            // What was sent before the end is read first; reading resets this.
+            self.vain += u8::from(!moved);
+            match self.vain > VAIN {
+                true => self.hang_up(Some(Error::Unreadable.to_string())),
+                false if self.keeping.is_some() => self.look(buffer, now),
+                false => self.read(buffer, now),
+            }
+        } else if set.intersects(ended) {
+            self.hang_up(None);
+        }
+    }
+
+    fn read(&mut self, buffer: &mut [u8], now: Instant) {
+        for _ in 0..BUDGET {
+            let Some(socket) = &self.socket else { return };
+            if !self.session.wants_input() {
+                return;
+            }
+            // Never past the end of a message: descriptors belong to the one that they came with.
+            let want = self.session.missing().min(buffer.len());
+            let got = match stream::take(socket.as_fd(), &mut buffer[..want], MAX_FILES) {
+                Ok(got) => got,
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,
+                Err(e) => return self.broken(&e),
+            };
+            self.vain = 0;
+            if got.len == 0 {
+                return self.end_of_stream();
+            }
+            let received = self
+                .session
+                .receive(&buffer[..got.len], got.files, got.truncated);
+            self.transmit(now);
+            if let Err(e) = received {
+                self.log(now, &format!("connection is closed: {e}"));
+                return self.hang_up(Some(e.to_string()));
+            }
+        }
+    }
+
+    fn end_of_stream(&mut self) {
+        let cut = self.session.is_within_message();
+        self.hang_up(cut.then(|| Error::Truncated.to_string()));
+    }
+
+    /// The socket fails.
+    fn broken(&mut self, e: &io::Error) {
+        // It went, without having read what was sent to it last.
+        let gone = [io::ErrorKind::BrokenPipe, io::ErrorKind::ConnectionReset];
+        self.hang_up((!gone.contains(&e.kind())).then(|| e.to_string()));
+    }
+
+    /// Sends what there is to send, as far as the client reads.
+    fn transmit(&mut self, now: Instant) {
+        let Some(socket) = &self.socket else { return };
+        let mut failed = None;
+        loop {
+            let next = match self.unsent.take() {
+                Some(unsent) => Some(unsent),
+                None => (self.session.poll_transmit()).map(|message| Unsent { message, sent: 0 }),
+            };
+            let Some(mut next) = next else { break };
+            // In one call, and with the first byte its descriptors: QEMU gives up on a header in pieces.
+            let files = match next.sent {
+                0 => next.message.files.iter().map(AsFd::as_fd).collect(),
+                _ => Vec::new(),
+            };
+            match stream::send(socket.as_fd(), &next.message.bytes[next.sent..], &files) {
+                Ok(n) => {
+                    next.sent += n;
+                    if next.sent < next.message.bytes.len() {
+                        self.unsent = Some(next);
+                    }
+                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    self.unsent = Some(next);
+                    break;
+                }
+                Err(e) => {
+                    failed = Some(e);
+                    break;
+                }
+            }
+        }
+        self.look_after(now);
+        if let Some(e) = failed {
+            self.broken(&e);
+        }
+    }
+
+    /// What the session has to say besides messages.
+    fn look_after(&mut self, now: Instant) {
+        while let Some(refused) = self.session.poll_refused() {
+            let line = format!("command {} is refused: {}", refused.command, refused.error);
+            self.log(now, &line);
+        }
+        // No function uses messages for DMA yet.
+        while self.session.poll_dma().is_some() {}
+        if !self.negotiated && self.session.agreed().is_some() {
+            self.negotiated = true;
+            (self.events)(&self.name, AttachmentEvent::Negotiated);
+        }
+    }
+
+    /// A function has done what a session asked for.
+    pub fn finished(&mut self, ticket: Ticket, now: Instant) {
+        let was_idle = self.session.is_idle();
+        self.session.finished(ticket);
+        if !was_idle && self.session.is_idle() {
+            self.ended(now);
+        }
+        match self.keeping {
+            None => self.transmit(now),
+            Some(_) => self.worked(now),
+        }
+    }
+
+    /// Ends the session; `why` where that is not the client's decision.
+    fn hang_up(&mut self, why: Option<String>) {
+        let Some(socket) = self.socket.take() else {
+            return;
+        };
+        if let Some(keeping) = &mut self.keeping {
+            keeping.hung_up();
+            // The keeper holds it too, and the client is not to wait for that.
+            let _ = socket.shutdown(Shutdown::Both);
+        }
+        self.retired.push(socket);
+        self.unsent = None;
+        self.why = why;
+        if self.session.end() == Progress::Done {
+            self.ended(Instant::now());
+        }
+    }
+
+    fn ended(&mut self, now: Instant) {
+        if let Some(keeping) = &mut self.keeping {
+            keeping.ended();
+        }
+        let why = self.why.take();
+        (self.events)(&self.name, AttachmentEvent::Disconnected(why));
+        // None where the function is being removed.
+        if let Some(next) = self.next.take() {
+            self.connected(next, now);
+        }
+    }
+
+    /// The function goes to `removal` when nothing of a client is left.
+    pub fn remove(&mut self, removal: Removed) {
+        self.removal = Some(removal);
+        self.next = None;
+        self.hang_up(Some("the function is removed".into()));
+    }
+
+    /// Whether a slot that is to be removed can go.
+    pub fn is_removed(&self) -> bool {
+        self.removal.is_some() && self.session.is_idle()
+    }
+
+    /// Gives the function back.
+    pub fn finish(self) {
+        if let Some(removal) = self.removal {
+            let function: Box<dyn PciFunction> = self.session.into_target().into_function();
+            removal(function);
+        }
+    }
+
+    /// Time has passed.
+    pub fn tick(&mut self, now: Instant) {
+        if self.socket.is_some() && self.session.target().is_poisoned() {
+            let why = "the client has shrunk its memory";
+            self.log(now, &format!("connection is closed: {why}"));
+            self.hang_up(Some(why.into()));
+        }
+    }
+
+    /// The function says something.
+    pub fn function_event(&mut self, event: PciEvent, now: Instant) {
+        match event {
+            PciEvent::NotifierHung(interrupt) => {
+                let line = format!(
+                    "{interrupt:?}: its descriptor blocks and is given up: \
+                     the driver is not interrupted until the client sends another"
+                );
+                self.log(now, &line);
+            }
+            PciEvent::Failed { cause } => {
+                self.log(now, &format!("the device needs a reset: {cause}"));
+                (self.events)(&self.name, AttachmentEvent::Failed(cause));
+                // One cause is memory that is not there any more.
+                self.tick(now);
+            }
+        }
+    }
+
+    fn log(&mut self, now: Instant, line: &str) {
+        self.limit.warn(now, &self.name, line);
+    }
+}

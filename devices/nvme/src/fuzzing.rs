@@ -180,7 +180,7 @@ impl World {
             n @ 0x80..0xc0 => {
                 command.flags = 0x40;
                 let kind = u64::from(input.descriptor()) << 56;
-                command.dptr[1] = (kind | u64::from(n & 0x1f) * 512).into();
+                command.dptr[1] = (kind | (u64::from(n & 0x1f) << 9)).into();
             }
             0xc0..0xf0 => command.dptr[1] = input.addr().into(),
             n => {

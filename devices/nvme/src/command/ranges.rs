@@ -61,11 +61,7 @@ pub(crate) fn deallocate(
     out.clear();
     for bytes in data.chunks_exact(size_of::<Range>()) {
         let range = Range::read_from_bytes(bytes).expect("of this size");
-        let span = Span::of(
-            range.slba.get(),
-            u64::from(range.blocks.get()),
-            namespace,
-        )?;
+        let span = Span::of(range.slba.get(), u64::from(range.blocks.get()), namespace)?;
         if span.len > 0 {
             out.push(span);
         }
@@ -101,11 +97,7 @@ pub(crate) fn copy(data: &[u8], to: u64, namespace: &Namespace) -> Result<CopyPl
     if blocks > MCL {
         return Err(Status::SIZE_LIMIT);
     }
-    let to = Span::of(
-        to >> namespace.lba_shift(),
-        u64::from(blocks),
-        namespace,
-    )?;
+    let to = Span::of(to >> namespace.lba_shift(), u64::from(blocks), namespace)?;
     // It is done piece by piece, so what overlaps would be neither the old nor the new.
     if from.iter().any(|span| span.overlaps(&to)) {
         return Err(Status::OVERLAPPING_RANGE);

@@ -30,7 +30,7 @@ fn naive(
         read.map_err(|_| Status::DATA_TRANSFER_ERROR)?;
         Ok::<u64, Status>(u64::from_le_bytes(bytes))
     };
-    if prp1 % 4 != 0 {
+    if !prp1.is_multiple_of(4) {
         return Err(Status::PRP_OFFSET);
     }
     let first = len.min(page - prp1 % page);
@@ -42,14 +42,14 @@ fn naive(
         entries.push(prp2);
     } else if pages > 1 {
         let mut at = prp2;
-        if at % 8 != 0 {
+        if !at.is_multiple_of(8) {
             return Err(Status::PRP_OFFSET);
         }
         while (entries.len() as u64) < pages {
-            let is_last_of_page = (at + 8) % page == 0;
+            let is_last_of_page = (at + 8).is_multiple_of(page);
             if is_last_of_page && entries.len() as u64 + 1 < pages {
                 at = word(at)?;
-                if at % page != 0 {
+                if !at.is_multiple_of(page) {
                     return Err(Status::PRP_OFFSET);
                 }
                 continue;
@@ -59,7 +59,7 @@ fn naive(
         }
     }
     for entry in entries {
-        if entry % page != 0 {
+        if !entry.is_multiple_of(page) {
             return Err(Status::PRP_OFFSET);
         }
         runs.push((entry, left.min(page)));
@@ -136,7 +136,11 @@ fn prps_are_what_the_specification_says() {
                 2 => LISTS.next_multiple_of(page) - 8 * chance.below(60),
                 _ => LISTS + u64::from(fault(&mut chance)),
             };
-            let most = if chance.percent(50) { 3 * page } else { 40 * page };
+            let most = if chance.percent(50) {
+                3 * page
+            } else {
+                40 * page
+            };
             let len = 512 * (1 + chance.below(most.min(1 << 20) / 512));
             let wanted = naive(&memory, page, prp1, prp2, len);
             let mut out = Vec::new();
@@ -171,7 +175,7 @@ fn prp(memory: &GuestMemory, prp1: u64, prp2: u64, len: u32) -> Result<(), Statu
 fn c01_prps_and_sgls_into_a_bar() {
     let memory = epoch();
     let mut resolver = Resolver::new(12);
-    for bar in [0xfe00_0000, 0xfe00_1000, 0x38_0000_0000, 0, u64::MAX & !0xfff] {
+    for bar in [0xfe00_0000, 0xfe00_1000, 0x38_0000_0000, 0, !0xfff] {
         let missing = Err(Status::DATA_TRANSFER_ERROR);
         assert_eq!(prp(&memory, bar, 0, 512), missing);
         assert_eq!(prp(&memory, DATA, bar, 8192), missing);
@@ -213,14 +217,22 @@ fn c02_lists_that_loop_or_are_misaligned() {
     memory.write(list + 8, &(DATA + 8).to_le_bytes()).unwrap();
     assert_eq!(prp(&memory, DATA, list, 12288), Err(Status::PRP_OFFSET));
     // A list that goes on in the middle of a page.
-    memory.write(list + 4088, &(list + 16).to_le_bytes()).unwrap();
-    assert_eq!(prp(&memory, DATA, list + 4088, 1 << 20), Err(Status::PRP_OFFSET));
+    memory
+        .write(list + 4088, &(list + 16).to_le_bytes())
+        .unwrap();
+    assert_eq!(
+        prp(&memory, DATA, list + 4088, 1 << 20),
+        Err(Status::PRP_OFFSET)
+    );
     // An address at the very end.
     assert_eq!(
         prp(&memory, DATA, u64::MAX - 7, 12288),
         Err(Status::DATA_TRANSFER_ERROR)
     );
-    assert_eq!(prp(&memory, u64::MAX - 3, 0, 512), Err(Status::DATA_TRANSFER_ERROR));
+    assert_eq!(
+        prp(&memory, u64::MAX - 3, 0, 512),
+        Err(Status::DATA_TRANSFER_ERROR)
+    );
 }
 
 fn descriptor(identifier: u8, address: u64, length: u32) -> SglDescriptor {
@@ -248,7 +260,11 @@ fn sgls_in_segments() {
     let memory = epoch();
     let data = |i: u64, len| descriptor(sgl::DATA, DATA + i * 10_000 + i, len);
     // A segment, one that is longer than what is copied at once, and the last one; blocks of any length, over the border too.
-    let one = [data(0, 100), data(1, 0), descriptor(sgl::SEGMENT, LISTS + 0x1000, 300 * 16)];
+    let one = [
+        data(0, 100),
+        data(1, 0),
+        descriptor(sgl::SEGMENT, LISTS + 0x1000, 300 * 16),
+    ];
     let mut two: Vec<_> = (0..299).map(|i| data(i % 40, 7)).collect();
     two.push(descriptor(sgl::LAST, LISTS + 0x4008, 2 * 16));
     let three = [
@@ -285,13 +301,26 @@ fn c02_sgls_that_loop_are_short_or_make_no_sense() {
     let data = descriptor(sgl::DATA, DATA, 512);
     // To itself.
     put(&memory, LISTS, &[descriptor(sgl::SEGMENT, LISTS, 16)]);
-    assert_eq!(got(descriptor(sgl::SEGMENT, LISTS, 16)), Status::INVALID_SGL_COUNT);
+    assert_eq!(
+        got(descriptor(sgl::SEGMENT, LISTS, 16)),
+        Status::INVALID_SGL_COUNT
+    );
     let empty = descriptor(sgl::DATA, DATA, 0);
-    put(&memory, LISTS, &[empty, descriptor(sgl::SEGMENT, LISTS, 32)]);
-    assert_eq!(got(descriptor(sgl::SEGMENT, LISTS, 32)), Status::INVALID_SGL_COUNT);
+    put(
+        &memory,
+        LISTS,
+        &[empty, descriptor(sgl::SEGMENT, LISTS, 32)],
+    );
+    assert_eq!(
+        got(descriptor(sgl::SEGMENT, LISTS, 32)),
+        Status::INVALID_SGL_COUNT
+    );
     // Too long to be looked at.
-    for length in [16 * MOST_DESCRIPTORS as u32, u32::MAX & !15] {
-        assert_eq!(got(descriptor(sgl::LAST, LISTS, length)), Status::INVALID_SGL_COUNT);
+    for length in [16 * MOST_DESCRIPTORS as u32, !15] {
+        assert_eq!(
+            got(descriptor(sgl::LAST, LISTS, length)),
+            Status::INVALID_SGL_COUNT
+        );
     }
     for length in [0, 1, 15, 17, u32::MAX] {
         let segment = descriptor(sgl::LAST, LISTS, length);
@@ -299,11 +328,20 @@ fn c02_sgls_that_loop_are_short_or_make_no_sense() {
     }
     // A segment in a last segment; one that is not the last descriptor; a segment that leads nowhere.
     put(&memory, LISTS, &[data, descriptor(sgl::LAST, LISTS, 16)]);
-    assert_eq!(got(descriptor(sgl::LAST, LISTS, 32)), Status::INVALID_SGL_SEGMENT);
+    assert_eq!(
+        got(descriptor(sgl::LAST, LISTS, 32)),
+        Status::INVALID_SGL_SEGMENT
+    );
     put(&memory, LISTS, &[descriptor(sgl::LAST, LISTS, 16), data]);
-    assert_eq!(got(descriptor(sgl::SEGMENT, LISTS, 32)), Status::INVALID_SGL_COUNT);
+    assert_eq!(
+        got(descriptor(sgl::SEGMENT, LISTS, 32)),
+        Status::INVALID_SGL_COUNT
+    );
     put(&memory, LISTS, &[data, empty]);
-    assert_eq!(got(descriptor(sgl::SEGMENT, LISTS, 32)), Status::INVALID_SGL_SEGMENT);
+    assert_eq!(
+        got(descriptor(sgl::SEGMENT, LISTS, 32)),
+        Status::INVALID_SGL_SEGMENT
+    );
     // Bit buckets, keys, offsets, and what nobody knows.
     for identifier in (0..=0xff).filter(|i| ![sgl::DATA, sgl::SEGMENT, sgl::LAST].contains(i)) {
         assert_eq!(got(descriptor(identifier, DATA, 512)), Status::SGL_TYPE);
@@ -312,7 +350,10 @@ fn c02_sgls_that_loop_are_short_or_make_no_sense() {
     }
     // Lengths that wrap.
     for length in [511, 513, u32::MAX] {
-        assert_eq!(got(descriptor(sgl::DATA, DATA, length)), Status::SGL_DATA_LENGTH);
+        assert_eq!(
+            got(descriptor(sgl::DATA, DATA, length)),
+            Status::SGL_DATA_LENGTH
+        );
     }
     let far = descriptor(sgl::DATA, u64::MAX - 10, 512);
     assert_eq!(got(far), Status::DATA_TRANSFER_ERROR);

@@ -342,9 +342,7 @@ impl Host {
     }
 
     pub(crate) fn set_word(&self, at: u64, value: u32) {
-        self.memory
-            .write(at, &value.to_le_bytes())
-            .expect("mapped");
+        self.memory.write(at, &value.to_le_bytes()).expect("mapped");
     }
 
     /// What was completed; the head is told.
@@ -366,7 +364,9 @@ impl Host {
         while found.len() < queues.size as usize {
             let mut bytes = [0; 16];
             let at = queues.base + u64::from(queues.head) * 16;
-            self.memory.read(at, &mut bytes).expect("the queue is there");
+            self.memory
+                .read(at, &mut bytes)
+                .expect("the queue is there");
             let entry = Completion::read_from_bytes(&bytes).expect("of this size");
             if (entry.status.get() & 1 == 1) != queues.phase {
                 break;

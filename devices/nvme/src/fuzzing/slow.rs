@@ -134,7 +134,8 @@ impl Channel for SlowChannel {
                 continue;
             }
             // What the inner volume would not do, this one does in its place.
-            op.check(&self.inner_shape()).expect("checked by the submitter");
+            op.check(&self.inner_shape())
+                .expect("checked by the submitter");
             let taken = self.inner.submit(&[op]);
             assert_eq!(taken, 1, "nothing is in flight there");
             self.inner.poll(now, done);
@@ -171,7 +172,7 @@ impl SlowChannel {
                 unmap: true,
             }),
             max_transfer: u32::MAX,
-            ..Geometry::new(512, u64::MAX & !511)
+            ..Geometry::new(512, !511)
         }
     }
 }

@@ -101,8 +101,7 @@ impl Doorbells {
     }
 
     fn place(&self, qid: u16, side: Side) -> Option<*const AtomicU32> {
-        (u32::from(qid) < self.queues)
-            .then(|| at(self.mapping.ptr(), usize::from(qid), side))
+        (u32::from(qid) < self.queues).then(|| at(self.mapping.ptr(), usize::from(qid), side))
     }
 }
 

@@ -21,7 +21,8 @@ struct Page {
 
 /// What a driver does: the shadow, a fence, the event index (Base 2.1 §B.5).
 fn offer(page: &Page, old: u16, new: u16) {
-    page.value.store(u32::from(new), super::sync::Ordering::Release);
+    page.value
+        .store(u32::from(new), super::sync::Ordering::Release);
     fence(Ordering::SeqCst);
     let event = page.event.load(super::sync::Ordering::Relaxed) as u16;
     if new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old) {
@@ -51,7 +52,10 @@ fn sleeps_while_offered(event: u16, seen: u16, offers: &'static [(u16, u16)]) {
         };
         let moved = pair.ask(seen);
         host.join().unwrap();
-        assert!(moved || page.rung.load(Ordering::SeqCst), "it sleeps for ever");
+        assert!(
+            moved || page.rung.load(Ordering::SeqCst),
+            "it sleeps for ever"
+        );
     });
 }
 

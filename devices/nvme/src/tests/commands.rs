@@ -6,7 +6,9 @@ use std::sync::atomic::Ordering;
 use bluff_block::{Kind, ZeroLimits};
 use zerocopy::IntoBytes;
 
-use crate::fuzzing::host::{DATA, Host, LISTS, OK, Plan, Queues, blocks, code, read, slow, with_sgl, write};
+use crate::fuzzing::host::{
+    DATA, Host, LISTS, OK, Plan, Queues, blocks, code, read, slow, with_sgl, write,
+};
 use crate::fuzzing::slow::Desk;
 use crate::namespace::Namespace;
 use crate::spec::nvm::{Range, SourceRange, cdw12};
@@ -52,7 +54,10 @@ fn what_is_written_is_read() {
     }
     let c = &queues.sqs[0].counters;
     assert_eq!(c.reads.load(Ordering::Relaxed), 4);
-    assert_eq!(c.bytes_written.load(Ordering::Relaxed), (1 + 8 + 777 + 2048) * 512);
+    assert_eq!(
+        c.bytes_written.load(Ordering::Relaxed),
+        (1 + 8 + 777 + 2048) * 512
+    );
     assert_eq!(c.errors.load(Ordering::Relaxed), 0);
     assert_eq!(c.in_flight.load(Ordering::Relaxed), 0);
 }
@@ -64,12 +69,18 @@ fn prps_and_lists_too() {
     let pages: Vec<u64> = (0..12).map(|i| DATA + (11 - i) * 0x1000).collect();
     let first = LISTS + 0xfe8;
     for (i, page) in pages[1..3].iter().enumerate() {
-        host.memory.write(first + i as u64 * 8, &page.to_le_bytes()).unwrap();
+        host.memory
+            .write(first + i as u64 * 8, &page.to_le_bytes())
+            .unwrap();
     }
     let second = LISTS + 0x2000;
-    host.memory.write(LISTS + 0xff8, &second.to_le_bytes()).unwrap();
+    host.memory
+        .write(LISTS + 0xff8, &second.to_le_bytes())
+        .unwrap();
     for (i, page) in pages[3..].iter().enumerate() {
-        host.memory.write(second + i as u64 * 8, &page.to_le_bytes()).unwrap();
+        host.memory
+            .write(second + i as u64 * 8, &page.to_le_bytes())
+            .unwrap();
     }
     let mut command = blocks(io::WRITE, 1, 0, 95, pages[0] + 512);
     command.dptr[1] = first.into();
@@ -90,18 +101,27 @@ fn c11_counts_that_are_zeros_based() {
     assert_eq!(host.run(&mut queues, read(0, 0x1_0000, DATA)), over);
     // One more than 1 MiB.
     assert_eq!(host.run(&mut queues, read(0, 2049, DATA)), over);
-    assert_eq!(host.run(&mut queues, blocks(io::COMPARE, 1, 0, 0x1_0000, DATA)), over);
+    assert_eq!(
+        host.run(&mut queues, blocks(io::COMPARE, 1, 0, 0x1_0000, DATA)),
+        over
+    );
     // What moves nothing has no such limit, but the namespace's.
     let range = code(Status::LBA_RANGE);
     for opcode in [io::VERIFY, io::WRITE_ZEROES] {
-        assert_eq!(host.run(&mut queues, blocks(opcode, 1, 0, 0x1_0000, 0)), range);
+        assert_eq!(
+            host.run(&mut queues, blocks(opcode, 1, 0, 0x1_0000, 0)),
+            range
+        );
     }
     let (volume, _) = slow(64 << 20, |_| {});
     host.namespaces = vec![Namespace::new(1, volume, 9)];
     let mut queues = host.create(5, &Plan::default());
     for opcode in [io::VERIFY, io::WRITE_ZEROES] {
         assert_eq!(host.run(&mut queues, blocks(opcode, 1, 0, 0x1_0000, 0)), OK);
-        assert_eq!(host.run(&mut queues, blocks(opcode, 1, 0x1_0001, 0x1_0000, 0)), range);
+        assert_eq!(
+            host.run(&mut queues, blocks(opcode, 1, 0x1_0001, 0x1_0000, 0)),
+            range
+        );
     }
 }
 
@@ -110,9 +130,26 @@ fn blocks_that_are_not_there() {
     let (mut host, mut queues, desk) = rig();
     let last = SIZE / 512;
     let range = code(Status::LBA_RANGE);
-    for lba in [last, last - 1, u64::MAX, u64::MAX - 1, u64::MAX / 512, 1 << 55] {
-        for opcode in [io::READ, io::WRITE, io::COMPARE, io::VERIFY, io::WRITE_ZEROES] {
-            assert_eq!(host.run(&mut queues, blocks(opcode, 1, lba, 2, DATA)), range, "{lba:#x}");
+    for lba in [
+        last,
+        last - 1,
+        u64::MAX,
+        u64::MAX - 1,
+        u64::MAX / 512,
+        1 << 55,
+    ] {
+        for opcode in [
+            io::READ,
+            io::WRITE,
+            io::COMPARE,
+            io::VERIFY,
+            io::WRITE_ZEROES,
+        ] {
+            assert_eq!(
+                host.run(&mut queues, blocks(opcode, 1, lba, 2, DATA)),
+                range,
+                "{lba:#x}"
+            );
         }
     }
     assert_eq!(desk.take(), []);
@@ -128,18 +165,33 @@ fn blocks_that_are_not_there() {
 fn c14_reserved_psdt_fuse_and_opcode() {
     let (mut host, mut queues, desk) = rig();
     for flags in [1, 2, 3, 0xc0, 0x41] {
-        let command = Command { flags, ..blocks(io::READ, 1, 0, 1, DATA) };
-        assert_eq!(host.run(&mut queues, command), code(Status::INVALID_FIELD), "{flags:#x}");
+        let command = Command {
+            flags,
+            ..blocks(io::READ, 1, 0, 1, DATA)
+        };
+        assert_eq!(
+            host.run(&mut queues, command),
+            code(Status::INVALID_FIELD),
+            "{flags:#x}"
+        );
     }
     for opcode in (0..=0xff).filter(|o| ![0, 1, 2, 5, 8, 9, 0xc, 0x19].contains(o)) {
         let command = blocks(opcode, 1, 0, 1, DATA);
-        assert_eq!(host.run(&mut queues, command), code(Status::INVALID_OPCODE), "{opcode:#x}");
+        assert_eq!(
+            host.run(&mut queues, command),
+            code(Status::INVALID_OPCODE),
+            "{opcode:#x}"
+        );
     }
     // Protection information, tags, directives.
     for bit in (16..30).filter(|b| *b != 25) {
         let mut command = blocks(io::WRITE, 1, 0, 1, DATA);
         command.cdw12 = (1 << bit).into();
-        assert_eq!(host.run(&mut queues, command), code(Status::INVALID_FIELD), "{bit}");
+        assert_eq!(
+            host.run(&mut queues, command),
+            code(Status::INVALID_FIELD),
+            "{bit}"
+        );
     }
     assert_eq!(desk.take(), []);
     assert_eq!(host.run(&mut queues, read(0, 1, DATA)), OK);
@@ -156,7 +208,11 @@ fn namespaces_that_are_not_there() {
         (0xffff_fffe, Status::INVALID_NAMESPACE),
         (ALL_NAMESPACES, Status::INVALID_NAMESPACE),
     ] {
-        assert_eq!(host.run(&mut queues, blocks(io::READ, nsid, 0, 1, DATA)), code(status), "{nsid:#x}");
+        assert_eq!(
+            host.run(&mut queues, blocks(io::READ, nsid, 0, 1, DATA)),
+            code(status),
+            "{nsid:#x}"
+        );
         // Also when the last command had another one.
         assert_eq!(host.run(&mut queues, read(0, 1, DATA)), OK);
     }
@@ -171,9 +227,15 @@ fn a_volume_that_is_read_only() {
     let (mut host, mut queues, _) = rig_of(|g| g.read_only = true);
     for opcode in [io::WRITE, io::WRITE_ZEROES, io::COPY] {
         let command = blocks(opcode, 1, 0, 1, DATA);
-        assert_eq!(host.run(&mut queues, command), code(Status::WRITE_PROTECTED));
+        assert_eq!(
+            host.run(&mut queues, command),
+            code(Status::WRITE_PROTECTED)
+        );
     }
-    assert_eq!(host.run(&mut queues, dsm(&[(0, 1)], &host_free())), code(Status::WRITE_PROTECTED));
+    assert_eq!(
+        host.run(&mut queues, dsm(&[(0, 1)], &host_free())),
+        code(Status::WRITE_PROTECTED)
+    );
     for opcode in [io::READ, io::VERIFY, io::FLUSH] {
         assert_eq!(host.run(&mut queues, blocks(opcode, 1, 0, 1, DATA)), OK);
     }
@@ -188,9 +250,15 @@ fn fua_and_a_write_cache_that_is_off() {
     assert_eq!(host.run(&mut queues, write(0, 1, DATA)), OK);
     host.shared.write_through.store(true, Ordering::Relaxed);
     assert_eq!(host.run(&mut queues, write(0, 1, DATA)), OK);
-    assert_eq!(host.run(&mut queues, blocks(io::WRITE_ZEROES, 1, 0, 1, 0)), OK);
+    assert_eq!(
+        host.run(&mut queues, blocks(io::WRITE_ZEROES, 1, 0, 1, 0)),
+        OK
+    );
     let kinds: Vec<_> = desk.take().iter().map(|a| a.0).collect();
-    let zeroes = Kind::WriteZeroes { unmap: false, fua: true };
+    let zeroes = Kind::WriteZeroes {
+        unmap: false,
+        fua: true,
+    };
     assert_eq!(kinds, [FUA, WRITE, FUA, zeroes]);
     // Where nothing is volatile nothing is asked for.
     let (mut host, mut queues, desk) = rig_of(|g| g.volatile_cache = false);
@@ -201,7 +269,9 @@ fn fua_and_a_write_cache_that_is_off() {
 
 #[test]
 fn flushes_of_one_and_of_all() {
-    let volumes: Vec<_> = (0..3).map(|i| slow(SIZE, |g| g.volatile_cache = i != 1)).collect();
+    let volumes: Vec<_> = (0..3)
+        .map(|i| slow(SIZE, |g| g.volatile_cache = i != 1))
+        .collect();
     let namespaces = volumes.iter().enumerate();
     let namespaces = namespaces.map(|(i, (v, _))| Namespace::new(i as u32 + 1, v.clone(), 9));
     let mut host = Host::new(namespaces.collect());
@@ -209,7 +279,10 @@ fn flushes_of_one_and_of_all() {
     let asked = |i: usize| volumes[i].1.take().len();
     assert_eq!(host.run(&mut queues, blocks(io::FLUSH, 3, 0, 1, 0)), OK);
     assert_eq!([asked(0), asked(1), asked(2)], [0, 0, 1]);
-    assert_eq!(host.run(&mut queues, blocks(io::FLUSH, ALL_NAMESPACES, 0, 1, 0)), OK);
+    assert_eq!(
+        host.run(&mut queues, blocks(io::FLUSH, ALL_NAMESPACES, 0, 1, 0)),
+        OK
+    );
     assert_eq!([asked(0), asked(1), asked(2)], [1, 0, 1]);
     // It ends when the last of them has.
     volumes[2].1.hold(true);
@@ -222,7 +295,10 @@ fn flushes_of_one_and_of_all() {
     host.until(|host| host.reap(&mut queues).pop());
     host.namespaces[0].block(true);
     let busy = code(Status::FORMAT_IN_PROGRESS);
-    assert_eq!(host.run(&mut queues, blocks(io::FLUSH, ALL_NAMESPACES, 0, 1, 0)), busy);
+    assert_eq!(
+        host.run(&mut queues, blocks(io::FLUSH, ALL_NAMESPACES, 0, 1, 0)),
+        busy
+    );
     assert_eq!(host.run(&mut queues, read(0, 1, DATA)), busy);
     assert_eq!(host.run(&mut queues, blocks(io::READ, 2, 0, 1, DATA)), OK);
 }
@@ -236,11 +312,22 @@ fn compare_says_whether_it_is_the_same() {
     assert_eq!(host.run(&mut queues, write(3, count, DATA)), OK);
     let compare = with_sgl(blocks(io::COMPARE, 1, 3, count, 0), DATA, count * 512);
     assert_eq!(host.run(&mut queues, compare), OK);
-    for at in [0, 511, 128 * 1024 - 1, 128 * 1024, 300_000, count as u64 * 512 - 1] {
+    for at in [
+        0,
+        511,
+        128 * 1024 - 1,
+        128 * 1024,
+        300_000,
+        u64::from(count) * 512 - 1,
+    ] {
         let mut byte = [0];
         host.memory.read(DATA + at, &mut byte).unwrap();
         host.memory.write(DATA + at, &[!byte[0]]).unwrap();
-        assert_eq!(host.run(&mut queues, compare), code(Status::COMPARE_FAILURE), "{at}");
+        assert_eq!(
+            host.run(&mut queues, compare),
+            code(Status::COMPARE_FAILURE),
+            "{at}"
+        );
         host.memory.write(DATA + at, &byte).unwrap();
     }
     assert_eq!(host.run(&mut queues, compare), OK);
@@ -262,7 +349,10 @@ fn verify_reads_and_tells_what_cannot_be() {
 #[test]
 fn zeroes_with_and_without_a_volume_that_can() {
     for can in [true, false] {
-        let limits = ZeroLimits { max: 64 << 10, unmap: true };
+        let limits = ZeroLimits {
+            max: 64 << 10,
+            unmap: true,
+        };
         let (mut host, mut queues, desk) = rig_of(|g| g.write_zeroes = can.then_some(limits));
         for lba in (0..SIZE / 512).step_by(1024) {
             fill(&host, DATA, 1024 * 512, 0x33);
@@ -274,14 +364,24 @@ fn zeroes_with_and_without_a_volume_that_can() {
         assert_eq!(host.run(&mut queues, zeroes), OK);
         let asked = desk.take();
         assert_eq!(asked.iter().map(|a| a.2).sum::<u64>(), 5001 * 512);
-        let unmaps = |a: &(Kind, u64, u64, usize)| a.0 == Kind::WriteZeroes { unmap: true, fua: false };
+        let unmaps = |a: &(Kind, u64, u64, usize)| {
+            a.0 == Kind::WriteZeroes {
+                unmap: true,
+                fua: false,
+            }
+        };
         assert_eq!(asked.iter().all(unmaps), can);
         assert_eq!(host.run(&mut queues, read(4, 1, DATA)), OK);
         assert!(bytes(&host, DATA, 512).iter().any(|b| *b != 0));
         for lba in (5..5006).step_by(500) {
             let count = 500.min(5006 - lba);
             assert_eq!(host.run(&mut queues, read(lba, count as u32, DATA)), OK);
-            assert!(bytes(&host, DATA, count as usize * 512).iter().all(|b| *b == 0), "{lba}");
+            assert!(
+                bytes(&host, DATA, count as usize * 512)
+                    .iter()
+                    .all(|b| *b == 0),
+                "{lba}"
+            );
         }
         assert_eq!(host.run(&mut queues, read(5006, 1, DATA)), OK);
         assert!(bytes(&host, DATA, 512).iter().any(|b| *b != 0));
@@ -305,8 +405,14 @@ fn dsm(ranges: &[(u64, u32)], at: &u64) -> Command {
 fn put_ranges(host: &Host, ranges: &[(u64, u32)]) -> Command {
     let at = host_free();
     for (i, &(slba, blocks)) in ranges.iter().enumerate() {
-        let range = Range { attributes: 0.into(), blocks: blocks.into(), slba: slba.into() };
-        host.memory.write(at + 16 * i as u64, range.as_bytes()).unwrap();
+        let range = Range {
+            attributes: 0.into(),
+            blocks: blocks.into(),
+            slba: slba.into(),
+        };
+        host.memory
+            .write(at + 16 * i as u64, range.as_bytes())
+            .unwrap();
     }
     dsm(ranges, &at)
 }
@@ -321,7 +427,11 @@ fn c16_many_ranges_and_one_that_fails_in_the_middle() {
     let command = put_ranges(&host, &ranges);
     assert_eq!(host.run(&mut queues, command), OK);
     let asked = desk.take();
-    assert!(asked.iter().all(|a| a.0 == Kind::Discard && a.2 <= 8192 && a.2 > 0));
+    assert!(
+        asked
+            .iter()
+            .all(|a| a.0 == Kind::Discard && a.2 <= 8192 && a.2 > 0)
+    );
     let wanted: u64 = ranges.iter().map(|r| u64::from(r.1) * 512).sum();
     assert_eq!(asked.iter().map(|a| a.2).sum::<u64>(), wanted);
     // One is wrong: none is done.
@@ -342,7 +452,10 @@ fn c16_many_ranges_and_one_that_fails_in_the_middle() {
     // The ranges are not in memory.
     let mut command = dsm(&ranges, &host_free());
     command.dptr[0] = (u64::MAX - 0xfff).into();
-    assert_eq!(host.run(&mut queues, command), code(Status::DATA_TRANSFER_ERROR));
+    assert_eq!(
+        host.run(&mut queues, command),
+        code(Status::DATA_TRANSFER_ERROR)
+    );
     // Hints alone: nothing is read.
     command.cdw11 = 3.into();
     assert_eq!(host.run(&mut queues, command), OK);
@@ -357,7 +470,9 @@ fn copy(host: &Host, to: u64, ranges: &[(u64, u32)]) -> Command {
             blocks_z: ((blocks - 1) as u16).into(),
             ..SourceRange::default()
         };
-        host.memory.write(at + 32 * i as u64, range.as_bytes()).unwrap();
+        host.memory
+            .write(at + 32 * i as u64, range.as_bytes())
+            .unwrap();
     }
     blocks(io::COPY, 1, to, ranges.len() as u32, at)
 }
@@ -404,7 +519,11 @@ fn copy_moves_blocks() {
         (0, vec![(5000, 3000); 11], Status::SIZE_LIMIT),
     ] {
         let command = copy(&host, to, &ranges);
-        assert_eq!(host.run(&mut queues, command), code(status), "{to} {ranges:?}");
+        assert_eq!(
+            host.run(&mut queues, command),
+            code(status),
+            "{to} {ranges:?}"
+        );
         assert_eq!(desk.take(), []);
     }
 }
@@ -423,7 +542,10 @@ fn a_volume_that_wants_small_operations() {
     assert_eq!(host.run(&mut queues, compare), OK);
     // One part of many fails.
     desk.fail.store(4, Ordering::Relaxed);
-    assert_eq!(host.run(&mut queues, read(1, 300, DATA)), code(Status::READ_ERROR));
+    assert_eq!(
+        host.run(&mut queues, read(1, 300, DATA)),
+        code(Status::READ_ERROR)
+    );
 }
 
 #[test]
@@ -451,7 +573,8 @@ fn a_volume_that_somebody_else_holds() {
     let patience = std::time::Instant::now() + crate::fuzzing::host::LONG;
     while host.reap(&mut queues).is_empty() {
         assert!(std::time::Instant::now() < patience);
-        host.reactor.step(Some(std::time::Duration::from_millis(50)));
+        host.reactor
+            .step(Some(std::time::Duration::from_millis(50)));
     }
     assert_eq!(desk.locks.load(Ordering::Relaxed), 1);
     host.stop(&queues, true, std::time::Duration::ZERO);

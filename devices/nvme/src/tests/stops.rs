@@ -63,7 +63,9 @@ fn c07_a_stop_ends_commands_of_several_steps() {
             let (mut host, mut queues, desk) = rig();
             // One source range of many blocks.
             host.memory.write(DATA, &[0; 32]).unwrap();
-            host.memory.write(DATA + 16, &1000u16.to_le_bytes()).unwrap();
+            host.memory
+                .write(DATA + 16, &1000u16.to_le_bytes())
+                .unwrap();
             begin(&mut host, &mut queues, command);
             let first = desk.take();
             assert_eq!(first.len(), 1, "the first step");
@@ -328,7 +330,10 @@ fn namespaces_come_and_go() {
     });
     host.turns(20);
     assert!(!over(&flag));
-    assert_eq!(host.run(&mut queues, write(1, 1, DATA)), code(Status::INVALID_FIELD));
+    assert_eq!(
+        host.run(&mut queues, write(1, 1, DATA)),
+        code(Status::INVALID_FIELD)
+    );
     let seven = with_sgl(blocks(io::READ, 7, 0, 1, 0), DATA, 4096);
     assert_eq!(host.run(&mut queues, seven), OK);
     release(&mut host, &queues, &desk);
@@ -415,7 +420,10 @@ fn memory_that_goes_is_waited_for() {
             assert!([kept, gone].contains(&entry.cid.get()));
         }
         let command = read(0, 1, far);
-        assert_eq!(host.run(&mut queues, command), code(Status::DATA_TRANSFER_ERROR));
+        assert_eq!(
+            host.run(&mut queues, command),
+            code(Status::DATA_TRANSFER_ERROR)
+        );
     }
 }
 

@@ -116,8 +116,7 @@ impl Io {
 
     /// Takes a submission queue on.
     pub(super) fn add_sq(&mut self, setup: SqSetup) -> Result<(), QueueError> {
-        let mut queue =
-            SubmissionQueue::new(setup.qid, setup.base, setup.size, &self.doorbells)?;
+        let mut queue = SubmissionQueue::new(setup.qid, setup.base, setup.size, &self.doorbells)?;
         queue.set_memory(self.memory.as_ref(), self.shadow.as_ref(), true)?;
         let sq = Some(Sq {
             queue,
@@ -189,7 +188,10 @@ impl Io {
         self.first = (self.first + 1) % count.max(1);
         for i in 0..count {
             let at = (self.first + i) % count;
-            let Some(sq) = self.sqs[at].as_mut().filter(|sq| !sq.ends && sq.queue.is_on()) else {
+            let Some(sq) = self.sqs[at]
+                .as_mut()
+                .filter(|sq| !sq.ends && sq.queue.is_on())
+            else {
                 continue;
             };
             let qid = sq.queue.qid();
@@ -622,7 +624,9 @@ impl Io {
             self.end_rare(index);
         }
         let slot = self.slots.get(index);
-        let sq = self.sqs[usize::from(slot.sq)].as_mut().expect("waits for its commands");
+        let sq = self.sqs[usize::from(slot.sq)]
+            .as_mut()
+            .expect("waits for its commands");
         sq.in_flight -= 1;
         sq.dirty = true;
         let mut status = slot.status;

@@ -35,7 +35,10 @@ enum Lock {
 
 impl Space {
     /// Opens a channel. The volume's lock is taken before the first operation.
-    pub(super) fn open(cx: &mut Context<'_>, namespace: &Arc<Namespace>) -> Result<Self, BlockError> {
+    pub(super) fn open(
+        cx: &mut Context<'_>,
+        namespace: &Arc<Namespace>,
+    ) -> Result<Self, BlockError> {
         let now = cx.now();
         Ok(Self {
             channel: ChannelHandle::open(cx, namespace.volume())?,

@@ -36,7 +36,11 @@ pub(super) enum Steps {
     /// Zeroes, by writing them.
     WrittenZeroes { rest: Span, fua: bool },
     /// Ranges are given back.
-    Deallocate { spans: Vec<Span>, next: usize, most: u64 },
+    Deallocate {
+        spans: Vec<Span>,
+        next: usize,
+        most: u64,
+    },
 }
 
 impl Steps {

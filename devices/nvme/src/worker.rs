@@ -1,7 +1,7 @@
 //! The worker of a completion queue and of the submission queues that post to it.
 //!
 //! ```text
-//!   batch: fetch --> command --> namespace (space) --> ops --> channel       one turn: 32 commands, 1 MiB
+//!   batch: fetch --> begin: command --> namespace (space) --> ops --> channel       one turn: 32 commands, 1 MiB
 //!   steps:           those that take several: read, then compare; read, then write; a range in parts
 //!   control: messages: queues, memory, namespaces, aborts, the end
 //! ```
@@ -11,6 +11,7 @@
 //! takes a drop for an answer too.
 
 mod batch;
+mod begin;
 mod bounce;
 mod control;
 mod slots;

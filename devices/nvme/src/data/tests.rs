@@ -30,7 +30,7 @@ fn naive(
         read.map_err(|_| Status::DATA_TRANSFER_ERROR)?;
         Ok::<u64, Status>(u64::from_le_bytes(bytes))
     };
-    if prp1 % 4 != 0 {
+    if !prp1.is_multiple_of(4) {
         return Err(Status::PRP_OFFSET);
     }
     let first = len.min(page - prp1 % page);
@@ -42,14 +42,14 @@ fn naive(
         entries.push(prp2);
     } else if pages > 1 {
         let mut at = prp2;
-        if at % 8 != 0 {
+        if !at.is_multiple_of(8) {
             return Err(Status::PRP_OFFSET);
         }
         while (entries.len() as u64) < pages {
-            let is_last_of_page = (at + 8) % page == 0;
+            let is_last_of_page = (at + 8).is_multiple_of(page);
             if is_last_of_page && entries.len() as u64 + 1 < pages {
                 at = word(at)?;
-                if at % page != 0 {
+                if !at.is_multiple_of(page) {
                     return Err(Status::PRP_OFFSET);
                 }
                 continue;
@@ -59,7 +59,7 @@ fn naive(
         }
     }
     for entry in entries {
-        if entry % page != 0 {
+        if !entry.is_multiple_of(page) {
             return Err(Status::PRP_OFFSET);
         }
         runs.push((entry, left.min(page)));
@@ -175,13 +175,7 @@ fn prp(memory: &GuestMemory, prp1: u64, prp2: u64, len: u32) -> Result<(), Statu
 fn c01_prps_and_sgls_into_a_bar() {
     let memory = epoch();
     let mut resolver = Resolver::new(12);
-    for bar in [
-        0xfe00_0000,
-        0xfe00_1000,
-        0x38_0000_0000,
-        0,
-        u64::MAX & !0xfff,
-    ] {
+    for bar in [0xfe00_0000, 0xfe00_1000, 0x38_0000_0000, 0, !0xfff] {
         let missing = Err(Status::DATA_TRANSFER_ERROR);
         assert_eq!(prp(&memory, bar, 0, 512), missing);
         assert_eq!(prp(&memory, DATA, bar, 8192), missing);
@@ -322,7 +316,7 @@ fn c02_sgls_that_loop_are_short_or_make_no_sense() {
         Status::INVALID_SGL_COUNT
     );
     // Too long to be looked at.
-    for length in [16 * MOST_DESCRIPTORS as u32, u32::MAX & !15] {
+    for length in [16 * MOST_DESCRIPTORS as u32, !15] {
         assert_eq!(
             got(descriptor(sgl::LAST, LISTS, length)),
             Status::INVALID_SGL_COUNT

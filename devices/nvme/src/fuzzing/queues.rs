@@ -15,12 +15,12 @@ use bluff_memory::{GuestMemory, IoVec};
 use bluff_pci::Dma;
 use zerocopy::IntoBytes;
 
-use super::host::{self, BASE, DATA, Host, LISTS, Plan, Queues, REGION, SHADOW, memory, slow};
-use super::slow::Desk;
 use crate::data::Resolver;
 use crate::namespace::{Namespace, Namespaces};
 use crate::spec::{ALL_NAMESPACES, Command};
 use crate::worker::Message;
+use super::host::{self, BASE, DATA, Host, LISTS, Plan, Queues, REGION, SHADOW, memory, slow};
+use super::slow::Desk;
 
 /// What is left of the input; zeroes follow it.
 struct Input<'a>(&'a [u8]);
@@ -177,7 +177,7 @@ impl World {
             n @ 0x80..0xc0 => {
                 command.flags = 0x40;
                 let kind = u64::from(input.descriptor()) << 56;
-                command.dptr[1] = (kind | u64::from(n & 0x1f) * 512).into();
+                command.dptr[1] = (kind | (u64::from(n & 0x1f) << 9)).into();
             }
             0xc0..0xf0 => command.dptr[1] = input.addr().into(),
             n => {

@@ -172,7 +172,7 @@ impl SlowChannel {
                 unmap: true,
             }),
             max_transfer: u32::MAX,
-            ..Geometry::new(512, u64::MAX & !511)
+            ..Geometry::new(512, !511)
         }
     }
 }

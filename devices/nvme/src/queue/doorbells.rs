@@ -298,7 +298,11 @@ impl Doorbell {
     }
 }
 
-/// How many entries `index` is ahead of `told`.
+/// How many entries `index` is ahead of `told`. Of a `told` that is no index of the queue (a host's value that made no sense): any number
+/// above its size.
 fn before(index: u16, told: u16, size: u32) -> u32 {
-    (u32::from(index) + size - u32::from(told) % size) % size
+    match index.checked_sub(told) {
+        Some(n) => u32::from(n),
+        None => (u32::from(index) + size).wrapping_sub(u32::from(told)),
+    }
 }

@@ -27,9 +27,15 @@ enum Place {
     /// The host lets us not reach it now.
     Off,
     /// All in one region.
-    Whole(*const [AtomicU64; 0], Arc<GuestMemory>),
+    Whole(
+        *const [AtomicU64; 0],
+        #[allow(dead_code, reason = "keeps it mapped")] Arc<GuestMemory>,
+    ),
     /// Its pages.
-    Pieces(Box<[*const [AtomicU64; 0]]>, Arc<GuestMemory>),
+    Pieces(
+        Box<[*const [AtomicU64; 0]]>,
+        #[allow(dead_code, reason = "keeps it mapped")] Arc<GuestMemory>,
+    ),
 }
 
 impl<const N: usize> Entries<N> {

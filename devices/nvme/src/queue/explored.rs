@@ -21,10 +21,9 @@ struct Page {
 
 /// What a driver does: the shadow, a fence, the event index (Base 2.1 §B.5).
 fn offer(page: &Page, old: u16, new: u16) {
-    page.value
-        .store(u32::from(new), super::sync::Ordering::Release);
+    page.value.store(u32::from(new), Ordering::Release);
     fence(Ordering::SeqCst);
-    let event = page.event.load(super::sync::Ordering::Relaxed) as u16;
+    let event = page.event.load(Ordering::Relaxed) as u16;
     if new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old) {
         page.rung.store(true, Ordering::SeqCst);
     }

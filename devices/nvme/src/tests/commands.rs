@@ -318,7 +318,7 @@ fn compare_says_whether_it_is_the_same() {
         128 * 1024 - 1,
         128 * 1024,
         300_000,
-        count as u64 * 512 - 1,
+        u64::from(count) * 512 - 1,
     ] {
         let mut byte = [0];
         host.memory.read(DATA + at, &mut byte).unwrap();

@@ -1,6 +1,5 @@
 //! Queues and doorbells: rounds, full ones, hostile ones, shadows, interrupts.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -50,8 +49,8 @@ fn round_and_round() {
         let mut heads = [0; 2];
         let mut done = 0;
         while done < times(500, 20_000) {
-            for sq in 0..2 {
-                let used = (queues.sqs[sq].tail + sq_size - heads[sq]) % sq_size;
+            for (sq, head) in heads.into_iter().enumerate() {
+                let used = (queues.sqs[sq].tail + sq_size - head) % sq_size;
                 let n = chance.below(u64::from(sq_size - used)) as usize;
                 let qid = queues.sqs[sq].qid;
                 open.extend(put(&mut host, &mut queues, sq, n).iter().map(|c| (qid, *c)));
@@ -520,7 +519,9 @@ fn writes_of_many_queues_do_not_mix() {
             model[*lba as usize * 512..][..512].copy_from_slice(&bytes);
             host.put(&mut queues, i % 3, write(*lba, 1, at));
         }
-        (0..3).for_each(|sq| drop(host.tell_tail(&queues, sq)));
+        for sq in 0..3 {
+            host.tell_tail(&queues, sq);
+        }
         let mut left = 12;
         while left > 0 {
             host.turns(1);
@@ -532,5 +533,3 @@ fn writes_of_many_queues_do_not_mix() {
         assert!(now == model);
     }
 }
-
-const _: fn(Arc<Pin>) = drop;

@@ -57,7 +57,7 @@ pub(crate) enum Message {
         /// It holds.
         done: Done,
     },
-    /// Waits for what is in flight on a namespace, which is blocked: commands that are taken meanwhile are refused.
+    /// Waits for what is in flight on a namespace now. Where it is blocked, nothing is afterwards.
     Drain {
         /// Which; [`crate::spec::ALL_NAMESPACES`] for all.
         nsid: u32,
@@ -120,6 +120,8 @@ pub(super) struct Stopping {
 /// Something that is waited for: the commands that it concerns.
 pub(super) struct Wait {
     what: What,
+    /// Commands from this number on came later, and are not waited for.
+    before: u64,
     /// What they are answered that have to be cancelled.
     cause: Status,
     deadline: Instant,
@@ -138,13 +140,14 @@ enum What {
     Gone(Vec<u32>),
 }
 
-impl What {
+impl Wait {
     fn concerns(&self, slot: &Slot) -> bool {
-        match self {
-            Self::Memory(_) => slot.revoked,
-            Self::Sq(sq) => slot.sq == *sq,
-            Self::Spaces(all) | Self::Gone(all) => slot.space == ALL || all.contains(&slot.space),
-        }
+        let it = match &self.what {
+            What::Memory(_) => slot.revoked,
+            What::Sq(sq) => slot.sq == *sq,
+            What::Spaces(all) | What::Gone(all) => slot.space == ALL || all.contains(&slot.space),
+        };
+        it && slot.number < self.before
     }
 }
 
@@ -222,6 +225,7 @@ impl Worker {
         cx.timer(cx.id(), deadline, 0);
         self.waits.push(Wait {
             what,
+            before: self.io.slots.taken(),
             cause,
             deadline,
             cancelled: false,
@@ -233,8 +237,8 @@ impl Worker {
     pub(super) fn check_waits(&mut self) {
         let mut i = 0;
         while i < self.waits.len() {
-            let what = &self.waits[i].what;
-            if self.io.slots.busy().any(|(_, slot)| what.concerns(slot)) {
+            let wait = &self.waits[i];
+            if self.io.slots.busy().any(|(_, slot)| wait.concerns(slot)) {
                 i += 1;
                 continue;
             }
@@ -329,8 +333,7 @@ impl Worker {
         for wait in &mut self.waits {
             if now >= wait.deadline && !wait.cancelled {
                 wait.cancelled = true;
-                let what = &wait.what;
-                self.io.cancel(wait.cause, |_, slot| what.concerns(slot));
+                self.io.cancel(wait.cause, |_, slot| wait.concerns(slot));
             }
         }
         if let State::Lost(until, e) = &self.state

@@ -36,6 +36,8 @@ pub(super) struct Slot {
     /// Which command of this slot it is, so that nothing is taken for another's.
     generation: u16,
     busy: bool,
+    /// Which of all commands it is: later ones have higher numbers.
+    pub(super) number: u64,
     /// Operations that are not completed yet.
     pub(super) pending: u16,
     /// How many operations there were in this step.
@@ -66,6 +68,8 @@ pub(super) struct Origin {
 pub(super) struct Slots {
     slots: Vec<Slot>,
     free: Vec<u32>,
+    /// How many commands there have ever been.
+    taken: u64,
 }
 
 impl Slots {
@@ -73,6 +77,11 @@ impl Slots {
     #[inline]
     pub(super) fn in_flight(&self) -> usize {
         self.slots.len() - self.free.len()
+    }
+
+    /// How many commands there have ever been: the number of the next one.
+    pub(super) fn taken(&self) -> u64 {
+        self.taken
     }
 
     /// Whether no more can be taken.
@@ -90,6 +99,8 @@ impl Slots {
         };
         let slot = &mut self.slots[index as usize];
         slot.busy = true;
+        slot.number = self.taken;
+        self.taken += 1;
         slot.opcode = origin.opcode;
         slot.cid = origin.cid;
         slot.nsid = origin.nsid;
@@ -113,6 +124,7 @@ impl Slots {
             space: ALL,
             generation: 0,
             busy: false,
+            number: 0,
             pending: 0,
             parts: 0,
             status: Status::SUCCESS,

@@ -216,8 +216,8 @@ impl FunctionKind {
     }
 }
 
-/// The highest namespace ID (NVMe Base 2.1 §3.2.1.2: all ones stand for all of them).
-pub const NSID_MAX: u32 = 0xffff_fffe;
+/// The highest namespace ID. A host may ask for each of them in turn, and firmware does.
+pub const NSID_MAX: u32 = 65_536;
 /// Most namespaces in a subsystem: so many fit into one list of them (NVMe Base 2.1 §5.1.13.2.2).
 pub const NAMESPACES_MAX: usize = 1024;
 

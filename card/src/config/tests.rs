@@ -415,7 +415,7 @@ fn mistakes_about_nvme_functions() {
         (
             "nsid = 5",
             "nsid = 0",
-            "10:51: subsystem.s0.namespaces.nsid: a whole number from 1 to 4294967294",
+            "10:51: subsystem.s0.namespaces.nsid: a whole number from 1 to 65536",
         ),
         (
             "{ volume = \"disk1\"",

@@ -14,6 +14,7 @@
 //! All mistakes are told at once. Nothing is opened to find them: what is checked is the file, and the CPUs of the machine.
 
 mod mistake;
+mod nvme;
 mod read;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -27,8 +28,8 @@ use toml::de::{DeTable, DeValue};
 
 use crate::kinds::{LayerKind, VolumeUri, list};
 use crate::spec::{
-    Attach, CardSpec, DataMode, FunctionKind, FunctionSpec, Id, LayerSpec, Parameter, Poll,
-    STOP_TIMEOUT_MS_DEFAULT, SocketMode, VolumeSpec,
+    Attach, CardSpec, DataMode, DeviceSpec, FunctionKind, FunctionSpec, Id, LayerSpec, Parameter,
+    Poll, STOP_TIMEOUT_MS_DEFAULT, SocketMode, SubsystemSpec, VolumeSpec,
 };
 
 /// Most queues of one function: what one reactor may have to visit for one host.
@@ -47,6 +48,8 @@ pub struct Config {
     pub card: CardSpec,
     /// Its volumes.
     pub volumes: BTreeMap<Id, VolumeSpec>,
+    /// The subsystems that NVMe functions may share.
+    pub subsystems: BTreeMap<Id, SubsystemSpec>,
     /// Its functions.
     pub functions: BTreeMap<Id, FunctionSpec>,
 }
@@ -98,6 +101,16 @@ impl Config {
     }
 }
 
+/// What of a configuration may be named elsewhere in it, and what was.
+struct Names {
+    volumes: BTreeSet<Id>,
+    subsystems: BTreeSet<Id>,
+    /// Volumes that something stands on.
+    users: Vec<Placed<Id>>,
+    /// Names that subsystems were given.
+    nqns: Vec<String>,
+}
+
 struct Reader<'a> {
     sink: &'a mut Sink,
     surroundings: &'a Surroundings,
@@ -125,17 +138,27 @@ impl Reader<'_> {
             config.volumes.extend(volume.map(|volume| (id, volume)));
         }
         self.no_file_twice(&paths);
-        let declared: BTreeSet<Id> = root.names("volume");
-        let mut users: Vec<Placed<Id>> = Vec::new();
+        let mut names = Names {
+            volumes: root.names("volume"),
+            subsystems: root.names("subsystem"),
+            users: Vec::new(),
+            nqns: Vec::new(),
+        };
+        for (id, mut section) in root.named_sections("subsystem", self.sink) {
+            let subsystem = self.subsystem(&mut section, &mut names);
+            section.finish(self.sink);
+            config.subsystems.insert(id, subsystem);
+        }
         let mut sockets: Vec<Placed<(Id, PathBuf)>> = Vec::new();
         for (id, mut section) in root.named_sections("function", self.sink) {
-            let function = self.function(&id, &mut section, &declared, &mut users, &mut sockets);
+            let data = config.card.data;
+            let function = self.function(&id, data, &mut section, &mut names, &mut sockets);
             section.finish(self.sink);
             config
                 .functions
                 .extend(function.map(|function| (id, function)));
         }
-        self.no_volume_shared(&config, &users);
+        self.no_volume_shared(&config, &names.users);
         self.no_socket_twice(&sockets);
         root.finish(self.sink);
         config
@@ -272,9 +295,9 @@ impl Reader<'_> {
     fn function(
         &mut self,
         id: &Id,
+        data: DataMode,
         section: &mut Section<'_>,
-        declared: &BTreeSet<Id>,
-        users: &mut Vec<Placed<Id>>,
+        names: &mut Names,
         sockets: &mut Vec<Placed<(Id, PathBuf)>>,
     ) -> Option<FunctionSpec> {
         let sink = &mut *self.sink;
@@ -286,51 +309,77 @@ impl Reader<'_> {
         let queues = section.integer("queues", 1..=QUEUES_MAX, sink).unwrap_or(1);
         let poll = section.word("poll", Poll::WORDS, sink);
         let stop_timeout_ms = section.integer("stop_timeout_ms", STOP_TIMEOUT_MS, sink);
-        let config_wce = section.boolean("config_wce", sink).unwrap_or(false);
-        let volume = section.required_text("volume", "the ID of a volume", sink);
-        let volume =
-            volume.and_then(|volume| self.volume_reference(section, &volume, declared, users));
+        if let (Some(kind), Some(attach)) = (kind, attach)
+            && kind.attach() != attach
+        {
+            let complaint = format!("a function of kind {kind} attaches by {}", kind.attach());
+            sink.add(section.place("attach"), &section.key("attach"), complaint);
+        }
+        if attach == Some(Attach::VfioUser) && mode == SocketMode::Client {
+            let complaint = "a VMM connects to a vfio-user function; only \"server\" is possible";
+            sink.add(section.place("mode"), &section.key("mode"), complaint);
+        }
+        if attach == Some(Attach::VfioUser) && data == DataMode::Process {
+            let complaint = "a vfio-user function cannot outlive its data half yet, so not with `data = \"process\"`";
+            sink.add(section.place("attach"), &section.key("attach"), complaint);
+        }
+        let device = match kind {
+            Some(FunctionKind::VirtioBlk) => self.virtio_blk(section, names),
+            Some(FunctionKind::Nvme) => self.nvme(section, names),
+            // What the rest should be depends on it.
+            None => {
+                section.pass_over();
+                None
+            }
+        };
         let socket = self.socket(id, section, mode, sockets);
         Some(FunctionSpec {
-            kind: kind?,
+            device: device?,
             attach: attach?,
             socket,
             mode,
-            volume: volume?,
             queues,
             poll,
-            config_wce,
             stop_timeout_ms: stop_timeout_ms.unwrap_or(STOP_TIMEOUT_MS_DEFAULT),
         })
     }
 
+    fn virtio_blk(&mut self, section: &mut Section<'_>, names: &mut Names) -> Option<DeviceSpec> {
+        let config_wce = section.boolean("config_wce", self.sink).unwrap_or(false);
+        let volume = section.required_text("volume", "the ID of a volume", self.sink)?;
+        let volume = self.volume_reference(section.key("volume"), &volume, names)?;
+        Some(DeviceSpec::VirtioBlk { volume, config_wce })
+    }
+
     fn volume_reference(
         &mut self,
-        section: &Section<'_>,
+        key: String,
+        name: &Spanned<String>,
+        names: &mut Names,
+    ) -> Option<Id> {
+        let id = self.reference(&key, "volume", name, &names.volumes)?;
+        names.users.push(Placed {
+            value: id.clone(),
+            key,
+            span: name.span(),
+        });
+        Some(id)
+    }
+
+    /// An ID that is declared in the file.
+    fn reference(
+        &mut self,
+        key: &str,
+        what: &str,
         name: &Spanned<String>,
         declared: &BTreeSet<Id>,
-        users: &mut Vec<Placed<Id>>,
     ) -> Option<Id> {
-        let key = section.key("volume");
-        let id = name
-            .get_ref()
-            .parse::<Id>()
-            .ok()
-            .filter(|id| declared.contains(id));
-        match &id {
-            Some(id) => users.push(Placed {
-                value: id.clone(),
-                key,
-                span: name.span(),
-            }),
-            None => {
-                let known = list(declared.iter().map(Id::as_str));
-                self.sink.add(
-                    name.span(),
-                    &key,
-                    format!("no volume `{}`; there are {known}", name.get_ref()),
-                );
-            }
+        let id = name.get_ref().parse::<Id>().ok();
+        let id = id.filter(|id| declared.contains(id));
+        if id.is_none() {
+            let known = list(declared.iter().map(Id::as_str));
+            let complaint = format!("no {what} `{}`; there are {known}", name.get_ref());
+            self.sink.add(name.span(), key, complaint);
         }
         id
     }
@@ -387,8 +436,7 @@ impl Reader<'_> {
                 .get(&user.value)
                 .and_then(|volume| VolumeUri::parse(&volume.uri).ok());
             if shared && uri.is_some_and(|uri| uri.is_exclusive()) {
-                let complaint =
-                    "another function uses this volume; only a read-only volume may have several";
+                let complaint = "something else uses this volume; only a read-only volume may have several users";
                 self.sink.add(user.span.clone(), &user.key, complaint);
             }
         }

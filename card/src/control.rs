@@ -79,6 +79,27 @@ pub enum Request {
         /// The size, in bytes.
         size: u64,
     },
+    /// The namespaces of a function.
+    ListNamespaces {
+        /// The function.
+        function: Id,
+    },
+    /// Add a namespace to the subsystem of a function.
+    AddNamespace {
+        /// The function.
+        function: Id,
+        /// The volume that it stands on.
+        volume: Id,
+        /// Its number; otherwise the lowest that is free.
+        nsid: Option<u32>,
+    },
+    /// Take the namespace that stands on a volume away from the subsystem of a function.
+    RemoveNamespace {
+        /// The function.
+        function: Id,
+        /// The volume.
+        volume: Id,
+    },
     /// The counters.
     Statistics {
         /// Of one function; otherwise of all, and of the reactors.
@@ -100,6 +121,8 @@ pub enum Response {
     Volumes(Vec<VolumeEntry>),
     /// One volume, as it is now.
     Volume(VolumeEntry),
+    /// The namespaces of a function, as they are now.
+    Namespaces(NamespacesEntry),
     /// The counters.
     Statistics(Statistics),
 }
@@ -161,6 +184,30 @@ pub struct VolumeEntry {
     pub info: Option<VolumeInfo>,
     /// The functions that stand on it.
     pub functions: Vec<Id>,
+}
+
+/// The subsystem of a function.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NamespacesEntry {
+    /// The function that was asked about.
+    pub function: Id,
+    /// Its name.
+    pub nqn: String,
+    /// The functions that have it.
+    pub functions: Vec<Id>,
+    /// Its namespaces, by NSID.
+    pub namespaces: Vec<NamespaceEntry>,
+}
+
+/// A namespace.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NamespaceEntry {
+    /// Its number.
+    pub nsid: u32,
+    /// The volume that it stands on.
+    pub volume: Id,
+    /// The shape of that, where it is open.
+    pub info: Option<VolumeInfo>,
 }
 
 impl FunctionEntry {

@@ -3,7 +3,9 @@
 mod table;
 pub mod top;
 
-use crate::control::{FunctionEntry, Status, VolumeEntry};
+use crate::control::{FunctionEntry, NamespacesEntry, Status, VolumeEntry};
+use crate::message::VolumeInfo;
+use crate::spec::{DeviceSpec, Id, SubsystemUse};
 use crate::stats::FunctionStatistics;
 use crate::units::show_size;
 pub use table::Table;
@@ -36,13 +38,16 @@ pub fn status(status: &Status) -> String {
 pub fn functions(functions: &[FunctionEntry]) -> String {
     let mut table = Table::new(["FUNCTION", "KIND", "STATE", "VOLUME", "QUEUES", "SOCKET"]);
     for function in functions {
-        let (kind, queues) = (function.spec.kind.word(), function.spec.queues.to_string());
+        let (kind, queues) = (
+            function.spec.device.kind().word(),
+            function.spec.queues.to_string(),
+        );
         let socket = socket(function);
         table.row([
             function.id.as_str(),
             kind,
             &function.state,
-            function.spec.volume.as_str(),
+            &stands_on(function),
             &queues,
             &socket,
         ]);
@@ -54,13 +59,20 @@ pub fn functions(functions: &[FunctionEntry]) -> String {
 pub fn function(function: &FunctionEntry, statistics: Option<&FunctionStatistics>) -> String {
     let mut table = Table::plain();
     table.row(["function", function.id.as_str()]);
-    table.row(["kind", function.spec.kind.word()]);
+    table.row(["kind", function.spec.device.kind().word()]);
     table.row([
         "attached by",
         &format!("{}, as {}", function.spec.attach, function.spec.mode),
     ]);
     table.row(["socket", &socket(function)]);
-    table.row(["volume", function.spec.volume.as_str()]);
+    match &function.spec.device {
+        DeviceSpec::VirtioBlk { .. } => table.row(["volume", &stands_on(function)]),
+        DeviceSpec::Nvme { serial, .. } => {
+            table.row(["stands on", &stands_on(function)]);
+            let serial = serial.as_deref();
+            table.row(["serial", serial.unwrap_or(function.id.as_str())]);
+        }
+    }
     table.row(["queues", &function.spec.queues.to_string()]);
     table.row([
         "poll",
@@ -111,6 +123,41 @@ pub fn function(function: &FunctionEntry, statistics: Option<&FunctionStatistics
     text
 }
 
+/// The volume, the volumes, or the subsystem that has them.
+fn stands_on(function: &FunctionEntry) -> String {
+    match &function.spec.device {
+        DeviceSpec::VirtioBlk { volume, .. } => volume.to_string(),
+        DeviceSpec::Nvme { subsystem, .. } => match subsystem {
+            SubsystemUse::Shared { subsystem } => format!("subsystem {subsystem}"),
+            SubsystemUse::Own(own) => {
+                let volumes = own.namespaces.iter().map(|n| n.volume.as_str());
+                volumes.collect::<Vec<_>>().join(",")
+            }
+        },
+    }
+}
+
+/// The namespaces of a function, one a line.
+pub fn namespaces(entry: &NamespacesEntry) -> String {
+    let mut head = Table::plain();
+    let functions: Vec<&str> = entry.functions.iter().map(Id::as_str).collect();
+    head.row(["subsystem", &entry.nqn]);
+    head.row(["functions", &functions.join(",")]);
+    let mut table = Table::new(["NSID", "VOLUME", "SIZE", "BLOCK"]);
+    for namespace in &entry.namespaces {
+        let shown = |show: fn(&VolumeInfo) -> String| {
+            namespace.info.as_ref().map_or_else(|| "-".to_owned(), show)
+        };
+        table.row([
+            namespace.nsid.to_string(),
+            namespace.volume.to_string(),
+            shown(|info| show_size(info.size)),
+            shown(|info| info.block_size.to_string()),
+        ]);
+    }
+    format!("{head}\n{table}")
+}
+
 fn socket(function: &FunctionEntry) -> String {
     function
         .spec
@@ -150,7 +197,6 @@ pub fn volumes(volumes: &[VolumeEntry]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::message::VolumeInfo;
     use crate::spec::VolumeSpec;
 
     #[test]

@@ -25,10 +25,11 @@ use crate::config::Config;
 use crate::control::server::{ClientNumber, Server};
 use crate::data_half::{Body, DataHalf, Options};
 use crate::descriptors;
+use crate::identity::Identity;
 use crate::message::{FromData, Numbered, Outbox, ToData};
 use crate::registry::{FunctionState, Registry, VolumeState};
 use crate::runtime_dir::{BoundSocket, CONTROL_SOCKET, RuntimeDir};
-use crate::spec::{CardSpec, DataMode, Id};
+use crate::spec::{CardSpec, DataMode, DeviceSpec, Id};
 use crate::stats::Statistics;
 
 /// How long the data half may take to stop all queues, where no function's own bound is longer.
@@ -117,12 +118,26 @@ enum Phase {
 enum Pending {
     /// A client that wants a volume to have another size.
     Resize(ClientNumber, Id),
+    /// A client that wants the namespaces of a function to be others.
+    Namespaces(ClientNumber, Id),
     /// A client that wants counters, and those that came already.
     Statistics(ClientNumber, Statistics),
 }
 
+impl Pending {
+    fn client(&self) -> ClientNumber {
+        match self {
+            Self::Resize(client, _) | Self::Namespaces(client, _) | Self::Statistics(client, _) => {
+                *client
+            }
+        }
+    }
+}
+
 struct Daemon {
     card: CardSpec,
+    /// There where a function has a name that is made of it.
+    identity: Option<Identity>,
     body: Body,
     options: Options,
     registry: Registry,
@@ -161,6 +176,9 @@ impl Daemon {
         for (id, spec) in config.volumes {
             registry.create_volume(id, spec)?;
         }
+        for (id, spec) in config.subsystems {
+            registry.create_subsystem(id, spec)?;
+        }
         for (id, spec) in config.functions {
             registry.create_function(id, spec)?;
         }
@@ -172,6 +190,11 @@ impl Daemon {
                 descriptors::limit()
             );
         }
+        let mut functions = registry.functions().values();
+        let is_named = functions.any(|f| matches!(f.spec.device, DeviceSpec::Nvme { .. }));
+        let identity = is_named
+            .then(|| Identity::of_card(&state_dir))
+            .transpose()?;
         let options = Options {
             state_dir,
             is_process: config.card.data == DataMode::Process,
@@ -180,6 +203,7 @@ impl Daemon {
         let now = Instant::now();
         let mut daemon = Self {
             card: config.card,
+            identity,
             body,
             options,
             registry,

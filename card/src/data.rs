@@ -13,6 +13,7 @@
 //! As a process it may be killed at any moment, and then another goes on with its sessions (`sessions`). So it also ends as if it
 //! were killed where anything in it is broken, and where control is gone: an orderly end would tell the front ends.
 
+mod nvme;
 mod sessions;
 mod volumes;
 
@@ -35,7 +36,7 @@ use crate::data_half::Options;
 use crate::message::{
     FromData, Link, LinkError, Numbered, Subject, ToData, VolumeInfo, statistics_parts,
 };
-use crate::spec::{CardSpec, FunctionKind, FunctionSpec, Id, Poll, VolumeSpec};
+use crate::spec::{CardSpec, DeviceSpec, FunctionSpec, Id, Poll, SubsystemSpec, VolumeSpec};
 use crate::stats::{FunctionStatistics, QueueStatistics, ReactorStatistics, Statistics};
 
 /// Serves the socket until it is drained, or the other end closes.
@@ -101,6 +102,8 @@ fn subject(message: &ToData) -> Subject {
         | ToData::AttachFunction { function, .. }
         | ToData::Connection { function, .. }
         | ToData::Committed { function, .. }
+        | ToData::AddNamespace { function, .. }
+        | ToData::RemoveNamespace { function, .. }
         | ToData::DetachFunction { function } => Subject::Function(function.clone()),
     }
 }
@@ -217,10 +220,25 @@ impl Data {
             ToData::AttachFunction {
                 function,
                 spec,
+                subsystem,
                 descriptors,
             } => {
-                self.attach(&function, spec, descriptors)?;
+                self.attach(&function, spec, subsystem, descriptors)?;
                 vec![FromData::FunctionAttached { function }]
+            }
+            ToData::AddNamespace {
+                function,
+                namespace,
+            } => {
+                self.add_namespace(&function, &namespace)?;
+                vec![FromData::NamespaceAdded {
+                    function,
+                    namespace,
+                }]
+            }
+            ToData::RemoveNamespace { function, nsid } => {
+                self.remove_namespace(number, function, nsid)?;
+                Vec::new()
             }
             ToData::DetachFunction { function } => {
                 self.functions
@@ -317,33 +335,59 @@ impl Data {
         })
     }
 
-    fn attach(&mut self, id: &Id, spec: FunctionSpec, descriptors: u32) -> Result<()> {
+    fn attach(
+        &mut self,
+        id: &Id,
+        spec: FunctionSpec,
+        subsystem: Option<SubsystemSpec>,
+        descriptors: u32,
+    ) -> Result<()> {
         ensure!(!self.functions.contains_key(id), "it is attached already");
         ensure!(!self.reactors.is_empty(), "there are no reactors");
-        let volume = &self
-            .volumes
-            .get(&spec.volume)
-            .context("its volume is not open")?
-            .volume;
         // Each function begins on the next reactor, so that functions of one queue are spread too.
         let count = self.reactors.len();
         let order: Vec<usize> = (0..count).map(|i| (self.turn + i) % count).collect();
         self.turn = (self.turn + 1) % count;
+        match spec.device {
+            DeviceSpec::VirtioBlk { .. } => self.attach_blk(id, spec, order, descriptors),
+            DeviceSpec::Nvme { .. } => self.attach_nvme(id, spec, subsystem, order, descriptors),
+        }
+    }
+
+    fn volume(&self, id: &Id) -> Result<&Arc<dyn Volume>> {
+        let open = self.volumes.get(id).context("its volume is not open")?;
+        Ok(&open.volume)
+    }
+
+    fn attach_blk(
+        &mut self,
+        id: &Id,
+        spec: FunctionSpec,
+        order: Vec<usize>,
+        descriptors: u32,
+    ) -> Result<()> {
+        let DeviceSpec::VirtioBlk {
+            volume: volume_id,
+            config_wce,
+        } = spec.device
+        else {
+            unreachable!("asked for by its kind");
+        };
+        let volume = self.volume(&volume_id)?;
         let options = BlkOptions {
             queues: spec.queues,
             serial: id.to_string(),
-            config_wce: spec.config_wce,
+            config_wce,
             poll: self.poll(spec.poll),
             reactors: order
                 .iter()
                 .map(|&i| self.reactors[i].handle.clone())
                 .collect(),
         };
-        let FunctionKind::VirtioBlk = spec.kind;
         let stop_timeout = Duration::from_millis(spec.stop_timeout_ms.into());
         let device = Blk::new(volume.clone(), options);
         let counters = device.counters().to_vec();
-        let spread = count.min(volume.max_channels()).max(1);
+        let spread = order.len().min(volume.max_channels()).max(1);
         let reactors = (0..usize::from(spec.queues))
             .map(|q| order[q % spread] as u16)
             .collect();
@@ -351,7 +395,7 @@ impl Data {
         self.functions.insert(
             id.clone(),
             Function {
-                volume: spec.volume,
+                volume: volume_id,
                 restored: Descriptors::new(),
                 counters,
                 reactors,

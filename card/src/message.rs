@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 
 pub use link::{Link, LinkError, MESSAGE_MAX, Outbox, pair};
 
-use crate::spec::{CardSpec, FunctionSpec, Id, VolumeSpec};
+use crate::spec::{CardSpec, FunctionSpec, Id, NamespaceSpec, SubsystemSpec, VolumeSpec};
 use crate::stats::Statistics;
 
 /// Most descriptors in one message. The kernel bears 253 (`SCM_MAX_FD`).
@@ -87,8 +87,24 @@ pub enum ToData {
         function: Id,
         /// What it is.
         spec: FunctionSpec,
+        /// Its subsystem, with its name, where it is an NVMe function. Functions that share one get the same.
+        subsystem: Option<SubsystemSpec>,
         /// How many descriptors its front end may hold.
         descriptors: u32,
+    },
+    /// Add a namespace to the subsystem of a function, for all its controllers. Answered by [`FromData::NamespaceAdded`].
+    AddNamespace {
+        /// The function.
+        function: Id,
+        /// The namespace.
+        namespace: NamespaceSpec,
+    },
+    /// Take one away from them. Answered by [`FromData::NamespaceRemoved`] when nothing uses its volume any more.
+    RemoveNamespace {
+        /// The function.
+        function: Id,
+        /// Its number.
+        nsid: u32,
     },
     /// The connection to a front end, for a function that has none; with it, where another data half had begun the session,
     /// the [`record`] of its state. Not answered, but for [`FromData::FrontEnd`] and [`FromData::FrontEndGone`]; the latter
@@ -161,6 +177,20 @@ pub enum FromData {
     FunctionDetached {
         /// The function.
         function: Id,
+    },
+    /// A namespace was added.
+    NamespaceAdded {
+        /// The function.
+        function: Id,
+        /// The namespace.
+        namespace: NamespaceSpec,
+    },
+    /// A namespace was taken away.
+    NamespaceRemoved {
+        /// The function.
+        function: Id,
+        /// Its number.
+        nsid: u32,
     },
     /// A front end came, or what it negotiated changed.
     FrontEnd {
@@ -244,6 +274,8 @@ impl Message for ToData {
             Self::Restore { keys, .. } => keys.len(),
             Self::Connection { recorded, .. } => 1 + usize::from(*recorded),
             Self::AttachFunction { .. }
+            | Self::AddNamespace { .. }
+            | Self::RemoveNamespace { .. }
             | Self::Committed { .. }
             | Self::Start { .. }
             | Self::OpenVolume { .. }
@@ -266,6 +298,8 @@ impl Message for FromData {
             | Self::VolumeResized { .. }
             | Self::FunctionAttached { .. }
             | Self::FunctionDetached { .. }
+            | Self::NamespaceAdded { .. }
+            | Self::NamespaceRemoved { .. }
             | Self::FrontEnd { .. }
             | Self::FrontEndGone { .. }
             | Self::Statistics { .. }

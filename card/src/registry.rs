@@ -14,6 +14,7 @@
 //! back by [`Registry::report`]. The configuration file, the control socket and a later API are faces on this.
 
 mod event;
+mod namespaces;
 mod state;
 
 use std::collections::BTreeMap;
@@ -26,7 +27,10 @@ use state::{FunctionStep, VolumeStep};
 
 use crate::kinds::{LayerKind, VolumeUri};
 use crate::message::{FromData, Subject as Failing};
-use crate::spec::{FunctionSpec, Id, SocketMode, VolumeSpec};
+use crate::spec::{
+    DeviceSpec, FunctionSpec, Id, SERIAL_MAX, SocketMode, SubsystemSpec, SubsystemUse, VolumeSpec,
+    is_serial,
+};
 
 /// Why something cannot be done.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -40,13 +44,16 @@ pub enum RegistryError {
     /// There is no function of this ID.
     #[error("there is no function {0}")]
     NoFunction(Id),
-    /// A function stands on the volume.
-    #[error("volume {volume} is used by function {function}")]
+    /// There is no subsystem of this ID.
+    #[error("there is no subsystem {0}")]
+    NoSubsystem(Id),
+    /// Something stands on the volume.
+    #[error("volume {volume} is used by {user}")]
     InUse {
         /// The volume.
         volume: Id,
-        /// The function.
-        function: Id,
+        /// The function or subsystem.
+        user: Subject,
     },
     /// Another function has the socket.
     #[error("function {0} has the same socket")]
@@ -95,6 +102,7 @@ pub struct Function {
 pub struct Registry {
     runtime_dir: PathBuf,
     volumes: BTreeMap<Id, Volume>,
+    subsystems: BTreeMap<Id, SubsystemSpec>,
     functions: BTreeMap<Id, Function>,
     actions: Vec<Action>,
     subscribers: Subscribers,
@@ -119,6 +127,11 @@ impl Registry {
         &self.functions
     }
 
+    /// The subsystems that functions may share, by ID.
+    pub fn subsystems(&self) -> &BTreeMap<Id, SubsystemSpec> {
+        &self.subsystems
+    }
+
     /// A volume.
     pub fn volume(&self, id: &Id) -> Result<&Volume, RegistryError> {
         self.volumes
@@ -135,10 +148,42 @@ impl Registry {
 
     /// The functions that stand on a volume.
     pub fn users<'a>(&'a self, volume: &'a Id) -> impl Iterator<Item = &'a Id> {
-        self.functions
-            .iter()
-            .filter(move |(_, function)| function.needs(volume))
-            .map(|(id, _)| id)
+        let stands = |(_, function): &(&Id, &Function)| {
+            function.specs().any(|spec| self.stands_on(spec, volume))
+        };
+        self.functions.iter().filter(stands).map(|(id, _)| id)
+    }
+
+    /// The volumes that a function stands on.
+    pub fn volumes_of<'a>(&'a self, spec: &'a FunctionSpec) -> Vec<&'a Id> {
+        match &spec.device {
+            DeviceSpec::VirtioBlk { volume, .. } => vec![volume],
+            DeviceSpec::Nvme { subsystem, .. } => {
+                let namespaces = self.subsystem_of(subsystem).map(|s| &s.namespaces);
+                let namespaces = namespaces.into_iter().flatten();
+                namespaces.map(|namespace| &namespace.volume).collect()
+            }
+        }
+    }
+
+    fn stands_on(&self, spec: &FunctionSpec, volume: &Id) -> bool {
+        self.volumes_of(spec).contains(&volume)
+    }
+
+    /// Who has a volume: functions and subsystems, each once.
+    fn holders<'a>(&'a self, volume: &'a Id) -> impl Iterator<Item = Subject> + 'a {
+        let holds = |spec: &SubsystemSpec| spec.namespaces.iter().any(|n| n.volume == *volume);
+        let subsystems = self.subsystems.iter().filter(move |(_, spec)| holds(spec));
+        let functions = self.functions.iter().filter(move |(_, function)| {
+            let own = |spec: &&FunctionSpec| match &spec.device {
+                DeviceSpec::Nvme { subsystem, .. } => matches!(subsystem, SubsystemUse::Own(_)),
+                DeviceSpec::VirtioBlk { .. } => true,
+            };
+            let mut specs = function.specs().filter(own);
+            specs.any(|spec| self.stands_on(spec, volume))
+        });
+        let subsystems = subsystems.map(|(id, _)| Subject::Subsystem(id.clone()));
+        subsystems.chain(functions.map(|(id, _)| Subject::Function(id.clone())))
     }
 
     /// Where a function's socket stands.
@@ -185,10 +230,10 @@ impl Registry {
     /// Where a function stands on it, or it is being opened or closed.
     pub fn delete_volume(&mut self, id: &Id) -> Result<(), RegistryError> {
         let volume = self.volume(id)?;
-        if let Some(function) = self.users(id).next() {
+        if let Some(user) = self.holders(id).next() {
             return Err(RegistryError::InUse {
                 volume: id.clone(),
-                function: function.clone(),
+                user,
             });
         }
         if matches!(volume.state, VolumeState::Failed { .. }) {
@@ -327,6 +372,13 @@ impl Registry {
                 self.step_function(function, FunctionStep::FrontEndGone)?;
             }
             FromData::FunctionDetached { function } => self.detached(function)?,
+            FromData::NamespaceAdded {
+                function,
+                namespace,
+            } => self.namespace_added(function, namespace.clone())?,
+            FromData::NamespaceRemoved { function, nsid } => {
+                self.namespace_removed(function, *nsid)?;
+            }
             FromData::Failed {
                 about: Failing::Volume(volume),
                 error,
@@ -383,14 +435,28 @@ impl Registry {
     }
 
     fn check_function(&self, id: &Id, spec: &FunctionSpec) -> Result<(), RegistryError> {
-        let volume = self.volume(&spec.volume)?;
-        let uri = VolumeUri::parse(&volume.spec.uri).map_err(RegistryError::Invalid)?;
-        let mut others = self.users(&spec.volume).filter(|user| *user != id);
-        if let (true, Some(function)) = (uri.is_exclusive(), others.next()) {
-            return Err(RegistryError::InUse {
-                volume: spec.volume.clone(),
-                function: function.clone(),
-            });
+        let me = Subject::Function(id.clone());
+        match &spec.device {
+            DeviceSpec::VirtioBlk { volume, .. } => self.check_use(volume, &me)?,
+            DeviceSpec::Nvme { subsystem, serial } => {
+                if serial.as_ref().is_some_and(|serial| !is_serial(serial)) {
+                    return Err(RegistryError::Invalid(format!(
+                        "a serial number has 1 to {SERIAL_MAX} characters of ASCII"
+                    )));
+                }
+                match subsystem {
+                    SubsystemUse::Shared { subsystem } => {
+                        let found = self.subsystems.get(subsystem);
+                        found.ok_or_else(|| RegistryError::NoSubsystem(subsystem.clone()))?;
+                    }
+                    SubsystemUse::Own(own) => self.check_subsystem(own, &me)?,
+                }
+            }
+        }
+        if spec.device.kind().attach() != spec.attach {
+            let kind = spec.device.kind();
+            let complaint = format!("a function of kind {kind} attaches by {}", kind.attach());
+            return Err(RegistryError::Invalid(complaint));
         }
         if spec.queues == 0 || spec.queues > crate::config::QUEUES_MAX {
             let most = crate::config::QUEUES_MAX;
@@ -417,11 +483,7 @@ impl Registry {
         let Some(function) = self.functions.get(id) else {
             return;
         };
-        let is_open = self
-            .volumes
-            .get(&function.spec.volume)
-            .is_some_and(|v| matches!(v.state, VolumeState::Open(_)));
-        if is_open && function.state == FunctionState::Waiting {
+        if self.is_ready(&function.spec) && function.state == FunctionState::Waiting {
             self.set_function(id, FunctionState::Attaching);
             self.actions.push(Action::AttachFunction(id.clone()));
         }
@@ -503,13 +565,13 @@ impl Registry {
 }
 
 impl Function {
-    /// Whether it stands on this volume, or will when it has been changed.
-    fn needs(&self, volume: &Id) -> bool {
+    /// What it is, and what it will be when it has been changed.
+    fn specs(&self) -> impl Iterator<Item = &FunctionSpec> {
         let next = match &self.state {
             FunctionState::Detaching { next } => next.as_deref(),
             _ => None,
         };
-        self.spec.volume == *volume || next.is_some_and(|spec| spec.volume == *volume)
+        std::iter::once(&self.spec).chain(next)
     }
 }
 

@@ -123,14 +123,18 @@ words! {
     FunctionKind {
         /// A virtio block device.
         VirtioBlk = "virtio-blk",
+        /// An NVMe controller.
+        Nvme = "nvme",
     }
 }
 
 words! {
     /// How a function reaches its host.
     Attach {
-        /// A Unix socket between the daemon and a VMM.
+        /// A Unix socket between the daemon and a VMM, which has the transport.
         VhostUser = "vhost-user",
+        /// A Unix socket between the daemon and a VMM; the function is a PCI function as a whole.
+        VfioUser = "vfio-user",
     }
 }
 
@@ -202,11 +206,136 @@ pub enum Parameter {
     List(Vec<Parameter>),
 }
 
+impl FunctionKind {
+    /// How functions of this kind reach hosts.
+    pub fn attach(self) -> Attach {
+        match self {
+            Self::VirtioBlk => Attach::VhostUser,
+            Self::Nvme => Attach::VfioUser,
+        }
+    }
+}
+
+/// The highest namespace ID. A host may ask for each of them in turn, and firmware does.
+pub const NSID_MAX: u32 = 65_536;
+/// Most namespaces in a subsystem: so many fit into one list of them (NVMe Base 2.1 §5.1.13.2.2).
+pub const NAMESPACES_MAX: usize = 1024;
+
+/// The longest name of a subsystem, in bytes (NVMe Base 2.1 §4.7).
+pub const NQN_MAX: usize = 223;
+
+/// What is wrong with a name as the NQN of a subsystem (NVMe Base 2.1 §4.7), if anything is.
+pub fn nqn_mistake(nqn: &str) -> Option<&'static str> {
+    // nqn.YYYY-MM.reverse.domain:whatever
+    let form = |rest: &str| {
+        let (date, rest) = rest.split_at_checked(8)?;
+        let bytes = date.as_bytes();
+        let digits = [0, 1, 2, 3, 5, 6]
+            .iter()
+            .all(|i| bytes[*i].is_ascii_digit());
+        let (domain, name) = rest.split_once(':')?;
+        let fits = digits && bytes[4] == b'-' && bytes[7] == b'.';
+        (fits && !domain.is_empty() && !name.is_empty()).then_some(())
+    };
+    match nqn.strip_prefix("nqn.").and_then(form) {
+        _ if nqn.len() > NQN_MAX => Some("an NQN has at most 223 bytes"),
+        None => Some("an NQN is nqn.YYYY-MM.reverse.domain:name, such as nqn.2026-11.example:s0"),
+        Some(()) if nqn.chars().any(char::is_control) => Some("an NQN has no control characters"),
+        Some(()) => None,
+    }
+}
+
+/// A namespace of a subsystem.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NamespaceSpec {
+    /// The volume that it stands on.
+    pub volume: Id,
+    /// Its number, from 1.
+    pub nsid: u32,
+}
+
+/// What NVMe controllers have in common that are one subsystem.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SubsystemSpec {
+    /// Its name (NVMe Base 2.1 §4.5); left out: one made of the card's identity and its ID.
+    #[serde(default)]
+    pub nqn: Option<String>,
+    /// Its namespaces, each NSID and each volume once.
+    pub namespaces: Vec<NamespaceSpec>,
+}
+
+impl SubsystemSpec {
+    /// The lowest NSID that is free.
+    pub fn free_nsid(&self) -> u32 {
+        let taken = |nsid| self.namespaces.iter().any(|n| n.nsid == nsid);
+        (1..=NSID_MAX)
+            .find(|nsid| !taken(*nsid))
+            .expect("a list in memory is shorter")
+    }
+}
+
+/// The subsystem of an NVMe function.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum SubsystemUse {
+    /// One that several functions may share, by its ID.
+    Shared {
+        /// Its ID.
+        subsystem: Id,
+    },
+    /// One of its own.
+    Own(SubsystemSpec),
+}
+
+/// What the host sees, and what it stands on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind")]
+pub enum DeviceSpec {
+    /// A virtio block device.
+    #[serde(rename = "virtio-blk")]
+    VirtioBlk {
+        /// The volume that it stands on.
+        volume: Id,
+        /// Whether the host may switch its cache between write-back and write-through.
+        #[serde(default)]
+        config_wce: bool,
+    },
+    /// An NVMe controller.
+    #[serde(rename = "nvme")]
+    Nvme {
+        /// Its subsystem, with its namespaces.
+        #[serde(flatten)]
+        subsystem: SubsystemUse,
+        /// Its serial number, at most [`SERIAL_MAX`] bytes of ASCII; left out: the function's ID, as much of it as fits.
+        #[serde(default)]
+        serial: Option<String>,
+    },
+}
+
+/// The longest serial number of an NVMe controller, in bytes (NVMe Base 2.1 Figure 312).
+pub const SERIAL_MAX: usize = 20;
+
+/// Whether a controller can have it as its serial number (NVMe Base 2.1 §1.4.2: ASCII strings have 20h to 7Eh).
+pub fn is_serial(text: &str) -> bool {
+    (1..=SERIAL_MAX).contains(&text.len()) && text.bytes().all(|byte| (0x20..0x7f).contains(&byte))
+}
+
+impl DeviceSpec {
+    /// What it is.
+    pub fn kind(&self) -> FunctionKind {
+        match self {
+            Self::VirtioBlk { .. } => FunctionKind::VirtioBlk,
+            Self::Nvme { .. } => FunctionKind::Nvme,
+        }
+    }
+}
+
 /// A function: what the host sees, where it is attached, and what it stands on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FunctionSpec {
     /// What the host sees.
-    pub kind: FunctionKind,
+    #[serde(flatten)]
+    pub device: DeviceSpec,
     /// How it reaches the host.
     pub attach: Attach,
     /// The socket; left out: the function's ID with `.sock`, in the runtime directory.
@@ -214,16 +343,11 @@ pub struct FunctionSpec {
     pub socket: Option<PathBuf>,
     /// Which side of the socket waits.
     pub mode: SocketMode,
-    /// The volume that it stands on.
-    pub volume: Id,
     /// How many request queues the host is offered.
     pub queues: u16,
     /// How its queues are polled; left out: as the card says.
     #[serde(default)]
     pub poll: Option<Poll>,
-    /// Whether the host may switch a block device's cache between write-back and write-through.
-    #[serde(default)]
-    pub config_wce: bool,
     /// How long stopping its queues or giving memory back may take, in milliseconds, plus what cancelling takes. Then
     /// requests end with an error, where the front end has no record of them.
     #[serde(default = "stop_timeout_ms")]
@@ -252,6 +376,62 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_function_is_one_flat_table() {
+        let text = r#"{"kind":"virtio-blk","volume":"disk0","config_wce":false,"attach":"vhost-user","socket":null,
+            "mode":"server","queues":1,"poll":null,"stop_timeout_ms":1000}"#;
+        let spec: FunctionSpec = serde_json::from_str(text).unwrap();
+        assert_eq!(spec.device.kind(), FunctionKind::VirtioBlk);
+        let value: serde_json::Value = serde_json::from_str(text).unwrap();
+        assert_eq!(serde_json::to_value(&spec).unwrap(), value);
+        let nvme = r#"{"kind":"nvme","subsystem":"s0","serial":"DB0001","attach":"vfio-user","mode":"server","queues":8}"#;
+        let spec: FunctionSpec = serde_json::from_str(nvme).unwrap();
+        let shared = |spec: &FunctionSpec| matches!(&spec.device, DeviceSpec::Nvme { subsystem: SubsystemUse::Shared { subsystem }, .. } if subsystem.as_str() == "s0");
+        assert!(shared(&spec));
+        let again = serde_json::to_string(&spec).unwrap();
+        assert!(shared(&serde_json::from_str(&again).unwrap()));
+        let own = r#"{"kind":"nvme","namespaces":[{"volume":"disk0","nsid":1}],"attach":"vfio-user","mode":"server","queues":8}"#;
+        let spec: FunctionSpec = serde_json::from_str(own).unwrap();
+        let again: FunctionSpec =
+            serde_json::from_str(&serde_json::to_string(&spec).unwrap()).unwrap();
+        assert_eq!(spec, again);
+    }
+
+    #[test]
+    fn names_of_subsystems_have_a_date_and_a_domain() {
+        for good in [
+            "nqn.2026-11.example:s0",
+            "nqn.2014-08.org.nvmexpress:uuid:x",
+        ] {
+            assert_eq!(nqn_mistake(good), None, "{good}");
+        }
+        let long = format!("nqn.2026-11.example:{}", "a".repeat(NQN_MAX));
+        for bad in [
+            "",
+            "s0",
+            "nqn.2026-11.example",
+            "nqn.2026-11.:s0",
+            "nqn.26-11.example:s0",
+            "nqn.2026-11.é\u{7}:s",
+            "nqn.20é6-11.example:s0",
+            &long,
+        ] {
+            assert!(nqn_mistake(bad).is_some(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_lowest_namespace_number_is_given() {
+        let namespace = |nsid| NamespaceSpec {
+            volume: "disk0".parse().unwrap(),
+            nsid,
+        };
+        let mut spec = SubsystemSpec::default();
+        assert_eq!(spec.free_nsid(), 1);
+        spec.namespaces = vec![namespace(1), namespace(3)];
+        assert_eq!(spec.free_nsid(), 2);
+    }
+
+    #[test]
     fn ids_are_dns_labels_in_lower_case() {
         let longest = "a".repeat(ID_MAX);
         for good in ["a", "0", "blk0", "tenant-7-disk", "a-", &longest] {
@@ -272,14 +452,15 @@ mod tests {
     #[test]
     fn a_socket_stands_in_the_runtime_directory_unless_told() {
         let mut spec = FunctionSpec {
-            kind: FunctionKind::VirtioBlk,
+            device: DeviceSpec::VirtioBlk {
+                volume: "disk0".parse().unwrap(),
+                config_wce: false,
+            },
             attach: Attach::VhostUser,
             socket: None,
             mode: SocketMode::Server,
-            volume: "disk0".parse().unwrap(),
             queues: 1,
             poll: None,
-            config_wce: false,
             stop_timeout_ms: STOP_TIMEOUT_MS_DEFAULT,
         };
         let id: Id = "blk0".parse().unwrap();

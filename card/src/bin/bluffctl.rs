@@ -9,7 +9,7 @@ use anyhow::{Result, bail};
 use bluff_card::control::client::Client;
 use bluff_card::control::{Request, Response};
 use bluff_card::ctl::top::Round;
-use bluff_card::spec::Id;
+use bluff_card::spec::{Id, NSID_MAX};
 use bluff_card::stats::Statistics;
 use bluff_card::{ctl, runtime_dir};
 use clap::{Parser, Subcommand};
@@ -42,6 +42,9 @@ enum Verb {
     /// Volumes: what functions stand on
     #[command(subcommand)]
     Volume(VolumeVerb),
+    /// Namespaces: what NVMe functions stand on
+    #[command(subcommand)]
+    Namespace(NamespaceVerb),
     /// What goes on, each second
     Top {
         /// One round only
@@ -72,6 +75,32 @@ enum VolumeVerb {
         /// The size, such as 10GiB
         #[arg(value_parser = bluff_block::parse_size)]
         size: u64,
+    },
+}
+
+#[derive(Subcommand)]
+enum NamespaceVerb {
+    /// The namespaces of a function
+    List {
+        /// The function
+        function: Id,
+    },
+    /// Make a volume a namespace of a function, and of all that share its subsystem; hosts see it at once
+    Add {
+        /// The function
+        function: Id,
+        /// The volume
+        volume: Id,
+        /// Its number; left out: the lowest that is free
+        #[arg(long, value_parser = clap::value_parser!(u32).range(1..=i64::from(NSID_MAX)))]
+        nsid: Option<u32>,
+    },
+    /// Take the namespace on a volume away; hosts see it at once
+    Remove {
+        /// The function
+        function: Id,
+        /// The volume
+        volume: Id,
     },
 }
 
@@ -125,6 +154,27 @@ fn run(arguments: Arguments) -> Result<()> {
                 Response::Volume(volume) => print(json, &volume, || {
                     ctl::volumes(std::slice::from_ref(&volume))
                 }),
+                other => unexpected(&other),
+            }
+        }
+        Verb::Namespace(verb) => {
+            let request = match verb {
+                NamespaceVerb::List { function } => Request::ListNamespaces { function },
+                NamespaceVerb::Add {
+                    function,
+                    volume,
+                    nsid,
+                } => Request::AddNamespace {
+                    function,
+                    volume,
+                    nsid,
+                },
+                NamespaceVerb::Remove { function, volume } => {
+                    Request::RemoveNamespace { function, volume }
+                }
+            };
+            match client.ask(request)? {
+                Response::Namespaces(entry) => print(json, &entry, || ctl::namespaces(&entry)),
                 other => unexpected(&other),
             }
         }

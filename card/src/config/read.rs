@@ -81,6 +81,22 @@ impl<'a> Section<'a> {
         }
     }
 
+    /// Whether a key is there.
+    pub fn has(&self, name: &str) -> bool {
+        self.table.contains_key(name)
+    }
+
+    /// Where the value of a key stands, or the table, where it is not there.
+    pub fn place(&self, name: &str) -> Range<usize> {
+        self.table.get(name).map_or(self.span(), Spanned::span)
+    }
+
+    /// Says nothing of the keys that are left.
+    pub fn pass_over(&mut self) {
+        let rest = self.rest().into_iter().map(|(name, ..)| name);
+        self.known.extend(rest.collect::<Vec<_>>());
+    }
+
     fn take(&mut self, name: &str) -> Option<&'a Spanned<DeValue<'a>>> {
         self.known.push(name.to_owned());
         self.table.get(name)

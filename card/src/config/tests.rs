@@ -1,4 +1,5 @@
 use super::*;
+use crate::spec::{NamespaceSpec, SubsystemUse};
 
 const SOUND: &str = r#"
 [card]
@@ -186,8 +187,8 @@ fn each_mistake_has_its_place_and_says_what_is_allowed() {
         ),
         (
             "kind = \"virtio-blk\"",
-            "kind = \"nvme\"",
-            "function.blk0.kind: unknown word `nvme`; allowed: `virtio-blk`",
+            "kind = \"nvmf\"",
+            "function.blk0.kind: unknown word `nvmf`; allowed: `virtio-blk` and `nvme`",
         ),
         (
             "kind = \"virtio-blk\"\n",
@@ -197,7 +198,7 @@ fn each_mistake_has_its_place_and_says_what_is_allowed() {
         (
             "[card]",
             "[crad]",
-            "crad: unknown key; allowed: `card`, `volume` and `function`",
+            "crad: unknown key; allowed: `card`, `volume`, `subsystem` and `function`",
         ),
         ("queues = 2", "queues = ", "card.toml:16:"),
     ] {
@@ -299,7 +300,7 @@ const SECOND: &str =
 fn a_writable_volume_has_one_user() {
     let found = mistakes(&format!("{SOUND}{SECOND}"));
     assert!(
-        found[0].contains("function.blk1.volume: another function uses this volume"),
+        found[0].contains("function.blk1.volume: something else uses this volume"),
         "{found:?}"
     );
     let text = format!("{SOUND}{SECOND}").replace("disk0.raw", "disk0.raw?read_only=on");
@@ -333,4 +334,156 @@ fn columns_count_characters() {
     let found = mistakes("[card]\n\"p\u{f6}ll\" = 1\n  poll = 1");
     assert!(found[0].starts_with("card.toml:2:1:"), "{found:?}");
     assert!(found[1].starts_with("card.toml:3:10:"), "{found:?}");
+}
+
+const NVME: &str = r#"
+[volume.disk0]
+uri = "file:/srv/disk0.raw"
+[volume.disk1]
+uri = "file:/srv/disk1.raw"
+[volume.disk2]
+uri = "file:/srv/disk2.raw"
+[subsystem.s0]
+nqn = "nqn.2026-11.example:s0"
+namespaces = ["disk0", { volume = "disk1", nsid = 5 }]
+[function.nvme0]
+kind = "nvme"
+attach = "vfio-user"
+subsystem = "s0"
+serial = "DB0001"
+queues = 8
+[function.nvme1]
+kind = "nvme"
+attach = "vfio-user"
+subsystem = "s0"
+[function.nvme2]
+kind = "nvme"
+attach = "vfio-user"
+namespaces = ["disk2"]
+"#;
+
+#[test]
+fn nvme_functions_share_a_subsystem_or_have_their_own() {
+    let config = parse(NVME).unwrap();
+    let id = |text: &str| text.parse::<Id>().unwrap();
+    let namespace = |volume: &str, nsid| NamespaceSpec {
+        volume: id(volume),
+        nsid,
+    };
+    let shared = SubsystemSpec {
+        nqn: Some("nqn.2026-11.example:s0".to_owned()),
+        namespaces: vec![namespace("disk0", 1), namespace("disk1", 5)],
+    };
+    assert_eq!(config.subsystems[&id("s0")], shared);
+    let first = &config.functions[&id("nvme0")];
+    let expected = DeviceSpec::Nvme {
+        subsystem: SubsystemUse::Shared {
+            subsystem: id("s0"),
+        },
+        serial: Some("DB0001".to_owned()),
+    };
+    assert_eq!((&first.device, first.queues), (&expected, 8));
+    let own = SubsystemSpec {
+        nqn: None,
+        namespaces: vec![namespace("disk2", 1)],
+    };
+    let expected = DeviceSpec::Nvme {
+        subsystem: SubsystemUse::Own(own),
+        serial: None,
+    };
+    assert_eq!(config.functions[&id("nvme2")].device, expected);
+}
+
+#[test]
+fn mistakes_about_nvme_functions() {
+    for (from, to, expected) in [
+        (
+            "nqn.2026-11.example:s0",
+            "s0",
+            "9:7: subsystem.s0.nqn: an NQN is nqn.YYYY-MM",
+        ),
+        (
+            "\"disk0\", {",
+            "\"disk9\", {",
+            "10:15: subsystem.s0.namespaces: no volume `disk9`",
+        ),
+        (
+            "nsid = 5",
+            "nsid = 1",
+            "10:24: subsystem.s0.namespaces: NSID 1 stands there twice",
+        ),
+        (
+            "nsid = 5",
+            "nsid = 0",
+            "10:51: subsystem.s0.namespaces.nsid: a whole number from 1 to 65536",
+        ),
+        (
+            "{ volume = \"disk1\"",
+            "{ volume = \"disk0\"",
+            "10:24: subsystem.s0.namespaces: volume `disk0` stands there twice",
+        ),
+        (
+            "[\"disk2\"]",
+            "[\"disk1\"]",
+            "function.nvme2.namespaces: something else uses this volume",
+        ),
+        (
+            "[\"disk2\"]",
+            "[2]",
+            "function.nvme2.namespaces: a namespace is the ID of a volume",
+        ),
+        (
+            "namespaces = [\"disk2\"]",
+            "namespaces = [\"disk2\"]\nsubsystem = \"s0\"",
+            "function.nvme2.namespaces: the namespaces of a subsystem stand in its own table",
+        ),
+        (
+            "subsystem = \"s0\"\nserial",
+            "subsystem = \"s1\"\nserial",
+            "14:13: function.nvme0.subsystem: no subsystem `s1`; there are `s0`",
+        ),
+        (
+            "DB0001",
+            "more than twenty bytes",
+            "15:10: function.nvme0.serial: a serial number has 1 to 20 characters",
+        ),
+        (
+            "attach = \"vfio-user\"\nsubsystem = \"s0\"\nserial",
+            "attach = \"vhost-user\"\nsubsystem = \"s0\"\nserial",
+            "13:10: function.nvme0.attach: a function of kind nvme attaches by vfio-user",
+        ),
+        (
+            "queues = 8",
+            "mode = \"client\"\nsocket = \"/tmp/x\"",
+            "16:8: function.nvme0.mode: a VMM connects",
+        ),
+        (
+            "queues = 8",
+            "volume = \"disk2\"",
+            "16:1: function.nvme0.volume: unknown key",
+        ),
+        (
+            "[volume.disk0]",
+            "[card]\ndata = \"process\"\n[volume.disk0]",
+            "attach: a vfio-user function cannot outlive its data half yet",
+        ),
+    ] {
+        assert!(NVME.contains(from), "{from}");
+        let found = mistakes(&NVME.replacen(from, to, 1));
+        let found: Vec<_> = found
+            .iter()
+            .filter(|line| line.contains(expected))
+            .collect();
+        assert!(
+            !found.is_empty(),
+            "{to}: {:?}",
+            mistakes(&NVME.replacen(from, to, 1))
+        );
+    }
+}
+
+#[test]
+fn a_wrong_kind_is_one_mistake() {
+    let found = mistakes(&SOUND.replace("\"virtio-blk\"", "\"virtio-block\""));
+    assert_eq!(found.len(), 1, "{found:?}");
 }

@@ -2,11 +2,13 @@
 
 use super::{Daemon, Pending, Phase};
 use crate::control::server::ClientNumber;
-use crate::control::{FunctionEntry, Request, Response, Status, VolumeEntry};
+use crate::control::{
+    FunctionEntry, NamespaceEntry, NamespacesEntry, Request, Response, Status, VolumeEntry,
+};
 use crate::data_half::DataHalf;
 use crate::message::ToData;
-use crate::registry::FunctionState;
-use crate::spec::Id;
+use crate::registry::{Function, FunctionState, VolumeState};
+use crate::spec::{DeviceSpec, Id, NamespaceSpec, SubsystemUse};
 use crate::stats::Statistics;
 
 impl Daemon {
@@ -31,6 +33,34 @@ impl Daemon {
                 }
                 Err(error) => Err(error.to_string()),
             },
+            Request::ListNamespaces { function } => {
+                self.namespaces(&function).map(Response::Namespaces)
+            }
+            Request::AddNamespace {
+                function,
+                volume,
+                nsid,
+            } => match self.registry.check_namespace(&function, &volume, nsid) {
+                Ok(namespace) => {
+                    let of = function.clone();
+                    let message = ToData::AddNamespace {
+                        function,
+                        namespace,
+                    };
+                    return self.change_namespaces(client, of, message);
+                }
+                Err(error) => Err(error.to_string()),
+            },
+            Request::RemoveNamespace { function, volume } => {
+                match self.registry.check_removal(&function, &volume) {
+                    Ok(namespace) => {
+                        let (of, nsid) = (function.clone(), namespace.nsid);
+                        let message = ToData::RemoveNamespace { function, nsid };
+                        return self.change_namespaces(client, of, message);
+                    }
+                    Err(error) => Err(error.to_string()),
+                }
+            }
             Request::Statistics { function } => {
                 match function.as_ref().map(|id| self.function(id)).transpose() {
                     Ok(_) => {
@@ -46,12 +76,60 @@ impl Daemon {
         self.server.answer(client, answer);
     }
 
+    fn change_namespaces(&mut self, client: ClientNumber, function: Id, message: ToData) {
+        let number = self.send(message, Vec::new());
+        let pending = Pending::Namespaces(client, function);
+        self.pending.insert(number, pending);
+    }
+
+    /// The subsystem of a function, as it is now.
+    pub(super) fn namespaces(&self, id: &Id) -> Result<NamespacesEntry, String> {
+        let function = self.registry.function(id);
+        let function = function.map_err(|error| error.to_string())?;
+        let found = self.subsystem(id, &function.spec);
+        let found =
+            found.ok_or_else(|| format!("function {id} is of a kind without namespaces"))?;
+        let entry = |namespace: NamespaceSpec| {
+            let volume = self.registry.volumes().get(&namespace.volume);
+            NamespaceEntry {
+                nsid: namespace.nsid,
+                info: volume.and_then(|volume| match volume.state {
+                    VolumeState::Open(info) => Some(info),
+                    _ => None,
+                }),
+                volume: namespace.volume,
+            }
+        };
+        let same = |(_, other): &(&Id, &Function)| match (&other.spec.device, &function.spec.device)
+        {
+            (
+                DeviceSpec::Nvme {
+                    subsystem: SubsystemUse::Shared { subsystem: one },
+                    ..
+                },
+                DeviceSpec::Nvme {
+                    subsystem: SubsystemUse::Shared { subsystem: two },
+                    ..
+                },
+            ) => one == two,
+            _ => std::ptr::eq(*other, function),
+        };
+        let functions = self.registry.functions().iter().filter(same);
+        Ok(NamespacesEntry {
+            function: id.clone(),
+            nqn: found.nqn.unwrap_or_default(),
+            functions: functions.map(|(id, _)| id.clone()).collect(),
+            namespaces: found.namespaces.into_iter().map(entry).collect(),
+        })
+    }
+
     /// Tells everyone who waits for the data half that it will not answer.
     pub(super) fn abandon_questions(&mut self) {
         for pending in std::mem::take(&mut self.pending).into_values() {
-            let (Pending::Resize(client, _) | Pending::Statistics(client, _)) = pending;
-            self.server
-                .answer(client, Err("the data half was lost; ask again".to_owned()));
+            self.server.answer(
+                pending.client(),
+                Err("the data half was lost; ask again".to_owned()),
+            );
         }
     }
 

@@ -13,7 +13,7 @@ use crate::descriptors;
 use crate::message::{DESCRIPTORS_MAX, FromData, Numbered, Subject, ToData};
 use crate::registry::{Action, FunctionState};
 use crate::runtime_dir::{self, BoundSocket};
-use crate::spec::{Id, SocketMode};
+use crate::spec::{DeviceSpec, FunctionSpec, Id, SocketMode, SubsystemSpec, SubsystemUse};
 use crate::stats::Statistics;
 
 /// The mode of functions' sockets, less the umask: this user, and its group where the umask is 007. Who may connect has
@@ -92,10 +92,31 @@ impl Daemon {
         let message = ToData::AttachFunction {
             function: id.clone(),
             descriptors: descriptors::share(descriptors::limit(), functions, spec.queues),
+            subsystem: self.subsystem(id, &spec),
             spec,
         };
         self.send(message, Vec::new());
         Ok(())
+    }
+
+    /// The subsystem of a function, by the name that hosts see.
+    pub(super) fn subsystem(&self, id: &Id, spec: &FunctionSpec) -> Option<SubsystemSpec> {
+        let DeviceSpec::Nvme { subsystem, .. } = &spec.device else {
+            return None;
+        };
+        let found = self.registry.subsystem_of(subsystem)?;
+        let nqn = found.nqn.clone();
+        let nqn = nqn.or_else(|| {
+            let identity = self.identity?;
+            Some(match subsystem {
+                SubsystemUse::Shared { subsystem } => identity.nqn("subsystem", subsystem),
+                SubsystemUse::Own(_) => identity.nqn("function", id),
+            })
+        });
+        Some(SubsystemSpec {
+            nqn,
+            namespaces: found.namespaces.clone(),
+        })
     }
 
     /// Gives a front end to the data half, with what is recorded of its session, as soon as the function is attached.
@@ -164,8 +185,8 @@ impl Daemon {
     pub(super) fn report(&mut self, number: u64, report: FromData, descriptors: Vec<OwnedFd>) {
         let pending = self.pending.remove(&number);
         match (pending, report) {
-            (Some(Pending::Resize(client, _)), FromData::Failed { error, .. }) => {
-                self.server.answer(client, Err(error));
+            (Some(pending), FromData::Failed { error, .. }) => {
+                self.server.answer(pending.client(), Err(error));
             }
             (Some(Pending::Resize(client, id)), report @ FromData::VolumeResized { .. }) => {
                 self.tell_registry(&report);
@@ -180,16 +201,21 @@ impl Daemon {
                         .map_err(|error| error.to_string()),
                 );
             }
+            (
+                Some(Pending::Namespaces(client, function)),
+                report @ (FromData::NamespaceAdded { .. } | FromData::NamespaceRemoved { .. }),
+            ) => {
+                self.tell_registry(&report);
+                let entry = self.namespaces(&function);
+                self.server.answer(client, entry.map(Response::Namespaces));
+            }
             (Some(Pending::Statistics(client, sum)), FromData::Statistics { statistics, more }) => {
                 self.add_statistics(number, client, sum, statistics, more);
             }
-            (Some(Pending::Statistics(client, _)), FromData::Failed { error, .. }) => {
-                self.server.answer(client, Err(error));
-            }
-            (Some(Pending::Resize(client, _) | Pending::Statistics(client, _)), report) => {
+            (Some(pending), report) => {
                 log::warn!("the data half answered a question with {report:?}");
                 self.server.answer(
-                    client,
+                    pending.client(),
                     Err("the data half answered another question".to_owned()),
                 );
             }

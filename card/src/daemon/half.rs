@@ -53,16 +53,11 @@ impl Daemon {
             return;
         }
         let volumes = self.registry.volumes();
-        let is_open = |id| {
-            volumes
-                .get(id)
-                .is_some_and(|v| matches!(v.state, VolumeState::Open(_)))
-        };
         let opening = volumes.values().any(|v| v.state == VolumeState::Opening);
         let functions = self.registry.functions();
         let waits = functions.iter().any(|(id, function)| match function.state {
             FunctionState::Attaching => true,
-            FunctionState::Waiting => is_open(&function.spec.volume),
+            FunctionState::Waiting => self.registry.is_ready(&function.spec),
             FunctionState::Idle => self.fronts.is_handed(id),
             _ => false,
         });

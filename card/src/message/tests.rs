@@ -3,7 +3,7 @@ use std::io::{Read, Seek, Write};
 use std::os::fd::{AsFd, OwnedFd};
 
 use super::*;
-use crate::spec::{Attach, FunctionKind, SocketMode};
+use crate::spec::{Attach, DeviceSpec, SocketMode};
 use crate::stats::{FunctionStatistics, QueueStatistics, ReactorStatistics};
 
 type Control = Link<Numbered<ToData>, Numbered<FromData>>;
@@ -34,14 +34,15 @@ fn mark_of(descriptor: OwnedFd) -> String {
 
 fn function_spec() -> FunctionSpec {
     FunctionSpec {
-        kind: FunctionKind::VirtioBlk,
         attach: Attach::VhostUser,
         socket: Some("/tmp/x.sock".into()),
         mode: SocketMode::Server,
-        volume: id("disk0"),
+        device: DeviceSpec::VirtioBlk {
+            volume: id("disk0"),
+            config_wce: false,
+        },
         queues: 2,
         poll: None,
-        config_wce: false,
         stop_timeout_ms: 1000,
     }
 }
@@ -78,6 +79,7 @@ fn every_request() -> Vec<ToData> {
             descriptors: u32::MAX,
             function: id("blk0"),
             spec: function_spec(),
+            subsystem: None,
         },
         connection(false),
         connection(true),

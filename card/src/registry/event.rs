@@ -1,5 +1,6 @@
 //! Who is told what happens.
 
+use std::fmt;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use crate::spec::Id;
@@ -14,6 +15,18 @@ pub enum Subject {
     Volume(Id),
     /// A function.
     Function(Id),
+    /// A subsystem that functions may share.
+    Subsystem(Id),
+}
+
+impl fmt::Display for Subject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Volume(id) => write!(f, "volume {id}"),
+            Self::Function(id) => write!(f, "function {id}"),
+            Self::Subsystem(id) => write!(f, "subsystem {id}"),
+        }
+    }
 }
 
 /// What happened to it.

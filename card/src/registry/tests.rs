@@ -1,6 +1,6 @@
 use super::*;
 use crate::message::{SessionInfo, VolumeInfo};
-use crate::spec::{Attach, FunctionKind};
+use crate::spec::{Attach, DeviceSpec, NamespaceSpec};
 
 const INFO: VolumeInfo = VolumeInfo {
     size: 1 << 30,
@@ -22,14 +22,15 @@ fn volume(uri: &str) -> VolumeSpec {
 
 fn function(volume: &str) -> FunctionSpec {
     FunctionSpec {
-        kind: FunctionKind::VirtioBlk,
         attach: Attach::VhostUser,
         socket: None,
         mode: SocketMode::Server,
-        volume: id(volume),
+        device: DeviceSpec::VirtioBlk {
+            volume: id(volume),
+            config_wce: false,
+        },
         queues: 1,
         poll: None,
-        config_wce: false,
         stop_timeout_ms: 1000,
     }
 }
@@ -136,7 +137,7 @@ fn what_is_deleted_is_let_go_of_first() {
     let mut registry = running();
     let in_use = RegistryError::InUse {
         volume: id("disk0"),
-        function: id("blk0"),
+        user: Subject::Function(id("blk0")),
     };
     assert_eq!(registry.delete_volume(&id("disk0")), Err(in_use));
     registry.delete_function(&id("blk0")).unwrap();
@@ -389,4 +390,145 @@ fn subscribers_see_what_happens_and_slow_ones_lose_their_place() {
         BACKLOG,
         "it ends instead of skipping in silence"
     );
+}
+
+fn namespace(volume: &str, nsid: u32) -> NamespaceSpec {
+    NamespaceSpec {
+        volume: id(volume),
+        nsid,
+    }
+}
+
+fn nvme(subsystem: SubsystemUse) -> FunctionSpec {
+    FunctionSpec {
+        device: DeviceSpec::Nvme {
+            subsystem,
+            serial: None,
+        },
+        attach: Attach::VfioUser,
+        ..function("disk0")
+    }
+}
+
+/// disk0 to disk2, of which the first two are open; s0 with the first two; nvme0 and nvme1 share it.
+fn sharing() -> Registry {
+    let mut registry = Registry::new(Path::new("/run/x"));
+    for disk in ["disk0", "disk1", "disk2"] {
+        let spec = volume(&format!("file:/srv/{disk}"));
+        registry.create_volume(id(disk), spec).unwrap();
+    }
+    let spec = SubsystemSpec {
+        nqn: None,
+        namespaces: vec![namespace("disk0", 1), namespace("disk1", 5)],
+    };
+    registry.create_subsystem(id("s0"), spec).unwrap();
+    for name in ["nvme0", "nvme1"] {
+        let subsystem = id("s0");
+        let spec = nvme(SubsystemUse::Shared { subsystem });
+        registry.create_function(id(name), spec).unwrap();
+    }
+    registry.take_actions();
+    registry
+}
+
+#[test]
+fn a_function_waits_for_all_volumes_of_its_subsystem() {
+    let mut registry = sharing();
+    registry.report(&opened("disk0")).unwrap();
+    assert_eq!(registry.take_actions(), []);
+    registry.report(&opened("disk1")).unwrap();
+    let attach = |name| Action::AttachFunction(id(name));
+    assert_eq!(
+        registry.take_actions(),
+        [attach("nvme0"), attach("nvme1")],
+        "the third is not theirs"
+    );
+}
+
+#[test]
+fn a_volume_of_a_subsystem_is_taken() {
+    let mut registry = sharing();
+    let taken = RegistryError::InUse {
+        volume: id("disk0"),
+        user: Subject::Subsystem(id("s0")),
+    };
+    assert_eq!(registry.delete_volume(&id("disk0")), Err(taken));
+    let own = |namespaces| {
+        nvme(SubsystemUse::Own(SubsystemSpec {
+            nqn: None,
+            namespaces,
+        }))
+    };
+    for refused in [
+        function("disk0"),
+        own(vec![namespace("disk0", 1)]),
+        own(vec![namespace("disk2", 0)]),
+        own(vec![namespace("disk2", 1), namespace("disk2", 2)]),
+        nvme(SubsystemUse::Shared {
+            subsystem: id("s1"),
+        }),
+        FunctionSpec {
+            attach: Attach::VhostUser,
+            ..own(vec![namespace("disk2", 1)])
+        },
+    ] {
+        let result = registry.create_function(id("other"), refused.clone());
+        assert!(result.is_err(), "{refused:?}");
+    }
+    let fine = own(vec![namespace("disk2", 1)]);
+    registry.create_function(id("other"), fine).unwrap();
+    assert!(registry.delete_volume(&id("disk2")).is_err());
+    let second = registry.create_subsystem(id("s0"), SubsystemSpec::default());
+    assert_eq!(second, Err(RegistryError::Exists(id("s0"))));
+}
+
+#[test]
+fn namespaces_come_and_go_for_all_who_share_them() {
+    let mut registry = sharing();
+    let (nvme0, disk2) = (id("nvme0"), id("disk2"));
+    assert!(
+        registry.check_namespace(&nvme0, &disk2, None).is_err(),
+        "it is not open"
+    );
+    registry.report(&opened("disk2")).unwrap();
+    assert!(registry.check_namespace(&nvme0, &disk2, Some(5)).is_err());
+    assert!(
+        registry
+            .check_namespace(&nvme0, &id("disk1"), None)
+            .is_err()
+    );
+    let new = registry.check_namespace(&nvme0, &disk2, None).unwrap();
+    assert_eq!(new, namespace("disk2", 2));
+    registry
+        .report(&FromData::NamespaceAdded {
+            function: nvme0.clone(),
+            namespace: new,
+        })
+        .unwrap();
+    let numbers = |registry: &Registry| -> Vec<u32> {
+        let namespaces = &registry.subsystems()[&id("s0")].namespaces;
+        namespaces.iter().map(|n| n.nsid).collect()
+    };
+    assert_eq!(numbers(&registry), [1, 2, 5]);
+    let users: Vec<_> = registry.users(&disk2).cloned().collect();
+    assert_eq!(users, [nvme0, id("nvme1")]);
+    assert!(registry.delete_volume(&disk2).is_err());
+    let gone = registry.check_removal(&id("nvme1"), &disk2).unwrap();
+    registry
+        .report(&FromData::NamespaceRemoved {
+            function: id("nvme1"),
+            nsid: gone.nsid,
+        })
+        .unwrap();
+    assert_eq!(numbers(&registry), [1, 5]);
+    registry.delete_volume(&disk2).unwrap();
+    assert!(registry.check_removal(&id("nvme1"), &disk2).is_err());
+}
+
+#[test]
+fn a_disk_of_a_kind_without_namespaces_has_none() {
+    let registry = running();
+    let (blk0, disk0) = (id("blk0"), id("disk0"));
+    assert!(registry.check_namespace(&blk0, &disk0, None).is_err());
+    assert!(registry.check_removal(&blk0, &disk0).is_err());
 }

@@ -14,7 +14,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bluff_card::message::{DESCRIPTORS_MAX, FromData, Link, Numbered, ToData, pair, record};
-use bluff_card::spec::{Attach, CardSpec, FunctionKind, FunctionSpec, Id, SocketMode, VolumeSpec};
+use bluff_card::spec::{Attach, CardSpec, DeviceSpec, FunctionSpec, Id, SocketMode, VolumeSpec};
 use bluff_vhost_user::keeper::{Commit, Ledger, Progress};
 use rustix::event::{PollFd, PollFlags};
 use rustix::process::{Pid, Signal};
@@ -74,20 +74,22 @@ impl Half {
         let volume = id("disk0");
         half.say(ToData::OpenVolume { volume, spec }, Vec::new());
         let spec = FunctionSpec {
-            kind: FunctionKind::VirtioBlk,
             attach: Attach::VhostUser,
             socket: None,
             mode: SocketMode::Server,
-            volume: id("disk0"),
+            device: DeviceSpec::VirtioBlk {
+                volume: id("disk0"),
+                config_wce: false,
+            },
             queues: 2,
             poll: None,
-            config_wce: false,
             stop_timeout_ms: 1000,
         };
         let function = id("blk0");
         let message = ToData::AttachFunction {
             function,
             spec,
+            subsystem: None,
             descriptors: 1000,
         };
         half.say(message, Vec::new());

@@ -15,12 +15,12 @@ use bluff_memory::{GuestMemory, IoVec};
 use bluff_pci::Dma;
 use zerocopy::IntoBytes;
 
+use super::host::{self, BASE, DATA, Host, LISTS, Plan, Queues, REGION, SHADOW, memory, slow};
+use super::slow::Desk;
 use crate::data::Resolver;
 use crate::namespace::{Namespace, Namespaces};
 use crate::spec::{ALL_NAMESPACES, Command};
 use crate::worker::Message;
-use super::host::{self, BASE, DATA, Host, LISTS, Plan, Queues, REGION, SHADOW, memory, slow};
-use super::slow::Desk;
 
 /// What is left of the input; zeroes follow it.
 struct Input<'a>(&'a [u8]);

@@ -14,6 +14,14 @@ pub struct DrainToken {
     _last: Arc<Last>,
 }
 
+impl DrainToken {
+    fn new(done: impl FnOnce() + Send + Sync + 'static) -> Self {
+        Self {
+            _last: Arc::new(Last(Some(Box::new(done)))),
+        }
+    }
+}
+
 /// Called when the last token goes.
 struct Last(Option<Box<dyn FnOnce() + Send + Sync>>);
 
@@ -78,9 +86,7 @@ impl Subsystem {
         }
         let snapshots = nsids.iter().map(|n| self.snapshot(&state, *n, controller));
         let namespaces = Table::new(snapshots);
-        let token = DrainToken {
-            _last: Arc::new(Last(Some(Box::new(drained)))),
-        };
+        let token = DrainToken::new(drained);
         for nsid in nsids {
             let entry = &state.namespaces[nsid];
             entry.namespace.block(true);
@@ -100,6 +106,21 @@ impl Subsystem {
             shifts,
             finished: false,
         })
+    }
+}
+
+impl Subsystem {
+    /// Waits for what controllers have in flight on an NSID now, also where its namespace has been removed. `done` is called, on any thread, when nothing is;
+    /// it may be before this returns.
+    pub fn settle(&self, nsid: u32, done: impl FnOnce() + Send + Sync + 'static) {
+        let token = DrainToken::new(done);
+        let state = self.lock();
+        for listener in state.controllers.values() {
+            listener(SubsystemEvent::Drain(nsid, token.clone()));
+        }
+        // `done` may want the subsystem.
+        drop(state);
+        drop(token);
     }
 }
 

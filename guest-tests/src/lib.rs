@@ -16,4 +16,5 @@
 pub mod backend;
 pub mod card;
 pub mod cases;
+pub mod controller;
 pub mod runner;

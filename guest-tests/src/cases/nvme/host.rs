@@ -99,7 +99,9 @@ impl<'a> Host<'a> {
     pub(super) fn feature(&self, id: u8, more: &str) -> Result<u64> {
         let said = self.admin("get-feature", &format!("--feature-id={id} {more}"))?;
         // get-feature:0x07 (Number of Queues), Current value:0x00010001
-        let value = said.rsplit_once("alue:").map(|(_, value)| value.trim());
+        let value = said
+            .split_once("alue:")
+            .and_then(|(_, value)| value.split_whitespace().next());
         value
             .and_then(hexadecimal)
             .with_context(|| format!("feature {id:#x}: {said}"))

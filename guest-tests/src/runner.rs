@@ -376,6 +376,31 @@ mod tests {
     }
 
     #[test]
+    fn a_peer_that_is_not_there_yet_is_run_only_where_it_is_named() {
+        assert!(Always::All.has("case"));
+        assert!(Always::Named(&["case"]).has("case"));
+        assert_eq!(Always::Named(&["case"]).has("other"), is_long());
+        assert!(!Always::Filtered.has("case"));
+    }
+
+    #[test]
+    fn what_a_peer_does_not_claim_is_told() {
+        static CASES: [Case; 1] = [Case {
+            name: "case",
+            needs: &[Ability::Packed],
+            bound: Duration::MAX,
+            run: fails,
+        }];
+        let stages: [Stage; 1] = [Stage {
+            backend: &Writer,
+            always: Always::All,
+        }];
+        let found = tests(&stages, &CASES);
+        assert_eq!(found[0].name, "writer/case");
+        assert_eq!(found[0].missing.as_deref(), Some("Packed"));
+    }
+
+    #[test]
     fn a_failure_ends_with_the_latest_logs() {
         for (run, why) in [
             (

@@ -158,8 +158,9 @@ fn deallocate(commands: &Commands<'_>) -> Result<()> {
         start + half
     ))?;
     let after = used()?;
+    // A file with holes can need a few blocks more for its extents.
     ensure!(
-        after + SIZE <= before,
+        after + SIZE <= before + (64 << 10),
         "{path}: nothing is freed, {before} bytes before, {after} after"
     );
     commands.holds(AT + SIZE, "/tmp/data")

@@ -1,0 +1,7 @@
+//! The whole controller: a host over vfio-user, its function in a session loop, queues on reactors.
+
+#![cfg(not(loom))]
+
+mod rig;
+
+mod ordinary;

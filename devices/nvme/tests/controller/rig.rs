@@ -160,22 +160,32 @@ impl Port {
     }
 
     pub fn host_with(&self, memory: Arc<HostMemory>) -> Host {
+        let host = self.connect();
+        host.again(memory)
+    }
+
+    /// One that can reach `other` too.
+    pub fn host_with_both(&self, other: Arc<HostMemory>, memory: Arc<HostMemory>) -> Host {
+        let host = self.connect();
+        other.share(&host.client).unwrap();
+        host.again(memory)
+    }
+
+    fn connect(&self) -> Host {
+        let memory = HostMemory::flat(0x1000, 4096).unwrap();
         let (ours, theirs) = UnixStream::pair().unwrap();
         self.sessions.connection(&self.name, theirs.into());
         let client = Arc::new(Client::over(ours, Options::default()).unwrap());
-        memory.share(&client).unwrap();
         let pci = Pci::new(&client);
         pci.enable().unwrap();
         let msix = Msix::find(&pci).unwrap();
-        let vectors = msix.enable(self.queues + 1).unwrap();
         let bar = ClientBar::new(&client).unwrap();
-        let mut controller = HostController::new(bar, &memory).unwrap();
-        controller.set_limit(PATIENCE);
+        let controller = HostController::new(bar, &memory).unwrap();
         Host {
             client,
             pci,
             msix,
-            vectors,
+            vectors: (0..=self.queues).map(|_| Arc::new(Event::new().unwrap())).collect(),
             memory,
             controller,
         }
@@ -206,6 +216,18 @@ pub struct Host {
 }
 
 impl Host {
+    /// The same, from the beginning, with other memory.
+    pub fn again(mut self, memory: Arc<HostMemory>) -> Self {
+        memory.share(&self.client).unwrap();
+        self.pci.enable().unwrap();
+        self.vectors = self.msix.enable(self.vectors.len() as u16).unwrap();
+        let bar = ClientBar::new(&self.client).unwrap();
+        self.controller = HostController::new(bar, &memory).unwrap();
+        self.controller.set_limit(PATIENCE);
+        self.memory = memory;
+        self
+    }
+
     /// Enables the controller.
     pub fn enable(&mut self) {
         self.controller.enable(&Setup::default()).unwrap();

@@ -65,6 +65,8 @@ pub(crate) enum Message {
         /// How long.
         bound: Duration,
     },
+    /// The workers of the stop under way have ended.
+    WorkersEnded,
     /// A stop under way has no longer than this.
     Hurry {
         /// How long.
@@ -144,8 +146,8 @@ struct Stopping {
     deadline: Instant,
     /// Those that are ending: what is asked of all workers is asked of them, too.
     workers: Vec<Arc<WorkerHandle>>,
-    /// Held by those that have not ended.
-    token: Option<Token>,
+    /// All of them have.
+    ended: bool,
     flush: Option<FlushAll>,
 }
 
@@ -254,6 +256,11 @@ impl AdminWorker {
                 self.core.registers().started(run, begun.is_ok());
             }
             Message::Stop { why, bound } => self.stop(cx, why, bound),
+            Message::WorkersEnded => {
+                if let Some(stopping) = &mut self.stopping {
+                    stopping.ended = true;
+                }
+            }
             Message::Hurry { bound } => self.hurry(cx, bound),
             Message::Dma { dma, bound, done } => self.set_dma(cx, dma, bound, done),
             Message::Subsystem(event) => self.hear(event),
@@ -315,8 +322,9 @@ impl AdminWorker {
         cx.timer(cx.id(), deadline, 0);
         self.core.routes().clear();
         self.cancel_format();
-        let waker = cx.waker(cx.id());
-        let token = Token::new(move || waker.wake());
+        let core = self.core.clone();
+        // Dropped by the last worker, and at the end of this where there is none.
+        let token = Token::new(move || core.admin.send(Message::WorkersEnded));
         let workers: Vec<_> = match self.run.take() {
             Some(run) => run.workers.into_values().collect(),
             None => Vec::new(),
@@ -332,7 +340,7 @@ impl AdminWorker {
             why,
             deadline,
             workers,
-            token: Some(token),
+            ended: false,
             flush: None,
         });
     }
@@ -356,11 +364,10 @@ impl AdminWorker {
         let Some(stopping) = &mut self.stopping else {
             return false;
         };
-        if let Some(token) = &stopping.token {
-            if Arc::strong_count(&token._last) > 1 {
-                return false;
-            }
-            stopping.token = None;
+        if !stopping.ended {
+            return false;
+        }
+        if stopping.flush.is_none() {
             stopping.workers.clear();
             if matches!(
                 stopping.why,

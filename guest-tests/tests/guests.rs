@@ -40,11 +40,14 @@ const STAGES: &[Stage] = &[
 
 /// For NVMe it is QEMU's own controller that proves the cases.
 const NVME_STAGES: &[Stage<dyn Controller>] = &[
-    // `bluffd` has no NVMe function yet. What is run each time then: the first two cases.
     Stage {
         backend: &BluffdNvme(BLUFFD),
-        always: Always::Filtered,
+        always: Always::Named(&[
+            "nvme_commands_agree_with_the_configuration",
+            "nvme_does_verified_io_over_resets",
+        ]),
     },
+    // Refused with `data = "process"` in this version.
     Stage {
         backend: &BluffdNvme(BLUFFD_PROCESS),
         always: Always::Filtered,

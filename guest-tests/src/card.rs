@@ -126,6 +126,11 @@ impl Daemon {
     }
 
     fn ctl(&self, arguments: &[&str]) -> Result<()> {
+        self.ask(arguments).map(drop)
+    }
+
+    /// What bluffctl says.
+    fn ask(&self, arguments: &[&str]) -> Result<String> {
         let output = Command::new(program("bluffctl")?)
             .arg("--runtime-dir")
             .arg(self.folder.join("run"))
@@ -137,7 +142,7 @@ impl Daemon {
             "bluffctl {}: {said}",
             arguments.join(" ")
         );
-        Ok(())
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
     fn resize(&self, volume: usize, bytes: u64) -> Result<()> {

@@ -53,6 +53,8 @@ pub struct Function {
     pub serial: String,
     /// I/O queue pairs that it offers.
     pub queues: u16,
+    /// How its queues are polled, as `poll` of `bluffd`'s configuration.
+    pub poll: &'static str,
     /// Its namespaces, in the order of their ids.
     pub namespaces: Vec<Namespace>,
 }
@@ -82,6 +84,8 @@ pub enum Ability {
     Silent,
     /// The data half is a process, and its death is survived.
     DataHalf,
+    /// [`Served::messages`].
+    Messages,
 }
 
 /// A kind of peer.
@@ -118,6 +122,11 @@ pub trait Served: Send {
 
     /// Kills the data half, as `kill -9` does; [`Ability::DataHalf`].
     fn kill_data_half(&mut self) -> Result<()>;
+
+    /// How many messages there were between it and QEMU, and how many requests it has done; [`Ability::Messages`].
+    fn messages(&mut self) -> Result<(u64, u64)> {
+        bail!("there are no messages")
+    }
 
     /// An error where what serves it has ended by itself. (QEMU's own function ends with its guest.)
     fn check(&mut self) -> Result<()>;

@@ -198,6 +198,8 @@ impl Data {
             nqn: nqn.clone(),
             shared: matches!(key, Key::Shared(_)),
             max_namespaces: highest.unwrap_or(0).max(NSIDS),
+            // Nothing outlives the daemon yet that could say what a host has formatted.
+            keeps_formats: false,
         };
         let mut open = OpenSubsystem {
             subsystem: Subsystem::new(options)?,

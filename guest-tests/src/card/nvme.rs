@@ -2,13 +2,14 @@
 
 use std::path::Path;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use bluff_qemu::device::VfioUserPci;
 use bluff_qemu::guest::{Builder, Guest};
 
 use super::{Bluffd, Daemon};
 use crate::controller::{Ability, Controller, Function, Manner, Namespace, SILENT, Served};
 use crate::runner::Peer;
+use serde_json::Value;
 
 /// `bluffd` with one NVMe function.
 #[derive(Clone, Copy, Debug)]
@@ -25,6 +26,8 @@ impl Peer for BluffdNvme {
         match ability {
             // QEMU aborts when a vfio-user function with MSI-X is removed; see docs/vfio-user.md.
             Ability::Unplug => false,
+            // Nothing would keep the size.
+            Ability::Format => false,
             Ability::DataHalf => self.0.data == "process",
             _ => true,
         }
@@ -65,7 +68,7 @@ fn layers(manner: Manner) -> String {
 }
 
 fn config(data: &str, function: &Function) -> String {
-    let mut text = format!("[card]\ndata = \"{data}\"\n");
+    let mut text = format!("[card]\ndata = \"{data}\"\npoll_us = 1000\n");
     for (i, namespace) in function.namespaces.iter().enumerate() {
         text += &format!(
             "\n[volume.disk{i}]\nuri = \"file:{}?block_size={}\"\nlayers = [{}]\n",
@@ -81,10 +84,11 @@ fn config(data: &str, function: &Function) -> String {
         .collect();
     text += &format!(
         "\n[subsystem.s0]\nnamespaces = [{}]\n\n[function.nvme0]\nkind = \"nvme\"\nattach = \"vfio-user\"\n\
-         subsystem = \"s0\"\nserial = \"{}\"\nqueues = {}\n",
+         subsystem = \"s0\"\nserial = \"{}\"\nqueues = {}\npoll = \"{}\"\n",
         attached.join(", "),
         function.serial,
         function.queues,
+        function.poll,
     );
     text
 }
@@ -140,6 +144,20 @@ impl Served for ServedByCard {
         Ok(())
     }
 
+    fn messages(&mut self) -> Result<(u64, u64)> {
+        let shown = self.daemon.ask(&["--json", "function", "show", "nvme0"])?;
+        let shown: Value = serde_json::from_str(&shown)?;
+        let statistics = &shown["statistics"];
+        let queues = statistics["queues"].as_array().into_iter().flatten();
+        let kinds = ["reads", "writes", "flushes", "discards"];
+        let of = |queue: &Value| -> u64 { kinds.iter().filter_map(|k| queue[k].as_u64()).sum() };
+        let messages = statistics["messages"].as_u64();
+        Ok((
+            messages.context("no messages are counted")?,
+            queues.map(of).sum(),
+        ))
+    }
+
     fn check(&mut self) -> Result<()> {
         self.daemon.process()?.check_alive()
     }
@@ -162,6 +180,7 @@ mod tests {
         let function = Function {
             serial: "DB0001".into(),
             queues: 2,
+            poll: "adaptive",
             namespaces: vec![namespace(1, false), namespace(5, false), namespace(7, true)],
         };
         let text = config("threads", &function);

@@ -41,6 +41,11 @@ pub const NVME: &[Case] = &[
         &[Ability::Resize],
         change::grow,
     ),
+    case(
+        "nvme_doorbells_cost_no_messages",
+        &[Ability::Messages],
+        io::doorbells,
+    ),
     case("nvme_is_added_to_a_running_guest", &[], change::hot_plug),
     case(
         "nvme_is_formatted_to_other_blocks",
@@ -76,6 +81,7 @@ impl Context<'_> {
         Function {
             serial: SERIAL.into(),
             queues: QUEUES,
+            poll: "adaptive",
             namespaces: Vec::new(),
         }
     }

@@ -51,7 +51,7 @@ impl Admin {
         for nsid in &nsids {
             let namespace = self.table.get(*nsid, limit)?;
             namespace.check()?;
-            let mut formats = Attached::formats(&namespace.geometry);
+            let mut formats = self.subsystem.options().formats(&namespace.geometry);
             if formats.nth(raw.lbaf_low.into()).is_none() {
                 return Err(Status::FORMAT);
             }

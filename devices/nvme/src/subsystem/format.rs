@@ -81,7 +81,7 @@ impl Subsystem {
                 return Err(Status::FORMAT_IN_PROGRESS);
             }
             let geometry = entry.namespace.volume().geometry();
-            let shift = Attached::formats(&geometry).nth(format.into());
+            let shift = self.options.formats(&geometry).nth(format.into());
             shifts.push((*nsid, shift.ok_or(Status::FORMAT)?));
         }
         let snapshots = nsids.iter().map(|n| self.snapshot(&state, *n, controller));

@@ -69,3 +69,32 @@ fn bind_again(host: &Host<'_>) -> Result<()> {
     guest.sh(&format!("echo {device} >/sys/bus/pci/drivers/nvme/bind"))?;
     host.wait_live()
 }
+
+/// What a guest sends over the socket while it works: nothing where doorbells are mapped, and next to nothing where they have shadows.
+pub(super) fn doorbells(context: &Context<'_>) -> Result<()> {
+    let seconds = if is_long() { 60 } else { 5 };
+    for (poll, most) in [("always", 0.0), ("adaptive", 0.01)] {
+        let mut function = context.nvme().with(context.namespace(1, 64 * MIB, 512)?);
+        function.poll = poll;
+        let mut served = context.serve(&function)?;
+        let guest = served.attach(context.guest()?).start()?;
+        let host = Host::new(&guest)?;
+        let disk = host.disk(1)?;
+        let before = served.messages()?;
+        guest.sh(&format!(
+            "fio --name=load --filename={} --ioengine=libaio --direct=1 --rw=randrw --bs=4k --iodepth=16 --numjobs={QUEUES} \
+             --time_based --runtime={seconds} --group_reporting >/tmp/fio",
+            disk.path()
+        ))?;
+        let after = served.messages()?;
+        let (messages, requests) = (after.0 - before.0, after.1 - before.1);
+        println!("poll = {poll:?}: {messages} messages for {requests} requests");
+        ensure!(requests > 1000, "only {requests} requests in {seconds} s");
+        ensure!(
+            messages as f64 <= requests as f64 * most,
+            "poll = {poll:?}: {messages} messages for {requests} requests"
+        );
+        served.check()?;
+    }
+    Ok(())
+}

@@ -16,6 +16,7 @@
 //! Unsafe, because admin data is copied from and to memory that a host shares.
 #![allow(unsafe_code)]
 
+mod news;
 mod queues;
 mod storage;
 
@@ -26,7 +27,7 @@ use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
 use bluff_block::Buffers;
-use bluff_memory::{GuestMemory, IoVec};
+use bluff_memory::{Access, GuestMemory, IoVec};
 use bluff_pci::{Dma, Done, Vector};
 use bluff_reactor::{Actor, Context, Event, Handle, Poll, Turn};
 
@@ -34,7 +35,7 @@ use crate::admin::{Admin, BadDoorbell, ErrorReport, Outcome, Transfer};
 use crate::controller::{Core, Runs};
 use crate::data::Resolver;
 use crate::health::{Counters, Settings};
-use crate::interrupt::{Coalescing, Interrupts, Signal};
+use crate::interrupt::{Coalescing, Interrupts, Signal, Wire};
 use crate::queue::{
     CompletionQueue, InvalidValue, QueueError, Shadow, Side, SubmissionQueue, completion,
 };
@@ -43,6 +44,7 @@ use crate::report::{QueueEvent, Shared};
 use crate::spec::{Command, Completion, Status, admin as opcode};
 use crate::subsystem::SubsystemEvent;
 use crate::worker::{Message as ToWorker, WorkerHandle};
+use news::News;
 use queues::Answer;
 use storage::{FlushAll, Format};
 
@@ -83,8 +85,6 @@ pub(crate) enum Message {
     },
     /// The subsystem has changed.
     Subsystem(SubsystemEvent),
-    /// An admin doorbell was rung.
-    Ring,
     /// A doorbell was rung that no queue has.
     NoDoorbell,
     /// A worker has something to say.
@@ -93,6 +93,10 @@ pub(crate) enum Message {
     Answer(RunNumber, Answer),
     /// The format's namespaces are not in use any more.
     Drained(u64),
+    /// The tables up to this one are all workers'.
+    Taken(u64),
+    /// The format that this command of this run asked for is over, and what comes of it was told before.
+    Formatted(RunNumber, u16),
     /// The controller is no more.
     End,
 }
@@ -105,7 +109,7 @@ pub(crate) struct AdminWorker {
     settings: Arc<Settings>,
     shared: Arc<Shared>,
     counters: Arc<Counters>,
-    vectors: Vec<Vector>,
+    vectors: Vec<Wire>,
     reactors: Vec<Handle>,
     poll: Poll,
     bound: Duration,
@@ -114,6 +118,9 @@ pub(crate) struct AdminWorker {
     stopping: Option<Stopping>,
     format: Option<Format>,
     formats: u64,
+    news: News,
+    /// Something may have changed since the last turn that found nothing to do.
+    stirred: bool,
     ended: bool,
 }
 
@@ -138,6 +145,8 @@ struct Run {
     posted: u32,
     /// The memory of the admin queues has gone; until then it may come back.
     lost: Option<Instant>,
+    /// It cannot go on (CSTS.CFS): no more commands are taken.
+    failed: bool,
 }
 
 /// A stop under way.
@@ -148,6 +157,8 @@ struct Stopping {
     workers: Vec<Arc<WorkerHandle>>,
     /// All of them have.
     ended: bool,
+    /// A format that was under way, until nothing of it is in flight.
+    format: Option<Format>,
     flush: Option<FlushAll>,
 }
 
@@ -210,7 +221,7 @@ impl AdminWorker {
                     settings,
                     shared,
                     counters,
-                    vectors,
+                    vectors: vectors.into_iter().map(Wire::new).collect(),
                     reactors: runs.reactors,
                     poll: runs.poll,
                     bound: runs.bound,
@@ -219,6 +230,8 @@ impl AdminWorker {
                     stopping: None,
                     format: None,
                     formats: 0,
+                    news: News::default(),
+                    stirred: true,
                     ended: false,
                 })
             });
@@ -264,19 +277,23 @@ impl AdminWorker {
             Message::Hurry { bound } => self.hurry(cx, bound),
             Message::Dma { dma, bound, done } => self.set_dma(cx, dma, bound, done),
             Message::Subsystem(event) => self.hear(event),
-            Message::Ring => {}
             Message::NoDoorbell => {
-                if self.run.is_some() {
+                if self.core.was_rung_nowhere() && self.run.is_some() {
                     self.admin.report_doorbell(BadDoorbell::Queue, None);
                 }
             }
-            Message::Event(event) => self.event(event),
+            Message::Event(event) => {
+                self.core.event_taken();
+                self.event(event);
+            }
             Message::Answer(run, answer) => {
                 if self.run.as_ref().is_some_and(|r| r.number == run) {
                     self.answer(answer);
                 }
             }
             Message::Drained(number) => self.drained(number),
+            Message::Taken(number) => self.taken(number),
+            Message::Formatted(run, cid) => self.formatted(run, cid),
             Message::End => self.end(),
         }
     }
@@ -294,6 +311,7 @@ impl AdminWorker {
         sq.set_memory(self.memory(), None, true)?;
         cq.set_memory(self.memory(), None, true)?;
         self.admin.reset(queues.page, cx.now());
+        self.vectors.iter().for_each(|wire| wire.set_shared(false));
         self.apply_settings();
         self.run = Some(Run {
             number,
@@ -312,6 +330,7 @@ impl AdminWorker {
             parked: Vec::new(),
             posted: 0,
             lost: None,
+            failed: false,
         });
         Ok(())
     }
@@ -321,7 +340,6 @@ impl AdminWorker {
         let deadline = cx.now() + bound;
         cx.timer(cx.id(), deadline, 0);
         self.core.routes().clear();
-        self.cancel_format();
         let core = self.core.clone();
         // Dropped by the last worker, and at the end of this where there is none.
         let token = Token::new(move || core.admin.send(Message::WorkersEnded));
@@ -329,6 +347,8 @@ impl AdminWorker {
             Some(run) => run.workers.into_values().collect(),
             None => Vec::new(),
         };
+        // Whoever has waited to hear of something has gone.
+        self.hear_all();
         for worker in &workers {
             worker.send(ToWorker::Stop {
                 bound,
@@ -341,6 +361,7 @@ impl AdminWorker {
             deadline,
             workers,
             ended: false,
+            format: self.cancel_format(),
             flush: None,
         });
     }
@@ -364,6 +385,12 @@ impl AdminWorker {
         let Some(stopping) = &mut self.stopping else {
             return false;
         };
+        if let Some(format) = &mut stopping.format {
+            if !format.is_over(cx) {
+                return false;
+            }
+            stopping.format = None;
+        }
         if !stopping.ended {
             return false;
         }
@@ -410,6 +437,7 @@ impl AdminWorker {
         let Some(run) = &mut self.run else {
             return;
         };
+        self.stirred = true;
         // Admin commands use memory within a turn only.
         run.resolver.forget();
         let moved = run.sq.set_memory(memory.as_ref(), None, false);
@@ -427,39 +455,10 @@ impl AdminWorker {
         }
     }
 
-    fn hear(&mut self, event: SubsystemEvent) {
-        self.admin.handle_event(&event);
-        match event {
-            SubsystemEvent::Table(table) => {
-                let table = table.for_workers(self.admin.highest());
-                for worker in self.workers() {
-                    worker.send(ToWorker::Namespaces {
-                        table: table.clone(),
-                        bound: self.bound,
-                        done: Box::new(|| {}),
-                    });
-                }
-            }
-            SubsystemEvent::Drain(nsid, token) => {
-                for worker in self.workers() {
-                    let token = token.clone();
-                    worker.send(ToWorker::Drain {
-                        nsid,
-                        bound: self.bound,
-                        done: Box::new(move || drop(token)),
-                    });
-                }
-            }
-            SubsystemEvent::NamespaceChanged(_)
-            | SubsystemEvent::AnaChanged
-            | SubsystemEvent::Reset => {}
-        }
-    }
-
     fn event(&mut self, event: QueueEvent) {
-        let Some(run) = &self.run else {
+        if self.run.is_none() {
             return;
-        };
+        }
         match event {
             QueueEvent::InvalidDoorbell { qid, side, value } => {
                 log::debug!("queue {qid}: {side:?} doorbell {value}");
@@ -468,14 +467,22 @@ impl AdminWorker {
             }
             QueueEvent::Broken { cause } => {
                 log::debug!("{cause}");
-                self.core.registers().fail(run.number);
+                self.fail();
             }
+        }
+    }
+
+    /// The controller cannot go on.
+    fn fail(&mut self) {
+        if let Some(run) = &mut self.run {
+            run.failed = true;
+            self.core.registers().fail(run.number);
         }
     }
 
     /// The controller is no more.
     fn end(&mut self) {
-        self.cancel_format();
+        self.format = None;
         if let Some(run) = self.run.take() {
             for worker in run.workers.values() {
                 worker.send(ToWorker::Stop {
@@ -496,7 +503,7 @@ impl AdminWorker {
             let Some(run) = &mut self.run else {
                 return worked;
             };
-            if !run.cq.is_on() || !run.sq.is_on() {
+            if run.failed || !run.cq.is_on() || !run.sq.is_on() {
                 return worked;
             }
             let (looked, room) = (run.sq.look(), run.cq.room());
@@ -562,9 +569,13 @@ impl AdminWorker {
                 Dma::Off => return Err(Status::DATA_TRANSFER_ERROR),
                 Dma::On(memory) => memory,
             };
+            let access = match transfer {
+                Transfer::FromHost(_) => Access::Read,
+                _ => Access::Write,
+            };
             let run = self.run.as_mut().expect("else nothing is taken");
             run.resolver
-                .resolve(memory, command, len as u32, &mut pieces)?;
+                .resolve(memory, access, command, len as u32, &mut pieces)?;
         }
         if let Transfer::FromHost(len) = transfer {
             data.resize(len, 0);
@@ -644,6 +655,12 @@ impl AdminWorker {
 }
 
 impl Run {
+    /// Whether the host has done nothing that it has to be looked at for.
+    #[inline]
+    fn is_quiet(&self) -> bool {
+        self.sq.is_quiet() && !self.interrupts.is_owed()
+    }
+
     fn post(&mut self, entry: Completion, status: Status) {
         if self.cq.post(&entry, status) {
             self.posted += 1;
@@ -655,13 +672,13 @@ impl Run {
 
 impl Actor for AdminWorker {
     fn event(&mut self, cx: &mut Context<'_>, event: Event) {
+        self.stirred = true;
         match event {
             Event::Woken => self.take_messages(cx),
             Event::Timer { .. } => {
-                if let Some(run) = &self.run
-                    && run.lost.is_some_and(|until| cx.now() >= until)
-                {
-                    self.core.registers().fail(run.number);
+                let lost = self.run.as_ref().and_then(|run| run.lost);
+                if lost.is_some_and(|until| cx.now() >= until) {
+                    self.fail();
                 }
             }
             Event::Ready { .. } => {}
@@ -672,10 +689,20 @@ impl Actor for AdminWorker {
         if self.ended {
             return Turn::Done;
         }
+        // Polled between commands, it looks at no more than the doorbell.
+        if !self.stirred && self.run.as_ref().is_none_or(Run::is_quiet) {
+            return Turn::Idle;
+        }
         let mut worked = self.go_on_stopping(cx);
         worked |= self.go_on_formatting(cx);
         worked |= self.serve(cx);
         self.publish(cx.now());
+        // What does not wake it is looked for.
+        let full = |run: &mut Run| run.cq.is_on() && !matches!(run.cq.room(), Ok(1..));
+        self.stirred = worked
+            || self.stopping.is_some()
+            || self.format.is_some()
+            || self.run.as_mut().is_some_and(full);
         if worked { Turn::Worked } else { Turn::Idle }
     }
 
@@ -686,7 +713,7 @@ impl Actor for AdminWorker {
         let Some(run) = &mut self.run else {
             return true;
         };
-        if !run.cq.is_on() || !run.sq.is_on() {
+        if run.failed || !run.cq.is_on() || !run.sq.is_on() {
             return true;
         }
         match run.cq.room() {

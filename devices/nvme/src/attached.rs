@@ -208,7 +208,8 @@ impl Table {
 
     /// The same for workers; `highest`: the largest valid NSID (NN).
     pub fn for_workers(&self, highest: u32) -> NamespaceTable {
-        Namespaces::new(highest, self.iter().map(|n| n.namespace.clone()).collect())
+        let all = self.iter().map(|n| (n.namespace.clone(), n.ana));
+        Namespaces::with_states(highest, all.collect())
     }
 
     /// All of them, by NSID.

@@ -13,6 +13,7 @@
 
 use std::fmt;
 use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -117,6 +118,8 @@ impl Controller {
             admin: shared,
             subsystem: Arc::downgrade(subsystem),
             bound: runs.bound,
+            rung_nowhere: AtomicBool::new(false),
+            untaken: AtomicU32::new(0),
         });
         let weak = Arc::downgrade(&core);
         let membership = subsystem.join(move |event| {
@@ -135,9 +138,9 @@ impl Controller {
             Instant::now(),
         );
         let weak = Arc::downgrade(&core);
-        let queues = Shared::new(move |event: QueueEvent| {
+        let queues = Shared::new(counters.clone(), move |event: QueueEvent| {
             if let Some(core) = weak.upgrade() {
-                core.admin.send(Message::Event(event));
+                core.queue_event(event);
             }
         });
         let function = Function::new(config, |resources: Resources| {
@@ -220,6 +223,11 @@ impl Mailbox {
     pub(crate) fn send(&self, message: Message) {
         // Fails where the worker has ended; what waits for an answer is told by the drop.
         let _ = self.sender.send(message);
+        self.wake();
+    }
+
+    /// Has it look at its messages and its doorbells.
+    pub(crate) fn wake(&self) {
         match self.waker.get() {
             Some(waker) => waker.wake(),
             // It looks at its messages when it begins.
@@ -270,7 +278,14 @@ pub(crate) struct Core {
     pub(crate) admin: Mailbox,
     subsystem: std::sync::Weak<Subsystem>,
     bound: Duration,
+    /// The admin worker is to hear of a doorbell that no queue has.
+    rung_nowhere: AtomicBool,
+    /// Events of queues that the admin worker has not taken yet.
+    untaken: AtomicU32,
 }
+
+/// Events of queues that may wait to be taken: a host can have as many as it likes, and the log has room for the last ones only.
+const EVENTS: u32 = 64;
 
 impl fmt::Debug for Core {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -320,11 +335,33 @@ impl Core {
         let effects = registers.stopped();
         let goes_on = registers.is_stopping();
         self.carry_out(effects, self.bound);
+        // With the lock held: who comes later waits for the next stop.
+        let waiting = match goes_on {
+            true => Vec::new(),
+            false => std::mem::take(&mut *lock(&self.stopped)),
+        };
         drop(registers);
-        if !goes_on {
-            let waiting = std::mem::take(&mut *lock(&self.stopped));
-            waiting.into_iter().for_each(|done| done());
+        waiting.into_iter().for_each(|done| done());
+    }
+
+    /// A worker has something to say.
+    fn queue_event(&self, event: QueueEvent) {
+        let waiting = self.untaken.fetch_add(1, Ordering::Relaxed);
+        if waiting >= EVENTS && matches!(event, QueueEvent::InvalidDoorbell { .. }) {
+            self.untaken.fetch_sub(1, Ordering::Relaxed);
+            return;
         }
+        self.admin.send(Message::Event(event));
+    }
+
+    /// An event was taken.
+    pub(crate) fn event_taken(&self) {
+        self.untaken.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Whether a doorbell was rung that no queue has, since the last time.
+    pub(crate) fn was_rung_nowhere(&self) -> bool {
+        self.rung_nowhere.swap(false, Ordering::Relaxed)
     }
 
     /// The subsystem has changed.
@@ -364,7 +401,7 @@ impl Core {
         let rung = self.doorbells.ring(at - OFFSET, value);
         let found = match rung {
             Some((0, _)) => {
-                self.admin.send(Message::Ring);
+                self.admin.wake();
                 return;
             }
             Some((qid, side)) => {
@@ -379,7 +416,11 @@ impl Core {
         };
         match found {
             Some(worker) => worker.ring(),
-            None => self.admin.send(Message::NoDoorbell),
+            // Once, however often it is rung until somebody looks.
+            None if !self.rung_nowhere.swap(true, Ordering::Relaxed) => {
+                self.admin.send(Message::NoDoorbell);
+            }
+            None => {}
         }
     }
 }
@@ -428,7 +469,7 @@ impl Device for Controller {
     fn transactions_pending(&self) -> bool {
         let running = self.counters.running();
         let busy =
-            |q: &crate::QueueCounters| q.in_flight.load(std::sync::atomic::Ordering::Relaxed) > 0;
+            |q: &crate::QueueCounters| q.in_flight.load(Ordering::Relaxed) > 0;
         running.iter().any(|(_, q)| busy(q))
     }
 }

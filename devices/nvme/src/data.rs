@@ -17,7 +17,7 @@
 //! Unsafe, because lists are copied out of memory that a host shares.
 #![allow(unsafe_code)]
 
-use bluff_memory::{GuestMemory, Hint, IoVec};
+use bluff_memory::{Access, GuestMemory, Hint, IoVec};
 
 use crate::spec::{Command, DataPointer, SglDescriptor, Status};
 
@@ -65,7 +65,8 @@ impl Resolver {
         self.hint = Hint::default();
     }
 
-    /// Appends the pieces of a command's data, of `len` bytes, to `out`.
+    /// Appends the pieces of a command's data, of `len` bytes, to `out`. `access`: what is done there; a host behind its IOMMU may
+    /// have given no other right. Lists and segments are read.
     ///
     /// # Errors
     /// The status of the command; `out` is then of no use.
@@ -73,13 +74,16 @@ impl Resolver {
     pub(crate) fn resolve(
         &mut self,
         memory: &GuestMemory,
+        access: Access,
         command: &Command,
         len: u32,
         out: &mut Vec<IoVec>,
     ) -> Result<(), Status> {
         match command.data_pointer() {
-            Some(DataPointer::Prp(first, second)) => self.prp(memory, first, second, len, out),
-            Some(DataPointer::Sgl(descriptor)) => self.sgl(memory, &descriptor, len, out),
+            Some(DataPointer::Prp(first, second)) => {
+                self.prp(memory, access, first, second, len, out)
+            }
+            Some(DataPointer::Sgl(descriptor)) => self.sgl(memory, access, &descriptor, len, out),
             None => Err(Status::INVALID_FIELD),
         }
     }
@@ -92,6 +96,7 @@ impl Resolver {
     pub(crate) fn prp(
         &mut self,
         memory: &GuestMemory,
+        access: Access,
         first: u64,
         second: u64,
         len: u32,
@@ -103,7 +108,7 @@ impl Resolver {
         }
         let offset = first as u32 & (page - 1);
         let here = len.min(page - offset);
-        self.piece(memory, first, here, out)?;
+        self.piece(memory, access, first, here, out)?;
         let left = len - here;
         if left == 0 {
             return Ok(());
@@ -112,15 +117,16 @@ impl Resolver {
             if second & u64::from(page - 1) != 0 {
                 return Err(Status::PRP_OFFSET);
             }
-            return self.piece(memory, second, left, out);
+            return self.piece(memory, access, second, left, out);
         }
-        self.prp_list(memory, second, left, out)
+        self.prp_list(memory, access, second, left, out)
     }
 
     /// Resolves lists, from the one at `at` on, for `left` bytes.
     fn prp_list(
         &mut self,
         memory: &GuestMemory,
+        access: Access,
         mut at: u64,
         mut left: u32,
         out: &mut Vec<IoVec>,
@@ -156,7 +162,7 @@ impl Resolver {
                         return Err(Status::PRP_OFFSET);
                     }
                     let here = left.min(page);
-                    self.piece(memory, entry, here, out)?;
+                    self.piece(memory, access, entry, here, out)?;
                     left -= here;
                 }
                 done += n;
@@ -174,7 +180,7 @@ impl Resolver {
         // At most LIST, as the caller has seen to.
         let bytes = 8 * n;
         let list = &mut self.list[..n];
-        let Some(from) = memory.one(&mut self.hint, at, bytes as u32) else {
+        let Some(from) = memory.one_for(Access::Read, &mut self.hint, at, bytes as u32) else {
             let mut copy = [0; 8 * LIST];
             memory
                 .read(at, &mut copy[..bytes])
@@ -199,6 +205,7 @@ impl Resolver {
     pub(crate) fn sgl(
         &mut self,
         memory: &GuestMemory,
+        access: Access,
         first: &SglDescriptor,
         len: u32,
         out: &mut Vec<IoVec>,
@@ -206,7 +213,7 @@ impl Resolver {
         let mut left = len;
         let (mut segment, mut seen) = (*first, 1);
         if first.identifier == sgl::DATA {
-            self.block(memory, first, &mut left, out)?;
+            self.block(memory, access, first, &mut left, out)?;
             return finished(left);
         }
         let mut copy = [SglDescriptor::default(); SEGMENT];
@@ -234,7 +241,7 @@ impl Resolver {
                 self.copy_segment(memory, at, &mut copy[..n])?;
                 for (i, descriptor) in copy[..n].iter().enumerate() {
                     match descriptor.identifier {
-                        sgl::DATA => self.block(memory, descriptor, &mut left, out)?,
+                        sgl::DATA => self.block(memory, access, descriptor, &mut left, out)?,
                         sgl::SEGMENT | sgl::LAST if last => {
                             return Err(Status::INVALID_SGL_SEGMENT);
                         }
@@ -265,7 +272,7 @@ impl Resolver {
     ) -> Result<(), Status> {
         use zerocopy::IntoBytes;
         let to = to.as_mut_bytes();
-        match memory.one(&mut self.hint, at, to.len() as u32) {
+        match memory.one_for(Access::Read, &mut self.hint, at, to.len() as u32) {
             // SAFETY: resolved in this epoch with the length of `to`, which is ours.
             Some(from) => unsafe {
                 std::ptr::copy_nonoverlapping(from, to.as_mut_ptr(), to.len());
@@ -281,6 +288,7 @@ impl Resolver {
     fn block(
         &mut self,
         memory: &GuestMemory,
+        access: Access,
         descriptor: &SglDescriptor,
         left: &mut u32,
         out: &mut Vec<IoVec>,
@@ -290,7 +298,7 @@ impl Resolver {
         if len == 0 {
             return Ok(());
         }
-        self.piece(memory, descriptor.address.get(), len, out)
+        self.piece(memory, access, descriptor.address.get(), len, out)
     }
 
     /// Appends `len` bytes at `addr`; what adjoins in our addresses is one piece.
@@ -298,13 +306,14 @@ impl Resolver {
     fn piece(
         &mut self,
         memory: &GuestMemory,
+        access: Access,
         addr: u64,
         len: u32,
         out: &mut Vec<IoVec>,
     ) -> Result<(), Status> {
-        let Some(ptr) = memory.one(&mut self.hint, addr, len) else {
+        let Some(ptr) = memory.one_for(access, &mut self.hint, addr, len) else {
             return memory
-                .segments(addr, len, out)
+                .segments_for(access, addr, len, out)
                 .map_err(|_| Status::DATA_TRANSFER_ERROR);
         };
         if let Some(last) = out.last_mut()

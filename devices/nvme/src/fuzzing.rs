@@ -1,5 +1,8 @@
 //! What fuzzers and property tests share: bytes become a host's behaviour.
 
+// Tests use more of it than fuzzers, and those are not in every build.
+#![cfg_attr(not(test), allow(dead_code))]
+
 mod admin;
 mod choices;
 pub(crate) mod host;

@@ -48,8 +48,10 @@ impl Totals {
 pub struct Counters {
     since: Instant,
     queues: Mutex<Queues>,
-    /// Microseconds with I/O commands in flight, as far as somebody has added them up.
+    /// Microseconds with I/O commands in flight, as far as workers have added them up.
     pub busy_us: AtomicU64,
+    /// Until when they have: microseconds after `since`.
+    busy_until: AtomicU64,
     /// Entries of the error log, ever.
     pub error_entries: AtomicU64,
     /// How often it was powered on: attached to a host.
@@ -79,6 +81,7 @@ impl Counters {
             since: now,
             queues: Mutex::default(),
             busy_us: AtomicU64::new(0),
+            busy_until: AtomicU64::new(0),
             error_entries: AtomicU64::new(0),
             power_cycles: AtomicU64::new(1),
             unsafe_shutdowns: AtomicU64::new(0),
@@ -129,6 +132,18 @@ impl Counters {
             .fetch_add(u64::from(!safe), Ordering::Relaxed);
     }
 
+    /// A worker had commands in flight from then until then. What others have said of that time is not counted twice; so workers that stay busy say so from
+    /// time to time.
+    pub(crate) fn was_busy(&self, from: Instant, until: Instant) {
+        let us = |at: Instant| at.saturating_duration_since(self.since).as_micros() as u64;
+        let (from, until) = (us(from), us(until));
+        let counted = self.busy_until.fetch_max(until, Ordering::Relaxed);
+        let more = until.saturating_sub(from.max(counted));
+        if more > 0 {
+            self.busy_us.fetch_add(more, Ordering::Relaxed);
+        }
+    }
+
     /// Whole hours since it was made.
     pub fn hours(&self, now: Instant) -> u64 {
         now.saturating_duration_since(self.since).as_secs() / 3600
@@ -175,6 +190,18 @@ impl Settings {
 mod tests {
     use super::*;
     use crate::counters::add;
+
+    #[test]
+    fn time_is_busy_once_however_many_are() {
+        let begin = Instant::now();
+        let counters = Counters::new(begin);
+        let at = |ms| begin + std::time::Duration::from_millis(ms);
+        // Two that overlap, one inside of them, a gap, and one more.
+        for (from, until) in [(1, 4), (2, 6), (3, 5), (10, 12)] {
+            counters.was_busy(at(from), at(until));
+        }
+        assert_eq!(counters.busy_us.load(Ordering::Relaxed), 5000 + 2000);
+    }
 
     #[test]
     fn what_a_worker_counted_stays_when_it_has_gone() {

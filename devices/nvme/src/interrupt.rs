@@ -1,15 +1,16 @@
 //! When and how a host is told of completions.
 //!
 //! ```text
-//!   CQ: posted(n) --> coalesced? --> vector, or pin
-//!   CQ: read -------> a vector that is still pending is withdrawn; the pin falls
+//!   CQ: posted(n) --> coalesced? --> vector
+//!   CQ: read -------> a vector that is still pending is withdrawn, unless others have it too
 //! ```
+//! There is MSI-X, and neither MSI nor a pin.
 
-use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use bluff_pci::{Intx, Vector};
+use bluff_pci::Vector;
 
 /// How interrupts are put together (Interrupt Coalescing, Base 2.1 §5.2.26.2.1).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -26,61 +27,52 @@ impl Coalescing {
     }
 }
 
-/// The pin of a controller, which stands for all its completion queues (PCIe transport 1.1 §3.5.1.1).
-pub(crate) struct Pin {
-    intx: Intx,
-    state: Mutex<PinState>,
-}
-
-#[derive(Default)]
-struct PinState {
-    /// Completion queues with entries that the host has not read.
-    raised: u32,
-    /// INTMS bit 0.
-    masked: bool,
-}
-
-impl fmt::Debug for Pin {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Pin").finish_non_exhaustive()
-    }
-}
-
-impl Pin {
-    /// The pin, not asserted.
-    pub(crate) fn new(intx: Intx) -> Arc<Self> {
-        Arc::new(Self {
-            intx,
-            state: Mutex::default(),
-        })
-    }
-
-    /// Masks it (INTMS), or no longer (INTMC).
-    pub(crate) fn mask(&self, masked: bool) {
-        self.change(|s| s.masked = masked);
-    }
-
-    fn change(&self, how: impl FnOnce(&mut PinState)) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        how(&mut state);
-        // Under the lock, so that the last one to change it has the last word.
-        if state.raised > 0 && !state.masked {
-            let _ = self.intx.assert();
-        } else {
-            self.intx.deassert();
-        }
-    }
-}
-
 /// What a completion queue tells its host by.
 #[derive(Clone, Debug)]
 pub(crate) enum Signal {
     /// Nothing: the host looks by itself (Create I/O Completion Queue, IEN 0).
     None,
     /// An MSI-X vector.
-    Vector(Vector),
-    /// The pin.
-    Pin(Arc<Pin>),
+    Vector(Wire),
+}
+
+/// A vector, which several completion queues may have.
+#[derive(Clone, Debug)]
+pub(crate) struct Wire {
+    vector: Vector,
+    /// More than one has it, or has had it: what is pending may be another's.
+    shared: Arc<AtomicBool>,
+}
+
+impl Wire {
+    /// Nobody has it yet.
+    pub(crate) fn new(vector: Vector) -> Self {
+        Self {
+            vector,
+            shared: Arc::default(),
+        }
+    }
+
+    /// Says whether several queues have it, before the second one has it.
+    pub(crate) fn set_shared(&self, shared: bool) {
+        self.shared.store(shared, Ordering::Release);
+    }
+
+    fn is_shared(&self) -> bool {
+        self.shared.load(Ordering::Acquire)
+    }
+
+    fn withdraw(&self) {
+        if self.is_shared() {
+            return;
+        }
+        self.vector.withdraw();
+        // What was taken back just now may have been that of a queue which has just come. Whoever asked for it was told before that it is shared, and
+        // the two changes of the vector are in order. An interrupt too many does no harm.
+        if self.is_shared() {
+            let _ = self.vector.signal();
+        }
+    }
 }
 
 /// A queue's interrupts.
@@ -92,8 +84,6 @@ pub(crate) struct Interrupts {
     untold: u32,
     /// Until when it has to be.
     due: Option<Instant>,
-    /// The pin is raised for this queue.
-    raised: bool,
 }
 
 impl Interrupts {
@@ -104,7 +94,6 @@ impl Interrupts {
             coalescing,
             untold: 0,
             due: None,
-            raised: false,
         }
     }
 
@@ -143,18 +132,9 @@ impl Interrupts {
 
     fn tell(&mut self) {
         (self.untold, self.due) = (0, None);
-        match &self.signal {
-            Signal::None => {}
+        if let Signal::Vector(wire) = &self.signal {
             // The attachment hears by itself of a notifier that hangs.
-            Signal::Vector(vector) => {
-                let _ = vector.signal();
-            }
-            Signal::Pin(pin) => {
-                if !self.raised {
-                    pin.change(|s| s.raised += 1);
-                }
-                self.raised = true;
-            }
+            let _ = wire.vector.signal();
         }
     }
 
@@ -163,36 +143,16 @@ impl Interrupts {
     pub(crate) fn is_owed(&self) -> bool {
         match &self.signal {
             Signal::None => false,
-            Signal::Vector(vector) => vector.is_pending(),
-            Signal::Pin(_) => self.raised,
+            Signal::Vector(wire) => wire.vector.is_pending() && !wire.is_shared(),
         }
-    }
-
-    /// Whether it has to be heard of at once when the host reads on: a level stays until we take it away.
-    pub(crate) fn is_level(&self) -> bool {
-        self.raised
     }
 
     /// The host has read all. What was not given is not given any more (PCIe §6.1.4.6).
     pub(crate) fn read(&mut self) {
-        match &self.signal {
-            Signal::None => {}
-            Signal::Vector(vector) => vector.withdraw(),
-            Signal::Pin(pin) => {
-                if std::mem::take(&mut self.raised) {
-                    pin.change(|s| s.raised -= 1);
-                }
-            }
+        if let Signal::Vector(wire) = &self.signal {
+            wire.withdraw();
         }
         (self.untold, self.due) = (0, None);
-    }
-}
-
-impl Drop for Interrupts {
-    fn drop(&mut self) {
-        if self.raised {
-            self.read();
-        }
     }
 }
 

@@ -16,9 +16,6 @@
 //! doorbells; interrupt coalescing. Not implemented: fused operations, metadata, protection information, directives, bit buckets, queues
 //! that are not contiguous (CAP.CQR) or in controller memory.
 
-// What is there for the controller, which comes next.
-#![allow(dead_code)]
-
 mod admin;
 mod admin_worker;
 mod attached;

@@ -5,6 +5,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bluff_block::{Geometry, Volume};
 
+use crate::attached::AnaState;
+use crate::spec::Status;
+
 /// A namespace that is attached to a controller. What changes without another one taking its place (its size, and whether a
 /// format is going on) is atomic; with another LBA format it is another one.
 #[derive(Debug)]
@@ -95,6 +98,8 @@ pub struct Namespaces {
     highest: u32,
     /// By NSID.
     attached: Vec<Arc<Namespace>>,
+    /// For each of them: as which path to it the controller is known.
+    states: Vec<AnaState>,
 }
 
 /// A table that many read.
@@ -105,14 +110,28 @@ impl Namespaces {
     ///
     /// # Panics
     /// Where two have one NSID, or one is above `highest`.
-    pub fn new(highest: u32, mut attached: Vec<Arc<Namespace>>) -> NamespaceTable {
-        attached.sort_unstable_by_key(|n| n.nsid);
+    pub fn new(highest: u32, attached: Vec<Arc<Namespace>>) -> NamespaceTable {
+        let all = attached.into_iter().map(|n| (n, AnaState::Optimized));
+        Self::with_states(highest, all.collect())
+    }
+
+    /// The same, with the state of the way to each.
+    ///
+    /// # Panics
+    /// As [`Namespaces::new`].
+    pub fn with_states(highest: u32, mut all: Vec<(Arc<Namespace>, AnaState)>) -> NamespaceTable {
+        all.sort_unstable_by_key(|(n, _)| n.nsid);
+        let (attached, states): (Vec<_>, Vec<_>) = all.into_iter().unzip();
         assert!(
             attached.windows(2).all(|w| w[0].nsid < w[1].nsid),
             "one namespace has an NSID"
         );
         assert!(attached.last().is_none_or(|n| n.nsid <= highest));
-        Arc::new(Self { highest, attached })
+        Arc::new(Self {
+            highest,
+            attached,
+            states,
+        })
     }
 
     /// The highest NSID that there can be.
@@ -123,6 +142,12 @@ impl Namespaces {
     /// Those that are attached, by NSID.
     pub fn attached(&self) -> &[Arc<Namespace>] {
         &self.attached
+    }
+
+    /// What a command of this namespace is refused with, because this is no way to it now (Base 2.1 §8.1.1.4 to §8.1.1.8).
+    pub(crate) fn refusal(&self, nsid: u32) -> Option<Status> {
+        let i = self.attached.binary_search_by_key(&nsid, |n| n.nsid).ok()?;
+        self.states[i].check().err()
     }
 
     /// The one with this NSID.

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::health::Counters;
 use crate::queue::Side;
 use crate::spec::Status;
 
@@ -84,14 +85,20 @@ pub(crate) struct Shared {
     pub(crate) write_through: AtomicBool,
     /// Commands that failed.
     pub(crate) errors: Errors,
+    /// What the controller counts.
+    pub(crate) counters: Arc<Counters>,
     /// Who is told of events, on any reactor.
     pub(crate) tell: Box<dyn Fn(QueueEvent) + Send + Sync>,
 }
 
 impl Shared {
     /// With the write cache on.
-    pub(crate) fn new(tell: impl Fn(QueueEvent) + Send + Sync + 'static) -> Arc<Self> {
+    pub(crate) fn new(
+        counters: Arc<Counters>,
+        tell: impl Fn(QueueEvent) + Send + Sync + 'static,
+    ) -> Arc<Self> {
         Arc::new(Self {
+            counters,
             write_through: AtomicBool::new(false),
             errors: Errors::default(),
             tell: Box::new(tell),

@@ -183,10 +183,18 @@ impl AdminWorker {
     fn make_cq(&mut self, command: &Command, made: &crate::queues::CreateCq) {
         let qid = made.qid;
         let signal = match made.vector {
-            Some(vector) => Signal::Vector(self.vectors[usize::from(vector)].clone()),
+            Some(vector) => {
+                let wire = &self.vectors[usize::from(vector)];
+                let mut others = self.run.iter().flat_map(|run| run.vectors.values());
+                // The first one is the admin queue's, too.
+                if vector == 0 || others.any(|other| *other == made.vector) {
+                    wire.set_shared(true);
+                }
+                Signal::Vector(wire.clone())
+            }
             None => Signal::None,
         };
-        let namespaces = self.admin.table().for_workers(self.admin.highest());
+        let namespaces = self.newest().for_workers(self.admin.highest());
         // All queues of a volume that bears few channels are on its first reactors.
         let bears = namespaces
             .attached()

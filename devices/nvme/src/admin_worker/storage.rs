@@ -217,9 +217,14 @@ impl AdminWorker {
         }
     }
 
-    /// Its queue has gone: the namespaces are what they were, with whatever they hold now.
-    pub(super) fn cancel_format(&mut self) {
-        self.format = None;
+    /// Its queue has gone: the namespaces are what they were, with whatever they hold now. What is in flight is cancelled; until it
+    /// [is over](Format::is_over) nobody may write there, as an old write of zeroes must not land on that.
+    pub(super) fn cancel_format(&mut self) -> Option<Format> {
+        let mut format = self.format.take()?;
+        if let Some((own, _)) = &mut format.now {
+            own.give_up();
+        }
+        Some(format)
     }
 
     /// Goes on with a format; says whether anything was done.
@@ -242,7 +247,11 @@ impl AdminWorker {
         match outcome {
             Ok(()) => {
                 formatting.finish();
-                self.complete(command.cid.get(), 0, Status::SUCCESS);
+                // After the table that was told just now.
+                if let Some(run) = &self.run {
+                    let formatted = Message::Formatted(run.number, command.cid.get());
+                    self.core.admin.send(formatted);
+                }
             }
             Err(e) => {
                 drop(formatting);
@@ -254,10 +263,15 @@ impl AdminWorker {
 
     /// Asks channels to wake us; says whether there is nothing to do.
     pub(super) fn park(&mut self, cx: &mut Context<'_>) -> bool {
-        let format = self.format.as_mut().and_then(|f| f.now.as_mut());
-        let flush = self.stopping.as_mut().and_then(|s| s.flush.as_mut());
+        let stopping = self.stopping.as_mut();
+        let (flush, ending) = match stopping {
+            Some(stopping) => (stopping.flush.as_mut(), stopping.format.as_mut()),
+            None => (None, None),
+        };
         let parts = flush.into_iter().flat_map(|f| &mut f.parts);
-        let mut all = parts.chain(format.map(|(own, _)| own));
+        let formats = self.format.as_mut().into_iter().chain(ending);
+        let formats = formats.filter_map(|f| f.now.as_mut());
+        let mut all = parts.chain(formats.map(|(own, _)| own));
         all.all(|own| {
             own.channel
                 .park(cx, own.wanted.is_some() && own.lock.is_some())
@@ -266,6 +280,14 @@ impl AdminWorker {
 }
 
 impl Format {
+    /// After its end: whether nothing of it is in flight.
+    pub(super) fn is_over(&mut self, cx: &mut Context<'_>) -> bool {
+        match &mut self.now {
+            Some((own, _)) if own.busy => own.poll(cx).is_some(),
+            _ => true,
+        }
+    }
+
     /// Erases on; `true` when all is erased.
     fn step(&mut self, cx: &mut Context<'_>) -> Result<bool, BlockError> {
         // A turn has a bound, and what is done at once must not make one long.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use bluff_memory::{GuestMemory, IoVec};
+use bluff_memory::{Access, GuestMemory, IoVec};
 use bluff_testing::{Chance, times};
 use zerocopy::IntoBytes;
 
@@ -144,7 +144,7 @@ fn prps_are_what_the_specification_says() {
             let len = 512 * (1 + chance.below(most.min(1 << 20) / 512));
             let wanted = naive(&memory, page, prp1, prp2, len);
             let mut out = Vec::new();
-            let got = resolver.prp(&memory, prp1, prp2, len as u32, &mut out);
+            let got = resolver.prp(&memory, Access::Both, prp1, prp2, len as u32, &mut out);
             match wanted {
                 Ok(runs) => {
                     good += 1;
@@ -165,7 +165,7 @@ fn prps_are_what_the_specification_says() {
 
 fn prp(memory: &GuestMemory, prp1: u64, prp2: u64, len: u32) -> Result<(), Status> {
     let mut out = Vec::new();
-    let result = Resolver::new(12).prp(memory, prp1, prp2, len, &mut out);
+    let result = Resolver::new(12).prp(memory, Access::Both, prp1, prp2, len, &mut out);
     assert!(result.is_err() || IoVec::total(&out) == u64::from(len));
     result
 }
@@ -185,7 +185,7 @@ fn c01_prps_and_sgls_into_a_bar() {
         assert_eq!(prp(&memory, DATA, LISTS, 12288), missing);
         for kind in [sgl::DATA, sgl::SEGMENT, sgl::LAST] {
             let first = descriptor(kind, bar, 512);
-            let got = resolver.sgl(&memory, &first, 512, &mut Vec::new());
+            let got = resolver.sgl(&memory, Access::Both, &first, 512, &mut Vec::new());
             assert_eq!(got, missing);
         }
     }
@@ -250,7 +250,7 @@ fn put(memory: &GuestMemory, at: u64, all: &[SglDescriptor]) {
 
 fn resolve_sgl(memory: &GuestMemory, first: SglDescriptor, len: u32) -> Result<Vec<IoVec>, Status> {
     let mut out = Vec::new();
-    Resolver::new(12).sgl(memory, &first, len, &mut out)?;
+    Resolver::new(12).sgl(memory, Access::Both, &first, len, &mut out)?;
     assert_eq!(IoVec::total(&out), u64::from(len));
     Ok(out)
 }

@@ -162,7 +162,10 @@ impl Host {
             reactor,
             memory: memory(&GuestMemory::empty(), 2),
             doorbells: Doorbells::new(16).expect("a page"),
-            shared: Shared::new(move |event| sink.lock().expect("one thread").push(event)),
+            shared: Shared::new(
+                Arc::new(crate::health::Counters::new(std::time::Instant::now())),
+                move |event| sink.lock().expect("one thread").push(event),
+            ),
             events,
             namespaces,
             shadow: false,

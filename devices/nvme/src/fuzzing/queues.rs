@@ -102,7 +102,7 @@ pub fn fuzz_data(data: &[u8]) -> (u64, u64) {
         .into();
         let len = input.len() % (1 << 20) + 1;
         out.clear();
-        match resolver.resolve(&memory, &command, len, &mut out) {
+        match resolver.resolve(&memory, bluff_memory::Access::Both, &command, len, &mut out) {
             Ok(()) => {
                 assert_eq!(IoVec::total(&out), u64::from(len));
                 assert!(out.iter().all(|v| memory.maps(*v)));

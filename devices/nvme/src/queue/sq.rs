@@ -130,6 +130,13 @@ impl SubmissionQueue {
         Some(zerocopy::transmute!(words))
     }
 
+    /// Whether a look would find what the last one found, and nothing waits.
+    #[inline(always)]
+    pub(crate) fn is_quiet(&self) -> bool {
+        let value = self.doorbell.value();
+        self.head == self.tail && (value == self.tail || Some(value) == self.bad)
+    }
+
     /// Asks to be told of new commands; says whether there are some already. A doorbell with a value that was refused is no
     /// command.
     pub(crate) fn arm(&mut self) -> bool {

@@ -13,9 +13,9 @@ use bluff_testing::{Chance, times};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::fuzzing::host::{
-    BASE, DATA, Host, OK, Plan, Queues, REGION, SHADOW, read, region, slow, status, write,
+    BASE, DATA, Host, LONG, OK, Plan, Queues, REGION, SHADOW, read, region, slow, status, write,
 };
-use crate::interrupt::{Coalescing, Pin, Signal};
+use crate::interrupt::{Coalescing, Signal, Wire};
 use crate::namespace::Namespace;
 use crate::queue::{Shadow, Side};
 use crate::report::QueueEvent;
@@ -338,7 +338,7 @@ impl Device for Holder {
     }
 }
 
-/// A function with a vector and a pin, and its interrupts' descriptors.
+/// A function with two vectors, and their notifiers.
 fn function() -> (Function<Holder>, Resources) {
     let identity = Identity {
         vendor: 0x1b36,
@@ -350,7 +350,6 @@ fn function() -> (Function<Holder>, Resources) {
     };
     let space = ConfigSpace::builder(identity)
         .bar(0, Bar::memory_64(0x8000))
-        .intx()
         .power_management(true)
         .msix(2, MsixPlace::in_bar(0, 0x4000, 2))
         .build();
@@ -375,7 +374,7 @@ fn connect(function: &mut Function<Holder>, interrupt: Interrupt) -> EventFd {
 
 fn with_vector(vector: &Vector, coalescing: Coalescing) -> Plan {
     Plan {
-        signal: Signal::Vector(vector.clone()),
+        signal: Signal::Vector(Wire::new(vector.clone())),
         coalescing,
         ..Plan::default()
     }
@@ -440,39 +439,37 @@ fn interrupts_that_are_put_together() {
 }
 
 #[test]
-fn a_pin_stays_until_all_queues_are_read() {
+fn a_vector_of_two_queues_is_not_taken_back_by_one() {
     let (mut function, resources) = function();
-    let event = connect(&mut function, Interrupt::Intx);
-    let pin = Pin::new(resources.intx.clone().unwrap());
-    let is_asserted = || resources.intx.as_ref().unwrap().is_asserted();
-    let mut host = host();
+    let event = connect(&mut function, Interrupt::Msix(0));
+    let wire = Wire::new(resources.vectors[0].clone());
     let plan = Plan {
-        signal: Signal::Pin(pin.clone()),
+        signal: Signal::Vector(wire.clone()),
         ..Plan::default()
     };
-    let mut all = [host.create(1, &plan), host.create(3, &plan)];
-    for queues in &mut all {
-        put(&mut host, queues, 0, 2);
+    let mut host = host();
+    let mut one = host.create(1, &plan);
+    wire.set_shared(true);
+    let mut other = host.create(3, &plan);
+    function.mask_interrupt(Interrupt::Msix(0), true).unwrap();
+    for queues in [&mut one, &mut other] {
+        put(&mut host, queues, 0, 1);
         host.tell_tail(queues, 0);
         host.turns(20);
     }
-    assert!(is_asserted() && event.read().is_ok());
-    assert_eq!(host.reap(&mut all[0]).len(), 2);
+    // The host reads one of them; the other one waits for its interrupt.
+    assert_eq!(host.reap(&mut one).len(), 1);
     host.turns(20);
-    assert!(is_asserted());
-    pin.mask(true);
-    assert!(!is_asserted());
-    pin.mask(false);
-    assert_eq!(host.reap(&mut all[1]).len(), 2);
+    // And that one ends.
+    host.send(&one, |done| Message::Stop {
+        bound: LONG,
+        answer: false,
+        done,
+    });
     host.turns(20);
-    assert!(!is_asserted());
-    // A queue that ends asserts nothing.
-    put(&mut host, &mut all[0], 0, 1);
-    host.tell_tail(&all[0], 0);
-    host.turns(20);
-    assert!(is_asserted());
-    host.stop(&all[0], false, Duration::ZERO);
-    assert!(!is_asserted());
+    function.mask_interrupt(Interrupt::Msix(0), false).unwrap();
+    assert_eq!(event.read().unwrap(), 1);
+    assert_eq!(host.reap(&mut other).len(), 1);
 }
 
 /// A queue that fills whole turns leaves others their turn.

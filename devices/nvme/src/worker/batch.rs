@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bluff_block::{ChannelHandle, Completion};
 use bluff_memory::GuestMemory;
@@ -27,6 +27,8 @@ use crate::spec::{Completion as Entry, Status, io};
 
 /// Commands taken in one turn.
 const COMMANDS: u32 = 32;
+/// How often a worker that stays busy says so.
+const TELL_BUSY: Duration = Duration::from_millis(10);
 /// Bytes after which a turn takes no more.
 const BYTES: u64 = 1 << 20;
 
@@ -74,6 +76,8 @@ pub(super) struct Io {
     pub(super) parked: Vec<(Entry, Status)>,
     /// Nothing is answered any more, and nothing begun.
     pub(super) mute: bool,
+    /// Since when there are commands in flight, as far as that was not counted.
+    busy: Option<Instant>,
 }
 
 impl Io {
@@ -107,6 +111,7 @@ impl Io {
             posted: 0,
             parked: Vec::new(),
             mute: false,
+            busy: None,
         })
     }
 
@@ -154,6 +159,7 @@ impl Io {
         }
         if worked {
             self.count();
+            self.count_time(now);
         }
         worked
     }
@@ -365,6 +371,20 @@ impl Io {
         }
     }
 
+    /// Counts the time in which commands are in flight (SMART, Controller Busy Time).
+    #[inline(always)]
+    fn count_time(&mut self, now: Instant) {
+        match (self.busy, self.slots.in_flight()) {
+            (None, 0) => {}
+            (None, _) => self.busy = Some(now),
+            (Some(from), n) if n == 0 || now - from >= TELL_BUSY => {
+                self.shared.counters.was_busy(from, now);
+                self.busy = (n > 0).then_some(now);
+            }
+            _ => {}
+        }
+    }
+
     /// A doorbell makes no sense.
     #[cold]
     fn invalid(&self, qid: u16, side: Side, InvalidValue(value): InvalidValue) {
@@ -394,9 +414,6 @@ impl Io {
             if !space.channel.park(cx, busy) {
                 return false;
             }
-        }
-        if self.interrupts.is_level() && self.cq.is_on() && self.cq.arm() {
-            return false;
         }
         if !serves || !self.may_take() || self.slots.full() {
             // Nothing is taken now, whatever the host does; something else will wake us.

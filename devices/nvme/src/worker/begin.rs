@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bluff_block::{Buffers, Kind, Op};
-use bluff_memory::IoVec;
+use bluff_memory::{Access, IoVec};
 use bluff_reactor::Context;
 
 use super::batch::Io;
@@ -70,6 +70,9 @@ impl Io {
         if space.namespace.is_blocked() {
             return Err(Status::FORMAT_IN_PROGRESS);
         }
+        if let Some(status) = space.refusal {
+            return Err(status);
+        }
         let through = self.shared.write_through.load(Ordering::Relaxed);
         let request = command::parse(command, &space.namespace, through)?;
         let volatile = space.namespace.shape().volatile_cache;
@@ -86,8 +89,12 @@ impl Io {
         slot.lba = command.slba();
         let memory = self.memory.as_deref().expect("else nothing is taken");
         // MDTS: it fits in 32 bits.
+        let access = match kind {
+            Kind::Read => Access::Write,
+            _ => Access::Read,
+        };
         self.resolver
-            .resolve(memory, command, span.len as u32, &mut slot.data)?;
+            .resolve(memory, access, command, span.len as u32, &mut slot.data)?;
         slot.len = span.len;
         if span.len > u64::from(space.namespace.shape().max_transfer) {
             self.split(index, kind, span);
@@ -177,8 +184,9 @@ impl Io {
                 slot.lba = command.slba();
                 slot.len = span.len;
                 let memory = self.memory.as_deref().expect("else nothing is taken");
+                let len = span.len as u32;
                 self.resolver
-                    .resolve(memory, command, span.len as u32, &mut slot.data)?;
+                    .resolve(memory, Access::Read, command, len, &mut slot.data)?;
                 Steps::Compare {
                     rest: span,
                     at: 0,
@@ -253,7 +261,7 @@ impl Io {
         let memory = self.memory.as_deref().expect("else nothing is taken");
         // A few KiB.
         self.resolver
-            .resolve(memory, command, len as u32, &mut slot.data)?;
+            .resolve(memory, Access::Read, command, len as u32, &mut slot.data)?;
         self.scratch.clear();
         self.scratch.resize(len, 0);
         // SAFETY: resolved in the epoch that `self.memory` keeps; the name does not leave this function.
@@ -280,6 +288,9 @@ impl Io {
         for namespace in table.attached().iter().filter(volatile) {
             if namespace.is_blocked() {
                 return Err(Status::FORMAT_IN_PROGRESS);
+            }
+            if let Some(status) = table.refusal(namespace.nsid()) {
+                return Err(status);
             }
             spaces.push(self.space(cx, namespace.nsid())?);
         }
@@ -314,7 +325,8 @@ impl Io {
         let at = match self.spaces.iter().position(is_it) {
             Some(at) => at,
             None => {
-                let space = Space::open(cx, namespace).map_err(|e| status_of(e, false))?;
+                let mut space = Space::open(cx, namespace).map_err(|e| status_of(e, false))?;
+                space.refusal = self.namespaces.refusal(nsid);
                 match self.spaces.iter().position(Option::is_none) {
                     Some(at) => {
                         self.spaces[at] = Some(space);

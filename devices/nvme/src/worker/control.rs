@@ -75,6 +75,11 @@ pub(crate) enum Message {
         /// Whether it was; it is completed then. `false`: it was not found, has ended by itself, or cannot be.
         reply: Aborted,
     },
+    /// Nothing; what was sent before holds with `done`, but for what takes longer.
+    Told {
+        /// It does.
+        done: Done,
+    },
     /// The host has given shadow doorbells.
     Shadow {
         /// Where they are.
@@ -198,6 +203,7 @@ impl Worker {
                 );
             }
             Message::Abort { sqid, cid, reply } => self.io.abort(sqid, cid, reply),
+            Message::Told { done } => done(),
             Message::Shadow { shadow, done } => {
                 self.io.shadow = Some(shadow);
                 self.resolve(cx, true);
@@ -379,6 +385,7 @@ impl Io {
                 let space = space.as_mut().filter(|s| !s.ends)?;
                 let there = table.get(space.namespace.nsid());
                 space.ends = !there.is_some_and(|n| Arc::ptr_eq(n, &space.namespace));
+                space.refusal = table.refusal(space.namespace.nsid());
                 space.ends.then_some(i as u32)
             })
             .collect()

@@ -7,6 +7,7 @@ use bluff_block::{BlockError, ChannelHandle, Completion, InUse, Op, lock_pause};
 use bluff_reactor::Context;
 
 use crate::namespace::Namespace;
+use crate::spec::Status;
 
 /// When to say that a volume is held by somebody else.
 const TELL: Duration = Duration::from_secs(2);
@@ -19,6 +20,8 @@ pub(super) struct Space {
     pub(super) ops: Vec<Op>,
     /// It is not in the table any more, and ends with what is in flight, also where its namespace is attached again meanwhile.
     pub(super) ends: bool,
+    /// What its commands are refused with: the controller is no way to it now.
+    pub(super) refusal: Option<Status>,
     /// How many it has taken and not completed.
     out: usize,
     lock: Lock,
@@ -45,6 +48,7 @@ impl Space {
             namespace: namespace.clone(),
             ops: Vec::with_capacity(32),
             ends: false,
+            refusal: None,
             out: 0,
             lock: Lock::Waits {
                 since: now,

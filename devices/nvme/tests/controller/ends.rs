@@ -85,7 +85,12 @@ fn assert_marked(memory: &HostMemory) {
 }
 
 /// Ends what is in flight; gives the host that goes on, with memory of its own.
-fn end(port: &Port, mut host: Host, traffic: Traffic<bluff_nvme_host::ClientBar>, how: End) -> Host {
+fn end(
+    port: &Port,
+    mut host: Host,
+    traffic: Traffic<bluff_nvme_host::ClientBar>,
+    how: End,
+) -> Host {
     let old = host.memory.clone();
     let began = Instant::now();
     let bar = host.controller.bar().clone();

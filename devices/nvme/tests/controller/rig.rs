@@ -45,7 +45,11 @@ pub struct Card {
 impl Card {
     /// For one controller.
     pub fn new(poll: Poll, reactors: usize) -> Self {
-        Self::with(poll, reactors, SubsystemOptions::new("nqn.2025-01.test:one"))
+        Self::with(
+            poll,
+            reactors,
+            SubsystemOptions::new("nqn.2025-01.test:one"),
+        )
     }
 
     /// For several.
@@ -185,7 +189,9 @@ impl Port {
             client,
             pci,
             msix,
-            vectors: (0..=self.queues).map(|_| Arc::new(Event::new().unwrap())).collect(),
+            vectors: (0..=self.queues)
+                .map(|_| Arc::new(Event::new().unwrap()))
+                .collect(),
             memory,
             controller,
         }

@@ -19,7 +19,10 @@ const SIZE: u64 = 1 << 20;
 fn place() -> Place {
     let mut config = "[card]\npoll_us = 20\n".to_owned();
     for n in 0..3 {
-        config += &format!("[volume.disk{n}]\nuri = \"file:$DIR/disk{n}.raw?block_size={}\"\n", if n == 1 { 4096 } else { 512 });
+        config += &format!(
+            "[volume.disk{n}]\nuri = \"file:$DIR/disk{n}.raw?block_size={}\"\n",
+            if n == 1 { 4096 } else { 512 }
+        );
     }
     config += "[subsystem.s0]\nnqn = \"nqn.2026-11.example:s0\"\n\
                namespaces = [\"disk0\", { volume = \"disk1\", nsid = 5 }]\n";
@@ -43,7 +46,9 @@ struct Host {
 impl Host {
     fn connect(socket: &Path) -> Self {
         // The one before it may be there for a moment still.
-        let client = until("a session", || Client::connect(socket, Options::default()).ok());
+        let client = until("a session", || {
+            Client::connect(socket, Options::default()).ok()
+        });
         let client = Arc::new(client);
         let memory = HostMemory::flat(1 << 30, 32 << 20).unwrap();
         memory.share(&client).unwrap();
@@ -88,7 +93,10 @@ fn two_controllers_share_a_subsystem() {
     let mut second = Host::connect(&place.socket("nvme1"));
     let one = first.controller.identify_controller().unwrap();
     let two = second.controller.identify_controller().unwrap();
-    assert_eq!((one.serial(), two.serial()), ("DB0000".into(), "DB0001".into()));
+    assert_eq!(
+        (one.serial(), two.serial()),
+        ("DB0000".into(), "DB0001".into())
+    );
     assert_eq!(one.nqn(), "nqn.2026-11.example:s0");
     assert_eq!(one.nqn(), two.nqn());
     assert_ne!(one.cntlid(), two.cntlid());
@@ -102,7 +110,15 @@ fn two_controllers_share_a_subsystem() {
     let volumes = [Volume::new(1, 512, SIZE), Volume::new(5, 4096, SIZE)];
     let mut loads = [
         first.traffic(2, &volumes, Shape::default()),
-        second.traffic(2, &volumes, Shape { host: 2, seed: 7, ..Shape::default() }),
+        second.traffic(
+            2,
+            &volumes,
+            Shape {
+                host: 2,
+                seed: 7,
+                ..Shape::default()
+            },
+        ),
     ];
     for _ in 0..times(20, 500) {
         for load in &mut loads {
@@ -115,7 +131,10 @@ fn two_controllers_share_a_subsystem() {
     loads[1].verify(LIMIT).unwrap();
     let counted = daemon.queues("nvme0");
     assert_eq!(counted.len(), 2);
-    assert!(counted.iter().all(|q| q.requests() > 0 && q.errors == 0), "{counted:?}");
+    assert!(
+        counted.iter().all(|q| q.requests() > 0 && q.errors == 0),
+        "{counted:?}"
+    );
     daemon.terminate();
 }
 
@@ -137,11 +156,17 @@ fn namespaces_come_and_go_under_a_running_host() {
         nsid,
     };
     let refused = namespaces(&daemon, add(Some(5))).unwrap_err();
-    assert!(refused.contains("there is a namespace 5 already"), "{refused}");
+    assert!(
+        refused.contains("there is a namespace 5 already"),
+        "{refused}"
+    );
     let entry = namespaces(&daemon, add(None)).unwrap();
     assert_eq!(nsids(&entry), [1, 2, 5]);
     assert_eq!(entry.functions.len(), 2);
-    assert!(namespaces(&daemon, add(None)).is_err(), "it is there already");
+    assert!(
+        namespaces(&daemon, add(None)).is_err(),
+        "it is there already"
+    );
     for host in [&mut host, &mut other] {
         assert_eq!(host.next_event(), CHANGED);
         assert_eq!(host.controller.active_namespaces(0).unwrap(), [1, 2, 5]);
@@ -176,13 +201,20 @@ fn a_host_that_comes_back_finds_the_controller_as_new() {
     let volume = Volume::new(1, 512, SIZE);
     for round in 0..times(5, 50) {
         let mut host = Host::connect(&socket);
-        let mut load = host.traffic(2, std::slice::from_ref(&volume), Shape { seed: round, ..Shape::default() });
+        let mut load = host.traffic(
+            2,
+            std::slice::from_ref(&volume),
+            Shape {
+                seed: round,
+                ..Shape::default()
+            },
+        );
         load.run(200, 16, LIMIT).unwrap();
         load.verify(LIMIT).unwrap();
         load.fill(16).unwrap();
         // It goes in mid-I/O.
         load.abandon();
-        let smart = host.controller.log_page(2, 0xffff_ffff, 512, 0).unwrap();
+        let smart = host.controller.log_page(2, 0xffff_ffff, 0, 512).unwrap();
         let cycles = u64::from_le_bytes(smart[112..120].try_into().unwrap());
         assert_eq!(cycles, round + 1, "power cycles");
         drop(host);
@@ -214,8 +246,13 @@ fn a_namespace_grows_with_its_volume() {
     host.controller.set_feature(0x0b, 0, 1 << 8).unwrap();
     host.controller.request_event().unwrap();
     let id = "disk0".parse().unwrap();
-    daemon.ask(Request::ResizeVolume { id, size: 2 * SIZE }).unwrap();
+    daemon
+        .ask(Request::ResizeVolume { id, size: 2 * SIZE })
+        .unwrap();
     assert_eq!(host.next_event(), CHANGED);
-    assert_eq!(host.controller.identify_namespace(1).unwrap().nsze(), 2 * SIZE / 512);
+    assert_eq!(
+        host.controller.identify_namespace(1).unwrap().nsze(),
+        2 * SIZE / 512
+    );
     daemon.terminate();
 }

@@ -4,7 +4,6 @@
 //! volume that has a key of its own; none has, so it is not offered (FNA).
 
 use super::Admin;
-use crate::attached::Attached;
 use crate::spec::admin::RawFormat;
 use crate::spec::{ALL_NAMESPACES, Status};
 

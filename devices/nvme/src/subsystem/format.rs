@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::{Subsystem, SubsystemEvent};
-use crate::attached::{Attached, Table};
+use crate::attached::Table;
 use crate::namespace::Namespace;
 use crate::spec::Status;
 

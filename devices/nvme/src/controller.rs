@@ -468,8 +468,7 @@ impl Device for Controller {
 
     fn transactions_pending(&self) -> bool {
         let running = self.counters.running();
-        let busy =
-            |q: &crate::QueueCounters| q.in_flight.load(Ordering::Relaxed) > 0;
+        let busy = |q: &crate::QueueCounters| q.in_flight.load(Ordering::Relaxed) > 0;
         running.iter().any(|(_, q)| busy(q))
     }
 }

@@ -1,7 +1,7 @@
 //! What workers tell their controller.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::health::Counters;
@@ -49,7 +49,6 @@ pub(crate) enum QueueEvent {
 #[derive(Debug, Default)]
 pub(crate) struct Errors {
     last: Mutex<VecDeque<CommandError>>,
-    count: AtomicU64,
 }
 
 impl Errors {
@@ -59,7 +58,6 @@ impl Errors {
     /// Keeps one.
     #[cold]
     pub(crate) fn push(&self, error: CommandError) {
-        self.count.fetch_add(1, Ordering::Relaxed);
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         if last.len() == Self::MOST {
             last.pop_front();
@@ -71,11 +69,6 @@ impl Errors {
     pub(crate) fn take(&self) -> Vec<CommandError> {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         last.drain(..).collect()
-    }
-
-    /// How many there have ever been.
-    pub(crate) fn count(&self) -> u64 {
-        self.count.load(Ordering::Relaxed)
     }
 }
 

@@ -152,7 +152,10 @@ struct Worker {
 impl Actor for Worker {
     fn event(&mut self, cx: &mut Context<'_>, event: Event) {
         match event {
-            Event::Woken => self.take_messages(cx),
+            Event::Woken => {
+                self.take_messages(cx);
+                self.io.look_at_head();
+            }
             Event::Timer { .. } => self.run_timer(cx),
             Event::Ready { .. } => {}
         }

@@ -371,6 +371,15 @@ impl Io {
         }
     }
 
+    /// A doorbell may have been rung. The head is looked at while we work only where that matters; one that makes no sense is told of here, too.
+    pub(super) fn look_at_head(&mut self) {
+        if self.cq.is_on()
+            && let Err(value) = self.cq.look()
+        {
+            self.invalid(self.cq.qid(), Side::Head, value);
+        }
+    }
+
     /// Counts the time in which commands are in flight (SMART, Controller Busy Time).
     #[inline(always)]
     fn count_time(&mut self, now: Instant) {

@@ -4,5 +4,11 @@
 
 mod rig;
 
+mod commands;
 mod ends;
+mod hostile;
+mod namespaces;
 mod ordinary;
+mod pauses;
+mod queues;
+mod several;

@@ -40,6 +40,8 @@ pub struct Card {
     reactors: Vec<(Handle, JoinHandle<()>)>,
     pub subsystem: Arc<Subsystem>,
     poll: Poll,
+    /// What it gives an end, before it cancels what is in flight.
+    pub bound: Duration,
 }
 
 impl Card {
@@ -66,6 +68,7 @@ impl Card {
             reactors: (0..reactors).map(spawn).collect(),
             subsystem: Subsystem::new(options).unwrap(),
             poll,
+            bound: BOUND,
         }
     }
 
@@ -96,14 +99,14 @@ impl Card {
         let runs = Runs {
             reactors: self.reactors.iter().map(|r| r.0.clone()).collect(),
             poll: self.poll,
-            bound: BOUND,
+            bound: self.bound,
         };
         let function = Controller::function(&self.subsystem, options, runs).unwrap();
         let (id, counters) = (function.device().id(), function.device().counters().clone());
         let seen: Seen = Arc::default();
         let sink = seen.clone();
         let options = bluff_vfio_user::Options {
-            bound: BOUND,
+            bound: self.bound,
             ..Default::default()
         };
         let listener = Arc::new(move |_: &str, event| {
@@ -250,9 +253,9 @@ impl Host {
 
     /// Queues with their own vector, from 1 on: each a CQ with so many SQs.
     pub fn queues(&mut self, cqs: u16, sqs: u16, entries: u32, events: bool) -> Vec<HostQueues> {
-        self.controller
-            .set_queue_count(cqs * sqs, cqs * sqs)
-            .unwrap();
+        // All that there are; some of them may be asked for later. Where there are queues already this is too late.
+        let most = self.vectors.len() as u16 - 1;
+        let _ = self.controller.set_queue_count(most, most);
         let one = |i: u16| {
             let id = 1 + i * sqs;
             let vector = events.then(|| (id, self.vectors[usize::from(id)].clone()));

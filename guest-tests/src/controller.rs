@@ -206,7 +206,7 @@ impl ServedByQemu {
 
 impl Served for ServedByQemu {
     fn attach(&self, guest: Builder) -> Builder {
-        guest.nvme(&self.device("nvme0").boot_index(0))
+        guest.nvme(&self.device("nvme0").boot_index(1))
     }
 
     fn plug(&mut self, guest: &Guest, bus: &str) -> Result<()> {

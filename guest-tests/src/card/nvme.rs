@@ -102,7 +102,7 @@ impl ServedByCard {
 
 impl Served for ServedByCard {
     fn attach(&self, guest: Builder) -> Builder {
-        guest.vfio_user(&self.device().boot_index(0))
+        guest.vfio_user(&self.device().boot_index(1))
     }
 
     fn plug(&mut self, guest: &Guest, bus: &str) -> Result<()> {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Result, bail, ensure};
 use bluff_qemu::device::{self, Nvme};
 use bluff_qemu::guest::{Builder, Guest};
+use serde_json::json;
 
 use crate::runner::Peer;
 
@@ -180,13 +181,17 @@ struct ServedByQemu {
 impl ServedByQemu {
     fn device(&self, id: &str) -> Nvme {
         let function = &self.function;
-        let controller = Nvme::new(id, &function.serial, function.queues);
+        let controller = Nvme::new(id, &function.serial, function.queues)
+            // What its firmware log says in any case.
+            .property("firmware-version", json!("1.0"));
         function
             .namespaces
             .iter()
             .fold(controller, |controller, namespace| {
+                // Without being told QEMU gives it no identifier at all.
                 let mut device = device::Namespace::raw(&namespace.path, namespace.nsid)
-                    .block_size(namespace.block_size);
+                    .block_size(namespace.block_size)
+                    .property("nguid", json!("auto"));
                 if namespace.manner == Manner::Late {
                     device = device.throttle(THROTTLE);
                 }

@@ -84,7 +84,7 @@ impl Nvme {
         self.property("bus", json!(bus))
     }
 
-    /// Where its first namespace stands in the firmware's order of boot devices; 0 is first.
+    /// Where its first namespace stands in the firmware's order of boot devices, the smallest first. 0 is taken where a kernel is booted directly.
     pub fn boot_index(mut self, index: u32) -> Self {
         if let Some(first) = self.namespaces.first_mut() {
             first.properties.push(("bootindex".into(), json!(index)));

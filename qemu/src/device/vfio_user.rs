@@ -29,7 +29,7 @@ impl VfioUserPci {
         self.property("bus", json!(bus))
     }
 
-    /// Where it stands in the firmware's order of boot devices; 0 is first.
+    /// Where it stands in the firmware's order of boot devices, the smallest first. 0 is taken where a kernel is booted directly.
     pub fn boot_index(self, index: u32) -> Self {
         self.property("bootindex", json!(index))
     }

@@ -36,6 +36,8 @@ use crate::spec::{
 pub const QUEUES_MAX: u16 = 256;
 /// How long a function may let its front end wait for a stop, in milliseconds. QEMU waits in its main loop, with all of the VM.
 pub const STOP_TIMEOUT_MS: RangeInclusive<u32> = 10..=60_000;
+/// The same, at most, for vfio-user: QEMU gives a reply 5 s, and cancelling takes its time.
+pub const STOP_TIMEOUT_MS_VFIO_MAX: u32 = 3_000;
 /// The longest time that adaptive polling may go on after the last work: a second, in microseconds.
 pub const POLL_US_MAX: u32 = 1_000_000;
 /// The longest path of a Unix socket, in bytes, without the closing zero (unix(7)).
@@ -318,6 +320,15 @@ impl Reader<'_> {
         if attach == Some(Attach::VfioUser) && mode == SocketMode::Client {
             let complaint = "a VMM connects to a vfio-user function; only \"server\" is possible";
             sink.add(section.place("mode"), &section.key("mode"), complaint);
+        }
+        if attach == Some(Attach::VfioUser)
+            && stop_timeout_ms.is_some_and(|ms| ms > STOP_TIMEOUT_MS_VFIO_MAX)
+        {
+            let complaint = format!(
+                "of a vfio-user function at most {STOP_TIMEOUT_MS_VFIO_MAX}: QEMU gives up after 5000"
+            );
+            let key = section.key("stop_timeout_ms");
+            sink.add(section.place("stop_timeout_ms"), &key, complaint);
         }
         if attach == Some(Attach::VfioUser) && data == DataMode::Process {
             let complaint = "a vfio-user function cannot outlive its data half yet, so not with `data = \"process\"`";

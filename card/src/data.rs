@@ -25,11 +25,11 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use bluff_block::{Subscription, Volume, VolumeEvent};
 use bluff_reactor::Handle;
+use bluff_vhost_user::SessionLoop;
 use bluff_vhost_user::state::Descriptors;
-use bluff_vhost_user::{LoopHandle, SessionLoop};
 use bluff_virtio_blk::{Blk, BlkOptions, QueueCounters};
 
 use crate::data_half::Options;
@@ -147,7 +147,14 @@ struct OpenVolume {
     _events: Subscription,
 }
 
-struct Function {
+/// A function, by its kind.
+enum Stands {
+    Blk(Blocks),
+    Nvme(nvme::Nvme),
+}
+
+/// A virtio-blk function.
+struct Blocks {
     volume: Id,
     /// Descriptors of a session that it will go on with.
     restored: Descriptors,
@@ -164,7 +171,9 @@ struct Data {
     card: CardSpec,
     // Dropped in this order: sessions stop their queues on reactors that still run.
     sessions: SessionLoop,
-    functions: BTreeMap<Id, Function>,
+    vfio: bluff_vfio_user::SessionLoop,
+    functions: BTreeMap<Id, Stands>,
+    subsystems: BTreeMap<nvme::Key, nvme::OpenSubsystem>,
     volumes: BTreeMap<Id, OpenVolume>,
     reactors: Vec<Reactor>,
     /// The reactor that the next function begins with.
@@ -178,7 +187,10 @@ impl Data {
             keeps,
             card: CardSpec::default(),
             sessions: SessionLoop::spawn().context("the thread of sessions")?,
+            vfio: bluff_vfio_user::SessionLoop::spawn()
+                .context("the thread of vfio-user sessions")?,
             functions: BTreeMap::new(),
+            subsystems: BTreeMap::new(),
             volumes: BTreeMap::new(),
             reactors: Vec::new(),
             turn: 0,
@@ -204,7 +216,9 @@ impl Data {
                 vec![FromData::VolumeOpened { volume, info }]
             }
             ToData::CloseVolume { volume } => {
-                let used = self.functions.values().any(|f| f.volume == volume);
+                let is_its = |f: &Stands| matches!(f, Stands::Blk(blk) if blk.volume == volume);
+                let used = self.functions.values().any(is_its)
+                    || self.subsystems.values().any(|s| s.stands_on(&volume));
                 ensure!(!used, "a function stands on it");
                 self.volumes.remove(&volume).context("it is not open")?;
                 vec![FromData::VolumeClosed { volume }]
@@ -241,14 +255,22 @@ impl Data {
                 Vec::new()
             }
             ToData::DetachFunction { function } => {
-                self.functions
-                    .remove(&function)
-                    .context("it is not attached")?;
+                let found = self.functions.remove(&function);
                 let (teller, name) = (self.teller.clone(), function.to_string());
-                self.sessions.handle().remove(&name, move |device| {
-                    drop(device);
-                    teller.tell(number, FromData::FunctionDetached { function });
-                });
+                let told = move || teller.tell(number, FromData::FunctionDetached { function });
+                match found.context("it is not attached")? {
+                    Stands::Blk(_) => self.sessions.handle().remove(&name, move |device| {
+                        drop(device);
+                        told();
+                    }),
+                    Stands::Nvme(nvme) => {
+                        self.leave(&nvme.key);
+                        self.vfio.handle().remove(&name, move |function| {
+                            drop(function);
+                            told();
+                        });
+                    }
+                }
                 Vec::new()
             }
             ToData::Statistics { function } => statistics_parts(self.statistics(function.as_ref())),
@@ -257,8 +279,9 @@ impl Data {
                 vec![FromData::Drained]
             }
             ToData::Restore { function, keys } => {
-                let found = self.functions.get_mut(&function);
-                let found = found.context("it is not attached")?;
+                let Some(Stands::Blk(found)) = self.functions.get_mut(&function) else {
+                    bail!("it is not attached, or nothing of it is recorded");
+                };
                 // Those that this process had no room for are missed when the session is taken up.
                 found.restored.extend(keys.into_iter().zip(descriptors));
                 Vec::new()
@@ -350,7 +373,7 @@ impl Data {
         self.turn = (self.turn + 1) % count;
         match spec.device {
             DeviceSpec::VirtioBlk { .. } => self.attach_blk(id, spec, order, descriptors),
-            DeviceSpec::Nvme { .. } => self.attach_nvme(id, spec, subsystem, order, descriptors),
+            DeviceSpec::Nvme { .. } => self.attach_nvme(id, spec, subsystem, &order),
         }
     }
 
@@ -394,12 +417,12 @@ impl Data {
         self.present(id, Box::new(device), stop_timeout, descriptors)?;
         self.functions.insert(
             id.clone(),
-            Function {
+            Stands::Blk(Blocks {
                 volume: volume_id,
                 restored: Descriptors::new(),
                 counters,
                 reactors,
-            },
+            }),
         );
         Ok(())
     }
@@ -420,15 +443,19 @@ impl Data {
             .functions
             .iter()
             .filter(|(id, _)| only.is_none_or(|only| only == *id))
-            .map(|(id, function)| FunctionStatistics {
-                function: id.clone(),
-                queues: function
-                    .counters
-                    .iter()
-                    .zip(&function.reactors)
-                    .enumerate()
-                    .map(|(i, (counters, &reactor))| queue(i as u16, reactor, counters))
-                    .collect(),
+            .map(|(id, function)| match function {
+                Stands::Blk(blk) => FunctionStatistics {
+                    function: id.clone(),
+                    messages: None,
+                    queues: blk
+                        .counters
+                        .iter()
+                        .zip(&blk.reactors)
+                        .enumerate()
+                        .map(|(i, (counters, &reactor))| queue(i as u16, reactor, counters))
+                        .collect(),
+                },
+                Stands::Nvme(nvme) => nvme.statistics(id),
             })
             .collect();
         let reactors = self
@@ -447,12 +474,16 @@ impl Data {
     fn drain(&mut self, within: Duration) {
         let deadline = Instant::now() + within;
         let (stopped, all) = sync_channel(self.functions.len());
-        let handle: LoopHandle = self.sessions.handle();
-        for id in self.functions.keys() {
+        let (blk, nvme) = (self.sessions.handle(), self.vfio.handle());
+        for (id, function) in &self.functions {
             let stopped = stopped.clone();
-            handle.remove(id.as_str(), move |_| {
+            let tell = move || {
                 let _ = stopped.send(());
-            });
+            };
+            match function {
+                Stands::Blk(_) => blk.remove(id.as_str(), move |_| tell()),
+                Stands::Nvme(_) => nvme.remove(id.as_str(), move |_| tell()),
+            }
         }
         drop(stopped);
         for _ in 0..self.functions.len() {

@@ -25,7 +25,10 @@ pub struct Statistics {
 pub struct FunctionStatistics {
     /// The function.
     pub function: Id,
-    /// Each of its queues.
+    /// How many messages there were on its socket, both ways, where they are counted: of vfio-user functions.
+    #[serde(default)]
+    pub messages: Option<u64>,
+    /// Each of its queues; of an NVMe function those that its host has made.
     pub queues: Vec<QueueStatistics>,
 }
 
@@ -221,6 +224,7 @@ mod tests {
         };
         let function = FunctionStatistics {
             function: "blk0".parse().unwrap(),
+            messages: None,
             queues: vec![queue, queue],
         };
         assert_eq!(

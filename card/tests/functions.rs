@@ -93,6 +93,7 @@ fn data_half(socket: OwnedFd, _: &Options) -> Result<()> {
                 ];
                 let function = |id: &Id| FunctionStatistics {
                     function: id.clone(),
+                    messages: None,
                     queues: queues.clone(),
                 };
                 let functions = ["blk0", "blk1"].map(|id| function(&id.parse().expect("an ID")));

@@ -10,6 +10,8 @@ use bluff_qemu::process::Process;
 use bluff_qemu::qmp::Qmp;
 use serde_json::json;
 
+use crate::runner::Peer;
+
 /// A virtio-blk function over a raw file, which is there already and has the volume's size.
 #[derive(Clone, Debug)]
 pub struct Volume {
@@ -60,13 +62,7 @@ pub enum Ability {
 }
 
 /// A kind of back end.
-pub trait Backend: Sync {
-    /// Its name in those of the cases.
-    fn name(&self) -> &'static str;
-
-    /// Whether it claims this.
-    fn has(&self, ability: Ability) -> bool;
-
+pub trait Backend: Peer<Ability = Ability> {
     /// Starts one that serves these volumes, with its sockets and logs in `folder`. Its sockets listen when this returns.
     fn start(&self, folder: &Path, volumes: &[Volume]) -> Result<Box<dyn Running>>;
 }
@@ -93,7 +89,9 @@ pub trait Running: Send {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct StorageDaemon;
 
-impl Backend for StorageDaemon {
+impl Peer for StorageDaemon {
+    type Ability = Ability;
+
     fn name(&self) -> &'static str {
         "storage-daemon"
     }
@@ -104,7 +102,9 @@ impl Backend for StorageDaemon {
             Ability::Migration | Ability::Resize | Ability::BackendRequests
         )
     }
+}
 
+impl Backend for StorageDaemon {
     fn start(&self, folder: &Path, volumes: &[Volume]) -> Result<Box<dyn Running>> {
         refuse_more(volumes)?;
         let mut running = RunningDaemon {

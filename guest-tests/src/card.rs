@@ -1,5 +1,9 @@
 //! The project's own programs as back ends: `bluffd`, and `bluff-reference`.
 
+mod nvme;
+
+pub use nvme::BluffdNvme;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -8,6 +12,7 @@ use anyhow::{Context, Result, ensure};
 use bluff_qemu::process::Process;
 
 use crate::backend::{Ability, Backend, Running, Volume, refuse_more};
+use crate::runner::Peer;
 
 /// Where the programs are; `cargo xtask test` sets it.
 pub const PROGRAMS: &str = "BLUFF_PROGRAMS";
@@ -35,7 +40,9 @@ pub struct Bluffd {
     pub data: &'static str,
 }
 
-impl Backend for Bluffd {
+impl Peer for Bluffd {
+    type Ability = Ability;
+
     fn name(&self) -> &'static str {
         self.name
     }
@@ -43,7 +50,9 @@ impl Backend for Bluffd {
     fn has(&self, _: Ability) -> bool {
         true
     }
+}
 
+impl Backend for Bluffd {
     fn start(&self, folder: &Path, volumes: &[Volume]) -> Result<Box<dyn Running>> {
         let mut text = format!("[card]\ndata = \"{}\"\n", self.data);
         for (i, volume) in volumes.iter().enumerate() {
@@ -57,14 +66,7 @@ impl Backend for Bluffd {
                 socket(folder, i).display()
             );
         }
-        std::fs::write(folder.join("card.toml"), text)?;
-        let mut running = RunningBluffd {
-            folder: folder.into(),
-            process: None,
-            starts: 0,
-        };
-        running.restart()?;
-        Ok(Box::new(running))
+        Ok(Box::new(RunningBluffd(Daemon::start(folder, &text)?)))
     }
 }
 
@@ -72,38 +74,29 @@ fn socket(folder: &Path, volume: usize) -> PathBuf {
     folder.join(format!("run/blk{volume}.sock"))
 }
 
-/// A `bluffd` that runs.
+/// A `bluffd` of one configuration, in a folder of its own.
 #[derive(Debug)]
-struct RunningBluffd {
+struct Daemon {
     folder: PathBuf,
     process: Option<Process>,
     /// How often it was started: each start has a log of its own.
     starts: u32,
 }
 
-impl Running for RunningBluffd {
-    fn socket(&self, volume: usize) -> PathBuf {
-        socket(&self.folder, volume)
+impl Daemon {
+    fn start(folder: &Path, config: &str) -> Result<Self> {
+        std::fs::write(folder.join("card.toml"), config)?;
+        let mut daemon = Self {
+            folder: folder.into(),
+            process: None,
+            starts: 0,
+        };
+        daemon.restart()?;
+        Ok(daemon)
     }
 
-    fn resize(&mut self, volume: usize, bytes: u64) -> Result<()> {
-        let output = Command::new(program("bluffctl")?)
-            .arg("--runtime-dir")
-            .arg(self.folder.join("run"))
-            .args([
-                "volume",
-                "resize",
-                &format!("disk{volume}"),
-                &bytes.to_string(),
-            ])
-            .output()?;
-        let said = String::from_utf8_lossy(&output.stderr);
-        ensure!(output.status.success(), "bluffctl: {said}");
-        Ok(())
-    }
-
-    fn kill(&mut self) -> Result<()> {
-        self.process.as_mut().context("it does not run")?.kill()
+    fn process(&mut self) -> Result<&mut Process> {
+        self.process.as_mut().context("it does not run")
     }
 
     fn restart(&mut self) -> Result<()> {
@@ -132,11 +125,55 @@ impl Running for RunningBluffd {
         Ok(())
     }
 
+    fn ctl(&self, arguments: &[&str]) -> Result<()> {
+        self.ask(arguments).map(drop)
+    }
+
+    /// What bluffctl says.
+    fn ask(&self, arguments: &[&str]) -> Result<String> {
+        let output = Command::new(program("bluffctl")?)
+            .arg("--runtime-dir")
+            .arg(self.folder.join("run"))
+            .args(arguments)
+            .output()?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(
+            output.status.success(),
+            "bluffctl {}: {said}",
+            arguments.join(" ")
+        );
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    fn resize(&self, volume: usize, bytes: u64) -> Result<()> {
+        let (volume, bytes) = (format!("disk{volume}"), bytes.to_string());
+        self.ctl(&["volume", "resize", &volume, &bytes])
+    }
+}
+
+/// A `bluffd` that runs, with virtio-blk functions.
+#[derive(Debug)]
+struct RunningBluffd(Daemon);
+
+impl Running for RunningBluffd {
+    fn socket(&self, volume: usize) -> PathBuf {
+        socket(&self.0.folder, volume)
+    }
+
+    fn resize(&mut self, volume: usize, bytes: u64) -> Result<()> {
+        self.0.resize(volume, bytes)
+    }
+
+    fn kill(&mut self) -> Result<()> {
+        self.0.process()?.kill()
+    }
+
+    fn restart(&mut self) -> Result<()> {
+        self.0.restart()
+    }
+
     fn check(&mut self) -> Result<()> {
-        self.process
-            .as_mut()
-            .context("it was not started")?
-            .check_alive()
+        self.0.process()?.check_alive()
     }
 }
 
@@ -144,7 +181,9 @@ impl Running for RunningBluffd {
 #[derive(Clone, Copy, Debug)]
 pub struct Reference;
 
-impl Backend for Reference {
+impl Peer for Reference {
+    type Ability = Ability;
+
     fn name(&self) -> &'static str {
         "reference"
     }
@@ -153,7 +192,9 @@ impl Backend for Reference {
         // See docs/reference.md for what the stock stack lacks, and why.
         ability == Ability::WriteBack
     }
+}
 
+impl Backend for Reference {
     fn start(&self, folder: &Path, volumes: &[Volume]) -> Result<Box<dyn Running>> {
         refuse_more(volumes)?;
         let mut running = RunningReference {

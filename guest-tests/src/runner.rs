@@ -1,11 +1,12 @@
-//! Runs cases against back ends, one after another, each with a bound.
+//! Runs cases against what serves functions ([`Peer`]), one after another, each with a bound.
 //!
 //! ```text
 //!   cargo test -p guest-tests --test guests [-- [--list] [FILTER...]]
 //! ```
-//! A filter is a part of `BACKEND/CASE`. Without the variable [`VARIABLE`] nothing is booted; with it, what is missing on the machine
+//! A filter is a part of `PEER/CASE`. Without the variable [`VARIABLE`] nothing is booted; with it, what is missing on the machine
 //! is a failure. Without a filter, and without [`LONG_VARIABLE`], only what a [`Stage`] names is run: every change waits for it.
 
+use std::fmt::Debug;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -21,7 +22,7 @@ use bluff_qemu::kernel::sparse_file;
 use bluff_qemu::process::{children_time, kill_all, tail};
 use tempfile::TempDir;
 
-use crate::backend::{Ability, Backend, Running, Volume};
+use crate::backend::{Backend, Running, Volume};
 
 /// `cargo xtask test` sets it to 1.
 pub const VARIABLE: &str = "BLUFF_GUEST_TESTS";
@@ -34,11 +35,22 @@ pub fn is_long() -> bool {
     std::env::var(LONG_VARIABLE).as_deref() == Ok("1")
 }
 
-/// A back end, and which cases are run against it each time.
-#[derive(Clone, Copy)]
-pub struct Stage {
-    /// The back end.
-    pub backend: &'static dyn Backend,
+/// What serves functions to guests, as the runner sees it. Each kind of function has a trait of its own beyond this.
+pub trait Peer: Sync {
+    /// What not every peer can do.
+    type Ability: Copy + Debug + PartialEq + Sync + 'static;
+
+    /// Its name in those of the cases.
+    fn name(&self) -> &'static str;
+
+    /// Whether it claims this.
+    fn has(&self, ability: Self::Ability) -> bool;
+}
+
+/// A peer, and which cases are run against it each time.
+pub struct Stage<P: ?Sized + 'static = dyn Backend> {
+    /// The peer.
+    pub backend: &'static P,
     /// The cases.
     pub always: Always,
 }
@@ -50,66 +62,59 @@ pub enum Always {
     All,
     /// Those of these names.
     Named(&'static [&'static str]),
+    /// None, and not with [`LONG_VARIABLE`] either: a filter has to name them. For a peer that is not there yet.
+    Filtered,
 }
 
 impl Always {
-    fn has(self, case: &Case) -> bool {
+    fn has(self, name: &str) -> bool {
         match self {
             Self::All => true,
-            Self::Named(names) => names.contains(&case.name),
+            Self::Named(names) => is_long() || names.contains(&name),
+            Self::Filtered => false,
         }
     }
 }
 
 /// One thing that a guest must see.
-#[derive(Clone, Copy)]
-pub struct Case {
+pub struct Case<P: Peer + ?Sized = dyn Backend> {
     /// What is shown, in words joined by `_`.
     pub name: &'static str,
-    /// What the back end must claim for this case to apply.
-    pub needs: &'static [Ability],
+    /// What the peer must claim for this case to apply.
+    pub needs: &'static [P::Ability],
     /// Above this it has failed.
     pub bound: Duration,
     /// The case itself.
-    pub run: fn(&Context<'_>) -> Result<()>,
+    pub run: fn(&Context<'_, P>) -> Result<()>,
 }
 
 /// What a case works with.
-pub struct Context<'a> {
-    backend: &'a dyn Backend,
+pub struct Context<'a, P: ?Sized = dyn Backend> {
+    peer: &'a P,
     folder: TempDir,
 }
 
-impl Context<'_> {
+impl<P: Peer + ?Sized> Context<'_, P> {
+    /// What serves the functions.
+    pub fn peer(&self) -> &P {
+        self.peer
+    }
+
     /// A folder that goes when the case ends.
     pub fn folder(&self) -> &Path {
         self.folder.path()
     }
 
-    /// Whether the back end claims this.
-    pub fn has(&self, ability: Ability) -> bool {
-        self.backend.has(ability)
+    /// Whether the peer claims this.
+    pub fn has(&self, ability: P::Ability) -> bool {
+        self.peer.has(ability)
     }
 
-    /// A new sparse file of this size, for a volume with this many queues.
-    pub fn volume(&self, name: &str, bytes: u64, queues: u16) -> Result<Volume> {
-        let path = self.folder().join(name);
-        sparse_file(&path, bytes)?;
-        Ok(Volume {
-            path,
-            queues,
-            layers: String::new(),
-            connects: false,
-        })
-    }
-
-    /// Starts a back end for these volumes. `name` tells the back ends of one case apart.
-    pub fn start(&self, name: &str, volumes: &[Volume]) -> Result<Box<dyn Running>> {
-        let folder: PathBuf = self.folder().join(name);
+    /// A folder for what one peer of this case needs; the runner shows the logs in it where the case fails.
+    pub fn peer_folder(&self, name: &str) -> Result<PathBuf> {
+        let folder = self.folder().join(name);
         std::fs::create_dir_all(&folder)?;
-        self.backend
-            .start(&folder, volumes)
-            .with_context(|| format!("start {}", self.backend.name()))
+        Ok(folder)
     }
 
     /// A guest under QEMU 11.1 (or what stands in for it on this machine).
@@ -127,6 +132,28 @@ impl Context<'_> {
     pub fn old_guest(&self) -> Result<Builder> {
         Ok(Guest::builder(&Qemu::debian_12()?, &Image::debian_13()?))
     }
+}
+
+impl Context<'_, dyn Backend> {
+    /// A new sparse file of this size, for a volume with this many queues.
+    pub fn volume(&self, name: &str, bytes: u64, queues: u16) -> Result<Volume> {
+        let path = self.folder().join(name);
+        sparse_file(&path, bytes)?;
+        Ok(Volume {
+            path,
+            queues,
+            layers: String::new(),
+            connects: false,
+        })
+    }
+
+    /// Starts a back end for these volumes. `name` tells the back ends of one case apart.
+    pub fn start(&self, name: &str, volumes: &[Volume]) -> Result<Box<dyn Running>> {
+        let folder = self.peer_folder(name)?;
+        self.peer
+            .start(&folder, volumes)
+            .with_context(|| format!("start {}", self.peer.name()))
+    }
 
     /// The first function of a back end, with all queues of its volume.
     pub fn function(&self, id: &str, running: &dyn Running, volume: &Volume) -> VhostUserBlk {
@@ -141,13 +168,18 @@ enum Outcome {
     NotClaimed,
 }
 
-/// The `main` of a test program. Its arguments are the process's.
-pub fn main(stages: &[Stage], cases: &[Case]) -> ExitCode {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let filters: Vec<_> = arguments
-        .iter()
-        .filter(|argument| !argument.starts_with('-'))
-        .collect();
+/// A case against a peer.
+pub struct Test {
+    name: String,
+    always: bool,
+    /// What the peer never claimed, and the case needs.
+    missing: Option<String>,
+    bound: Duration,
+    run: Box<dyn FnOnce() -> Result<()> + Send>,
+}
+
+/// Each case against each peer.
+pub fn tests<P: Peer + ?Sized>(stages: &[Stage<P>], cases: &'static [Case<P>]) -> Vec<Test> {
     for stage in stages {
         if let Always::Named(names) = stage.always {
             let known = |name: &&str| cases.iter().any(|case| case.name == *name);
@@ -156,21 +188,39 @@ pub fn main(stages: &[Stage], cases: &[Case]) -> ExitCode {
     }
     let all = stages
         .iter()
-        .flat_map(|stage| cases.iter().map(move |case| (*stage, *case)));
-    let chosen: Vec<_> = all
-        .filter(|(stage, case)| {
-            if filters.is_empty() {
-                return is_long() || stage.always.has(case);
-            }
-            let name = format!("{}/{}", stage.backend.name(), case.name);
-            filters.iter().any(|filter| name.contains(filter.as_str()))
-        })
-        .map(|(stage, case)| (stage.backend, case))
-        .collect();
-    if arguments.iter().any(|argument| argument == "--list") {
-        for (backend, case) in &chosen {
-            println!("{}/{}: test", backend.name(), case.name);
+        .flat_map(|stage| cases.iter().map(move |case| (stage, case)));
+    let test = |(stage, case): (&Stage<P>, &'static Case<P>)| {
+        let peer = stage.backend;
+        let missing = case.needs.iter().find(|ability| !peer.has(**ability));
+        Test {
+            name: format!("{}/{}", peer.name(), case.name),
+            always: stage.always.has(case.name),
+            missing: missing.map(|missing| format!("{missing:?}")),
+            bound: case.bound,
+            run: Box::new(move || run_here(peer, case)),
         }
+    };
+    all.map(test).collect()
+}
+
+/// The `main` of a test program. Its arguments are the process's.
+pub fn main(tests: Vec<Test>) -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let filters: Vec<_> = arguments
+        .iter()
+        .filter(|argument| !argument.starts_with('-'))
+        .collect();
+    let mut chosen = tests;
+    chosen.retain(|test| match filters.is_empty() {
+        true => test.always,
+        false => filters
+            .iter()
+            .any(|filter| test.name.contains(filter.as_str())),
+    });
+    if arguments.iter().any(|argument| argument == "--list") {
+        chosen
+            .iter()
+            .for_each(|test| println!("{}: test", test.name));
         return ExitCode::SUCCESS;
     }
     if std::env::var(VARIABLE).as_deref() != Ok("1") {
@@ -183,9 +233,9 @@ pub fn main(stages: &[Stage], cases: &[Case]) -> ExitCode {
     let began = Instant::now();
     let (mut passed, mut failed, mut not_claimed) = (0, Vec::new(), 0);
     println!("running {} guest tests", chosen.len());
-    for (backend, case) in chosen {
-        let name = format!("{}/{}", backend.name(), case.name);
-        match run(&name, backend, case) {
+    for test in chosen {
+        let name = test.name.clone();
+        match run(test) {
             Outcome::Passed => passed += 1,
             Outcome::Failed => failed.push(name),
             Outcome::NotClaimed => not_claimed += 1,
@@ -205,20 +255,20 @@ pub fn main(stages: &[Stage], cases: &[Case]) -> ExitCode {
     }
 }
 
-fn run(name: &str, backend: &'static dyn Backend, case: Case) -> Outcome {
-    if let Some(missing) = case.needs.iter().find(|ability| !backend.has(**ability)) {
-        println!(
-            "guest test {name} ... does not apply: {} does not claim {missing:?}",
-            backend.name()
-        );
+fn run(test: Test) -> Outcome {
+    let Test {
+        name, bound, run, ..
+    } = test;
+    if let Some(missing) = test.missing {
+        println!("guest test {name} ... does not apply: {missing} is not claimed");
         return Outcome::NotClaimed;
     }
     let (began, before) = (Instant::now(), children_time());
     let (sender, receiver) = channel();
     let thread = std::thread::spawn(move || {
-        let _ = sender.send(run_here(backend, case));
+        let _ = sender.send(run());
     });
-    let result = match receiver.recv_timeout(case.bound) {
+    let result = match receiver.recv_timeout(bound) {
         Ok(result) => result,
         Err(RecvTimeoutError::Disconnected) => Err(anyhow!("the case's thread is gone")),
         Err(RecvTimeoutError::Timeout) => {
@@ -228,7 +278,7 @@ fn run(name: &str, backend: &'static dyn Backend, case: Case) -> Outcome {
                 .recv_timeout(Duration::from_secs(150))
                 .and_then(|result| result.map_or_else(Ok, |()| Ok(anyhow!("it passed late"))));
             match detail {
-                Ok(error) => Err(error.context(format!("took more than {:?}", case.bound))),
+                Ok(error) => Err(error.context(format!("took more than {bound:?}"))),
                 Err(_) => {
                     println!("guest test {name} ... FAILED: it hangs, even with its guests dead");
                     std::process::exit(1);
@@ -252,9 +302,9 @@ fn run(name: &str, backend: &'static dyn Backend, case: Case) -> Outcome {
 }
 
 /// Runs a case; its error ends with what the back ends said last.
-fn run_here(backend: &'static dyn Backend, case: Case) -> Result<()> {
+fn run_here<P: Peer + ?Sized>(peer: &P, case: &Case<P>) -> Result<()> {
     let folder = tempfile::Builder::new().prefix("bluff-test.").tempdir()?;
-    let context = Context { backend, folder };
+    let context = Context { peer, folder };
     let done = catch_unwind(AssertUnwindSafe(|| (case.run)(&context)));
     // The panic itself is on standard error already.
     let done = done.unwrap_or_else(|_| Err(anyhow!("the case panicked")));
@@ -288,10 +338,13 @@ fn logs(folder: &Path) -> Vec<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::Ability;
 
     struct Writer;
 
-    impl Backend for Writer {
+    impl Peer for Writer {
+        type Ability = Ability;
+
         fn name(&self) -> &'static str {
             "writer"
         }
@@ -299,7 +352,9 @@ mod tests {
         fn has(&self, _: Ability) -> bool {
             false
         }
+    }
 
+    impl Backend for Writer {
         fn start(&self, folder: &Path, _: &[Volume]) -> Result<Box<dyn Running>> {
             for number in 1..=3 {
                 std::fs::write(
@@ -321,6 +376,31 @@ mod tests {
     }
 
     #[test]
+    fn a_peer_that_is_not_there_yet_is_run_only_where_it_is_named() {
+        assert!(Always::All.has("case"));
+        assert!(Always::Named(&["case"]).has("case"));
+        assert_eq!(Always::Named(&["case"]).has("other"), is_long());
+        assert!(!Always::Filtered.has("case"));
+    }
+
+    #[test]
+    fn what_a_peer_does_not_claim_is_told() {
+        static CASES: [Case; 1] = [Case {
+            name: "case",
+            needs: &[Ability::Packed],
+            bound: Duration::MAX,
+            run: fails,
+        }];
+        let stages: [Stage; 1] = [Stage {
+            backend: &Writer,
+            always: Always::All,
+        }];
+        let found = tests(&stages, &CASES);
+        assert_eq!(found[0].name, "writer/case");
+        assert_eq!(found[0].missing.as_deref(), Some("Packed"));
+    }
+
+    #[test]
     fn a_failure_ends_with_the_latest_logs() {
         for (run, why) in [
             (
@@ -335,7 +415,9 @@ mod tests {
                 bound: Duration::MAX,
                 run,
             };
-            let error = run_here(&Writer, case).expect_err("it fails").to_string();
+            let error = run_here::<dyn Backend>(&Writer, &case)
+                .expect_err("it fails")
+                .to_string();
             let expected = format!(
                 "{why}\n--- backend/writer-002.log, last lines:\nline 2\n--- backend/writer-003.log, last lines:\nline 3"
             );

@@ -3,7 +3,8 @@
 use std::process::ExitCode;
 
 use guest_tests::backend::StorageDaemon;
-use guest_tests::card::{Bluffd, Reference};
+use guest_tests::card::{Bluffd, BluffdNvme, Reference};
+use guest_tests::controller::{Controller, QemuNvme};
 use guest_tests::runner::{Always, Stage};
 use guest_tests::{cases, runner};
 
@@ -37,7 +38,29 @@ const STAGES: &[Stage] = &[
     },
 ];
 
+/// For NVMe it is QEMU's own controller that proves the cases.
+const NVME_STAGES: &[Stage<dyn Controller>] = &[
+    Stage {
+        backend: &BluffdNvme(BLUFFD),
+        always: Always::Named(&[
+            "nvme_commands_agree_with_the_configuration",
+            "nvme_does_verified_io_over_resets",
+        ]),
+    },
+    // Refused with `data = "process"` in this version.
+    Stage {
+        backend: &BluffdNvme(BLUFFD_PROCESS),
+        always: Always::Filtered,
+    },
+    Stage {
+        backend: &QemuNvme,
+        always: Always::Named(&[]),
+    },
+];
+
 fn main() -> ExitCode {
     env_logger::init();
-    runner::main(STAGES, cases::VIRTIO_BLK)
+    let mut tests = runner::tests(STAGES, cases::VIRTIO_BLK);
+    tests.extend(runner::tests(NVME_STAGES, cases::NVME));
+    runner::main(tests)
 }

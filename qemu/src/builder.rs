@@ -9,15 +9,16 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 
 use crate::agent::{Agent, Link};
-use crate::device::{Disk, VhostUserBlk};
+use crate::device::{Disk, Nvme, VfioUserPci, VhostUserBlk};
 use crate::emulator::{Accel, Qemu};
+use crate::firmware::Firmware;
 use crate::guest::{Guest, QMP_BOUND};
 use crate::image::Image;
 use crate::process::Process;
 use crate::qmp::Qmp;
 
 /// Skips what costs time in emulation and tests nothing of ours.
-const KERNEL_PARAMETERS: &str = "console=ttyS0 quiet nokaslr mitigations=off no_timer_check cryptomgr.notests tsc=reliable panic=0";
+pub(crate) const KERNEL_PARAMETERS: &str = "console=ttyS0 quiet nokaslr mitigations=off no_timer_check cryptomgr.notests tsc=reliable panic=0";
 /// What a guest is to be.
 #[derive(Clone, Debug)]
 pub struct Builder {
@@ -31,7 +32,10 @@ pub struct Builder {
     append: Vec<String>,
     arguments: Vec<String>,
     functions: Vec<VhostUserBlk>,
+    /// Other devices, as arguments.
+    devices: Vec<String>,
     disks: Vec<Disk>,
+    firmware: Option<Firmware>,
     incoming: bool,
     boot_timeout: Duration,
     script_timeout: Duration,
@@ -50,7 +54,9 @@ impl Builder {
             append: Vec::new(),
             arguments: Vec::new(),
             functions: Vec::new(),
+            devices: Vec::new(),
             disks: Vec::new(),
+            firmware: None,
             incoming: false,
             boot_timeout: Duration::from_secs(120),
             script_timeout: Duration::from_secs(120),
@@ -87,7 +93,7 @@ impl Builder {
         self
     }
 
-    /// Another kernel parameter.
+    /// Another kernel parameter. Firmware that boots from a disk does not see it: there the disk says which there are.
     pub fn append(mut self, parameter: &str) -> Self {
         self.append.push(parameter.into());
         self
@@ -102,6 +108,24 @@ impl Builder {
     /// A vhost-user-blk function. Its back end must listen by now.
     pub fn vhost_user_blk(mut self, function: VhostUserBlk) -> Self {
         self.functions.push(function);
+        self
+    }
+
+    /// A vfio-user function. Its server must listen by now.
+    pub fn vfio_user(mut self, function: &VfioUserPci) -> Self {
+        self.devices.extend(function.arguments());
+        self
+    }
+
+    /// QEMU's own NVMe controller.
+    pub fn nvme(mut self, controller: &Nvme) -> Self {
+        self.devices.extend(controller.arguments());
+        self
+    }
+
+    /// Boots by this firmware from a disk (see [`crate::firmware`]), and not the image's kernel.
+    pub fn firmware(mut self, firmware: &Firmware) -> Self {
+        self.firmware = Some(firmware.clone());
         self
     }
 
@@ -137,9 +161,13 @@ impl Builder {
         };
         let folder = tempfile::Builder::new().prefix("bluff-guest.").tempdir()?;
         let file = |name: &str| folder.path().join(name);
-        self.image.write_initrd(&file("initrd"))?;
+        let boot = match &self.firmware {
+            Some(firmware) => firmware.arguments(folder.path())?,
+            None => self.kernel(folder.path())?,
+        };
         let mut command = self.qemu.command()?;
         command
+            .args(boot)
             .args(self.arguments(accel, folder.path()))
             .stdin(Stdio::null());
         log::debug!("{command:?}");
@@ -161,6 +189,21 @@ impl Builder {
             guest.wait_for_boot()?;
         }
         Ok(guest)
+    }
+
+    /// What boots the image's kernel directly. Writes its initial RAM file system.
+    fn kernel(&self, folder: &Path) -> Result<Vec<String>> {
+        let initrd = folder.join("initrd");
+        self.image.write_initrd(&initrd)?;
+        let parameters = [&[KERNEL_PARAMETERS.to_string()], &self.append[..]].concat();
+        Ok(vec![
+            "-kernel".into(),
+            self.image.kernel().image.to_string_lossy().into_owned(),
+            "-initrd".into(),
+            initrd.to_string_lossy().into_owned(),
+            "-append".into(),
+            parameters.join(" "),
+        ])
     }
 
     fn arguments(&self, accel: Accel, folder: &Path) -> Vec<String> {
@@ -193,18 +236,6 @@ impl Builder {
                 "memory-backend-memfd,id=ram,size={}M,share=on",
                 self.memory_mib
             ),
-        ]);
-        add(&[
-            "-kernel",
-            &self.image.kernel().image.to_string_lossy(),
-            "-initrd",
-            &folder.join("initrd").to_string_lossy(),
-        ]);
-        add(&[
-            "-append",
-            &[&[KERNEL_PARAMETERS.to_string()], &self.append[..]]
-                .concat()
-                .join(" "),
         ]);
         add(&["-serial", &format!("file:{}", file("console.log"))]);
         add(&[
@@ -240,6 +271,7 @@ impl Builder {
                 .iter()
                 .flat_map(|function| function.arguments(self.qemu.version())),
         );
+        arguments.extend(self.devices.iter().cloned());
         arguments.extend(self.disks.iter().flat_map(Disk::arguments));
         arguments.extend(self.arguments.iter().cloned());
         arguments

@@ -1,5 +1,11 @@
 //! Devices on QEMU's command line and through QMP.
 
+mod nvme;
+mod vfio_user;
+
+pub use nvme::{Namespace, Nvme};
+pub use vfio_user::VfioUserPci;
+
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};

@@ -11,7 +11,7 @@ use tempfile::TempDir;
 
 use crate::agent::{Agent, Job, Output};
 pub use crate::builder::Builder;
-use crate::device::VhostUserBlk;
+use crate::device::{Nvme, VfioUserPci, VhostUserBlk};
 use crate::emulator::{Accel, Qemu};
 use crate::image::Image;
 use crate::process::{Process, tail};
@@ -257,6 +257,40 @@ impl Guest {
         self.device_del(function.id(), bound)?;
         self.qmp("chardev-remove", json!({ "id": function.chardev_id() }))
             .map(drop)
+    }
+
+    /// Adds a vfio-user function to a running guest; it should name a bus with hot-plug.
+    pub fn add_vfio_user(&self, function: &VfioUserPci) -> Result<()> {
+        self.qmp("device_add", Value::Object(function.device()))
+            .map(drop)
+    }
+
+    /// Adds QEMU's own NVMe controller to a running guest, with its first namespace; it should name a bus with hot-plug.
+    pub fn add_nvme(&self, controller: &Nvme) -> Result<()> {
+        for (command, arguments) in controller.plug() {
+            self.qmp(command, arguments)?;
+        }
+        Ok(())
+    }
+
+    /// Takes away a controller that [`Guest::add_nvme`] added, and waits until the guest has let it go.
+    pub fn remove_nvme(&self, controller: &Nvme, bound: Duration) -> Result<()> {
+        self.device_del(controller.id(), bound)?;
+        for (command, arguments) in controller.unplug() {
+            self.qmp(command, arguments)?;
+        }
+        Ok(())
+    }
+
+    /// How many operations a second a throttle group lets through; 0 is without limit.
+    pub fn throttle(&self, group: &str, operations: u64) -> Result<()> {
+        let limits = json!({ "iops-total": operations });
+        let path = format!("/objects/{group}");
+        self.qmp(
+            "qom-set",
+            json!({ "path": path, "property": "limits", "value": limits }),
+        )
+        .map(drop)
     }
 
     /// Takes a device away, and waits until the guest has let it go.

@@ -44,9 +44,28 @@ const GUEST: Folder = Folder {
         "util-linux",
         "e2fsprogs",
         "fio",
+        "nvme-cli",
+        "pciutils",
         // They unpack the kernel and its modules, on the host.
         "xz-utils",
         "zstd",
+    ],
+    pins: &[],
+};
+
+/// What makes and starts a disk that firmware boots: OVMF, a boot loader, and programs that fill partitions without mounting them. A
+/// folder of its own, so that only who boots by firmware fetches it.
+const FIRMWARE: Folder = Folder {
+    name: "firmware",
+    release: "trixie",
+    backports: false,
+    packages: &[
+        "ovmf",
+        "systemd-boot-efi",
+        "fdisk",
+        "dosfstools",
+        "mtools",
+        "e2fsprogs",
     ],
     pins: &[],
 };
@@ -79,6 +98,11 @@ impl HostDir {
     /// Kernel and programs for guests; the programs run on the host as well.
     pub fn guest() -> Result<Self> {
         Self::at(GUEST.path()?)
+    }
+
+    /// OVMF, a boot loader, and what makes disks for them.
+    pub fn firmware() -> Result<Self> {
+        Self::at(FIRMWARE.path()?)
     }
 
     /// A folder that is there already.

@@ -1,4 +1,4 @@
-//! What a guest boots: a kernel and an initial RAM file system of our own making.
+//! What a guest boots: a kernel and an initial RAM file system of our own making. The same files make a root file system on a disk.
 //!
 //! ```text
 //!   first archive, made at each start      second archive, kept in the cache
@@ -21,6 +21,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::cache;
 use crate::cpio::Writer;
+use crate::firmware;
 use crate::hostdir::HostDir;
 use crate::kernel::Kernel;
 
@@ -41,9 +42,11 @@ const TOOLS: &[&str] = &[
     "head",
     "ls",
     "lsblk",
+    "lspci",
     "mke2fs",
     "mkfs.ext4",
     "mount",
+    "nvme",
     "od",
     "resize2fs",
     "seq",
@@ -110,6 +113,10 @@ impl Image {
     /// Writes the initial RAM file system.
     pub fn write_initrd(&self, path: &Path) -> Result<()> {
         let mut file = File::create(path).with_context(|| format!("create {}", path.display()))?;
+        // The kernel opens the console before init can mount /dev.
+        let mut console = Writer::new(&mut file);
+        console.device("dev/console", 5, 1)?;
+        console.finish()?;
         file.write_all(&self.base()?)?;
         if self.tools {
             let parts: Vec<_> = TOOLS
@@ -125,10 +132,18 @@ impl Image {
         Ok(())
     }
 
+    /// Writes the first archive's files into a folder, which is made: what a root file system on a disk holds. The image must be
+    /// [without tools](Self::without_tools).
+    pub(crate) fn write_tree(&self, folder: &Path) -> Result<()> {
+        ensure!(!self.tools, "the tools are in an archive of their own");
+        fs::create_dir(folder).with_context(|| format!("make {}", folder.display()))?;
+        let mut command = Command::new(self.guest.find("busybox")?);
+        command.current_dir(folder).args(["cpio", "-i", "-d"]);
+        firmware::run(&mut command, "busybox cpio", &self.base()?)
+    }
+
     fn base(&self) -> Result<Vec<u8>> {
         let mut archive = Writer::new(Vec::new());
-        // The kernel opens the console before init can mount /dev.
-        archive.device("dev/console", 5, 1)?;
         archive.file("init", 0o755, &fs::read(agent()?)?)?;
         for folder in ["proc", "sys", "run", "tmp", "mnt", "etc"] {
             archive.folder(folder)?;

@@ -16,8 +16,10 @@ use crate::hostdir::HostDir;
 pub struct Kernel {
     /// What `uname -r` says in the guest.
     pub release: String,
-    /// What is booted.
+    /// What is booted directly.
     pub image: PathBuf,
+    /// The same for boot loaders, where one can start it: a bzImage, which is an EFI application as well.
+    pub compressed: Option<PathBuf>,
     modules: HashMap<String, PathBuf>,
     tools: HostDir,
 }
@@ -36,6 +38,7 @@ impl Kernel {
         Ok(Self {
             release,
             image,
+            compressed: Some(compressed),
             modules,
             tools: guest.clone(),
         })
@@ -49,6 +52,7 @@ impl Kernel {
             modules: find_modules(&folder.join(&release))?,
             release,
             image: debian_12.find("linux.uml")?,
+            compressed: None,
             tools: tools.clone(),
         })
     }

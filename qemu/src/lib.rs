@@ -7,6 +7,7 @@
 //!                                                   │
 //!   kernel: vmlinux, modules ──┐                    │
 //!   cpio: the agent, tools ────┴─> image ──> guest (emulator, device, qmp)   or   uml
+//!                      firmware: OVMF, a disk ──┘
 //!                                                   └── agent: scripts in, status and output out
 //! ```
 //!
@@ -17,7 +18,8 @@
 //!
 //! QMP as of QEMU 11.1; boot by PVH (Xen's `start_info`) and by Linux's boot protocol 2.08; archives in cpio's newc format.
 //!
-//! What it does not do: guests of other architectures than x86-64, networks, displays, migration of vfio-user devices (QEMU has none).
+//! What it does not do: guests of other architectures than x86-64, networks, displays, migration and removal of vfio-user devices (QEMU has no
+//! migration of them, and aborts when one with MSI-X is removed).
 
 pub mod agent;
 mod builder;
@@ -26,6 +28,7 @@ pub mod cpio;
 pub mod debian;
 pub mod device;
 pub mod emulator;
+pub mod firmware;
 pub mod guest;
 pub mod hostdir;
 pub mod image;

@@ -124,6 +124,25 @@ impl Process {
         self.wait(Duration::from_secs(20)).map(drop)
     }
 
+    /// Kills the processes that it has started itself, and not those of them; it goes on. Answers how many there were.
+    pub fn kill_children(&mut self) -> Result<usize> {
+        self.check_alive()?;
+        let mut count = 0;
+        for task in std::fs::read_dir(format!("/proc/{}/task", self.id()))?.flatten() {
+            // A thread can end meanwhile.
+            let children =
+                std::fs::read_to_string(task.path().join("children")).unwrap_or_default();
+            for child in children.split_whitespace() {
+                let child: libc::pid_t = child.parse().context("a process id")?;
+                // SAFETY: numbers. The child is waited for by its parent only, which may do so at any time; then the id is nobody's
+                // before the kernel has given out all others.
+                unsafe { libc::kill(child, libc::SIGKILL) };
+                count += 1;
+            }
+        }
+        Ok(count)
+    }
+
     /// The file of its output.
     pub fn log(&self) -> &Path {
         &self.log
@@ -209,6 +228,29 @@ mod tests {
         drop(process);
         assert!(!Path::new(&format!("/proc/{pid}")).exists());
         assert_eq!(tail(&log, 3), "hello");
+    }
+
+    #[test]
+    fn children_are_killed_and_their_parent_is_not() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut process = Process::spawn(
+            Command::new("sh").args(["-c", "sleep 60; echo $?; exec sleep 60"]),
+            "sh",
+            &folder.path().join("log"),
+        )
+        .expect("sh");
+        let end = std::time::Instant::now() + Duration::from_secs(20);
+        while process.kill_children().expect("it runs") == 0 {
+            assert!(std::time::Instant::now() < end, "no child");
+        }
+        while tail(process.log(), 1) != "137" {
+            assert!(
+                std::time::Instant::now() < end,
+                "the shell does not go on: {}",
+                tail(process.log(), 3)
+            );
+        }
+        process.check_alive().expect("alive");
     }
 
     #[test]

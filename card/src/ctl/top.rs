@@ -159,6 +159,7 @@ mod tests {
         };
         let function = FunctionStatistics {
             function: "blk0".parse().unwrap(),
+            messages: None,
             queues: vec![queue(0), queue(1)],
         };
         let reactor = ReactorStatistics {

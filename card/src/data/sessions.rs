@@ -18,7 +18,7 @@ use bluff_vhost_user::limit::Limit;
 use bluff_vhost_user::{Attachment, AttachmentEvent, Negotiated, Options, Resume, SessionState};
 use bluff_virtio::VirtioDevice;
 
-use super::{Data, Teller};
+use super::{Data, Stands, Teller};
 use crate::message::{FromData, SessionInfo, record};
 use crate::spec::Id;
 
@@ -75,7 +75,10 @@ impl Data {
 
     /// Takes a front end up, in mid-session where something is recorded.
     pub(super) fn connect(&mut self, id: &Id, descriptors: Vec<OwnedFd>) -> Result<()> {
-        let function = self.functions.get_mut(id).context("it is not attached")?;
+        let function = match self.functions.get_mut(id).context("it is not attached")? {
+            Stands::Blk(function) => function,
+            Stands::Nvme(_) => return self.connect_nvme(id, descriptors),
+        };
         let files = std::mem::take(&mut function.restored);
         let mut descriptors = descriptors.into_iter();
         let socket = descriptors.next().context("no connection came along")?;

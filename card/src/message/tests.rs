@@ -344,6 +344,7 @@ fn large_statistics_come_in_parts_that_fit() {
     };
     let function = |n: usize, queues| FunctionStatistics {
         function: id(&format!("blk{n}")),
+        messages: None,
         queues: vec![full; queues],
     };
     let mut functions: Vec<_> = (0..1000).map(|n| function(n, 2)).collect();

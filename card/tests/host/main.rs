@@ -1,4 +1,4 @@
-//! `bluffd` as its hosts see it, from end to end: the real daemon, vhost-user sockets, rings in shared memory.
+//! `bluffd` as its hosts see it, from end to end: the real daemon, vhost-user and vfio-user sockets, rings and queues in shared memory.
 //!
 //! ```text
 //!   checker: what may be read       guest: rings, requests, events --> front end --> bluffd --> file or RAM
@@ -12,6 +12,7 @@ mod kill;
 mod libblkio;
 mod memory;
 mod neighbours;
+mod nvme;
 mod orderly_end;
 mod sessions;
 mod silence;

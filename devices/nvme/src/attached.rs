@@ -133,18 +133,7 @@ pub struct Attached {
     pub shared: bool,
 }
 
-/// The block sizes that a namespace is offered with, as powers of two.
-const SHIFTS: [u8; 2] = [9, 12];
-
 impl Attached {
-    /// The formats that a volume can have, as log2 of the block's bytes: what its blocks divide.
-    pub fn formats(geometry: &Geometry) -> impl Iterator<Item = u8> {
-        let block = geometry.block_size;
-        SHIFTS
-            .into_iter()
-            .filter(move |shift| block != 0 && (1 << shift) % block == 0)
-    }
-
     /// Its identifier.
     pub fn nsid(&self) -> u32 {
         self.namespace.nsid()
@@ -271,14 +260,6 @@ mod tests {
         let configured = Identity::from_uuid([7; 16]);
         assert_eq!(configured.uuid, [7; 16]);
         assert_ne!(configured.nguid, one.nguid);
-    }
-
-    #[test]
-    fn formats_are_what_the_volumes_blocks_divide() {
-        for (block, formats) in [(512, vec![9, 12]), (4096, vec![12])] {
-            let geometry = Geometry::new(block, 1 << 20);
-            assert_eq!(Attached::formats(&geometry).collect::<Vec<_>>(), formats);
-        }
     }
 
     #[test]

@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
-use bluff_block::{Subscription, Volume, VolumeEvent};
+use bluff_block::{Geometry, Subscription, Volume, VolumeEvent};
 
 use crate::attached::{AnaState, Attached, Identity, Table};
 use crate::namespace::Namespace;
@@ -77,15 +77,31 @@ pub struct SubsystemOptions {
     pub shared: bool,
     /// The largest valid NSID (NN), and so how many namespaces there can be. Firmware asks for each of them in turn.
     pub max_namespaces: u32,
+    /// A host may format a namespace to blocks of another size than its volume's. Then somebody has to keep that size for as long as the volume's contents, and give it with
+    /// [`NamespaceOptions::block_size`] when the namespace is made again, or its host finds everything elsewhere.
+    pub keeps_formats: bool,
 }
 
+/// The block sizes that a namespace is offered with, as powers of two.
+const SHIFTS: [u8; 2] = [9, 12];
+
 impl SubsystemOptions {
-    /// For one controller, and up to 256 namespaces.
+    /// The formats that a volume can have, as log2 of the block's bytes, in the order of Identify's list: what its blocks divide.
+    pub(crate) fn formats(&self, geometry: &Geometry) -> impl Iterator<Item = u8> {
+        let (block, keeps) = (geometry.block_size, self.keeps_formats);
+        SHIFTS.into_iter().filter(move |shift| {
+            let size = 1u32 << shift;
+            size == block || keeps && block != 0 && size.is_multiple_of(block)
+        })
+    }
+
+    /// For one controller, and up to 256 namespaces, which may be formatted.
     pub fn new(nqn: impl Into<String>) -> Self {
         Self {
             nqn: nqn.into(),
             shared: false,
             max_namespaces: 256,
+            keeps_formats: true,
         }
     }
 }
@@ -219,7 +235,9 @@ impl Subsystem {
         let limit = self.options.max_namespaces;
         let geometry = volume.geometry();
         let block = options.block_size.unwrap_or(geometry.block_size);
-        let shift = Attached::formats(&geometry)
+        let shift = self
+            .options
+            .formats(&geometry)
             .find(|shift| 1 << shift == block)
             .ok_or(SubsystemError::BlockSize(block, geometry.block_size))?;
         check_group(options.group)?;
@@ -459,8 +477,8 @@ impl Subsystem {
     fn snapshot(&self, state: &State, nsid: u32, controller: u16) -> Attached {
         let entry = &state.namespaces[&nsid];
         let geometry = entry.namespace.volume().geometry();
-        let format =
-            Attached::formats(&geometry).position(|shift| shift == entry.namespace.lba_shift());
+        let mut formats = self.options.formats(&geometry);
+        let format = formats.position(|shift| shift == entry.namespace.lba_shift());
         Attached {
             namespace: entry.namespace.clone(),
             geometry,

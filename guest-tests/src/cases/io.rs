@@ -7,7 +7,8 @@ use bluff_qemu::guest::Guest;
 use bluff_qemu::image::Image;
 use bluff_qemu::uml::Uml;
 
-use super::{MIB, wait_in_flight, wait_until};
+use super::disk::{Disk, VDA};
+use super::{MIB, wait_until};
 use crate::backend::{Ability, Volume};
 use crate::runner::{Context, is_long};
 
@@ -25,37 +26,29 @@ fn io_and_resets(context: &Context<'_>, packed: bool) -> Result<()> {
     let mut backend = context.start("backend", std::slice::from_ref(&volume))?;
     let function = context.function("blk0", &*backend, &volume).packed(packed);
     let guest = context.guest()?.vhost_user_blk(function).start()?;
-    let sum = io(&guest, &volume, packed, context.has(Ability::WriteBack))?;
-    bind_again(&guest)?;
-    read_file_system(&guest, &sum)?;
+    let disk = Disk::new(&guest, VDA);
+    let sum = io(&disk, &volume, packed, context.has(Ability::WriteBack))?;
+    bind_again(&disk)?;
+    disk.read_file_system(&sum)?;
     // One of them each time, as each is a boot.
     if is_long() || !packed {
-        reads(&guest)?;
+        disk.reads()?;
         guest.system_reset()?;
         guest.wait_for_boot()?;
-        read_file_system(&guest, &sum)?;
+        disk.read_file_system(&sum)?;
     }
     if is_long() || packed {
-        reads(&guest)?;
+        disk.reads()?;
         guest.reboot()?;
-        read_file_system(&guest, &sum)?;
+        disk.read_file_system(&sum)?;
     }
     backend.check()
 }
 
-/// Starts reads that do not end: what interrupts them must not find them written into memory later on.
-fn reads(guest: &Guest) -> Result<()> {
-    guest.detach(
-        "reads",
-        "fio --name=read --filename=/dev/vda --ioengine=libaio --direct=1 --rw=randread --bs=64k --iodepth=32 --numjobs=2 \
-         --time_based --runtime=600",
-    )?;
-    wait_in_flight(guest, 1)
-}
-
 /// Takes the driver from the function under I/O, and gives it back.
-fn bind_again(guest: &Guest) -> Result<()> {
-    reads(guest)?;
+fn bind_again(disk: &Disk<'_>) -> Result<()> {
+    let guest = disk.guest;
+    disk.reads()?;
     let device = guest.sh("basename $(readlink -f /sys/block/vda/device)")?;
     guest.sh(&format!(
         "echo {device} >/sys/bus/virtio/drivers/virtio_blk/unbind"
@@ -81,7 +74,8 @@ pub(super) fn old_qemu(context: &Context<'_>) -> Result<()> {
             context.start(&format!("backend{attempt}"), std::slice::from_ref(&volume))?;
         let function = context.function("blk0", &*backend, &volume);
         let guest = context.old_guest()?.vhost_user_blk(function).start()?;
-        match io(&guest, &volume, false, context.has(Ability::WriteBack)) {
+        let disk = Disk::new(&guest, VDA);
+        match io(&disk, &volume, false, context.has(Ability::WriteBack)) {
             Ok(_) => return backend.check(),
             Err(error) if attempt < ATTEMPTS && guest.was_broken_by_emulator() => {
                 eprintln!(
@@ -96,11 +90,9 @@ pub(super) fn old_qemu(context: &Context<'_>) -> Result<()> {
 }
 
 /// A file system, checksums, verified random I/O on all queues, flush, discard, zeroes. Answers the checksum of a file that is on the disk.
-fn io(guest: &Guest, volume: &Volume, packed: bool, flushes: bool) -> Result<String> {
-    ensure!(
-        guest.sh("blockdev --getsize64 /dev/vda")? == (256 * MIB).to_string(),
-        "the size is wrong"
-    );
+fn io(disk: &Disk<'_>, volume: &Volume, packed: bool, flushes: bool) -> Result<String> {
+    let guest = disk.guest;
+    ensure!(disk.size()? == 256 * MIB, "the size is wrong");
     ensure!(
         guest.sh("ls /sys/block/vda/mq | wc -l")? == "2",
         "not two queues"
@@ -111,12 +103,13 @@ fn io(guest: &Guest, volume: &Volume, packed: bool, flushes: bool) -> Result<Str
         (features.as_bytes().get(34) == Some(&b'1')) == packed,
         "packed is {packed}, features are {features}"
     );
-    let sum = write_file_system(guest)?;
+    // The other half is for random I/O.
+    let sum = disk.write_file_system("128M")?;
     if flushes {
         flushed(guest)?;
     }
     for engine in ["libaio", "io_uring"] {
-        verified_io(guest, engine)?;
+        disk.verified_io(engine, "128M")?;
     }
     discard_and_zeroes(guest, volume)?;
     Ok(sum)
@@ -131,36 +124,6 @@ fn flushed(guest: &Guest) -> Result<()> {
         .sh("set -- $(cat /sys/block/vda/stat); shift 15; echo $1")?
         .parse()?;
     ensure!(count > 0, "nothing was flushed");
-    Ok(())
-}
-
-/// Makes a file system on the first half of /dev/vda, and answers the checksum of a file in it.
-fn write_file_system(guest: &Guest) -> Result<String> {
-    guest.sh("mkfs.ext4 -q /dev/vda 128M && mount /dev/vda /mnt && head -c 8M /dev/urandom >/mnt/data && sync && umount /mnt")?;
-    // From the disk, not from the cache: the mount is new.
-    guest.sh("mount /dev/vda /mnt && sha256sum /mnt/data && umount /mnt")
-}
-
-fn read_file_system(guest: &Guest, sum: &str) -> Result<()> {
-    guest.sh("e2fsck -fn /dev/vda")?;
-    let found = guest.sh("mount /dev/vda /mnt && sha256sum /mnt/data && umount /mnt")?;
-    ensure!(found == sum, "the file is {found}, was {sum}");
-    Ok(())
-}
-
-/// Random writes in the second half, verified, one job for each queue.
-fn verified_io(guest: &Guest, engine: &str) -> Result<()> {
-    let report = guest.sh(&format!(
-        "fio --name=verify --filename=/dev/vda --ioengine={engine} --direct=1 --rw=randwrite --bs=4k --iodepth=32 --offset=128M \
-         --size=16M --numjobs=2 --offset_increment=32M --cpus_allowed=0-1 --cpus_allowed_policy=split --verify=crc32c \
-         --verify_fatal=1 --do_verify=1 --group_reporting --minimal >/tmp/fio && tail -n 1 /tmp/fio | cut -d';' -f5,6,47"
-    ))?;
-    // Terse format 3: field 5 is the error count, 6 the KiB that were read (the verification), 47 those that were written.
-    let expected = format!("0;{0};{0}", 32 * 1024);
-    ensure!(
-        report == expected,
-        "fio with {engine}: {report}, expected {expected}"
-    );
     Ok(())
 }
 

@@ -3,7 +3,8 @@
 use anyhow::{Result, ensure};
 use bluff_qemu::device::VhostUserBlk;
 
-use super::{Load, MIB, in_flight, wait_in_flight, wait_progress};
+use super::MIB;
+use super::disk::{Disk, VDA};
 use crate::backend::Ability;
 use crate::runner::{Context, is_long};
 
@@ -65,14 +66,15 @@ fn under_io(context: &Context<'_>, packed: bool) -> Result<()> {
         .packed(packed)
         .reconnect_ms(100);
     let guest = context.guest()?.vhost_user_blk(function).start()?;
-    let load = Load::start(&guest, 2)?;
+    let disk = Disk::new(&guest, VDA);
+    let load = disk.load(2)?;
     let mut gaps = Vec::new();
     let (mut kill, mut in_vain) = (0, 0);
     while kill < kills {
-        wait_in_flight(&guest, 8)?;
+        disk.wait_in_flight(8)?;
         backend.kill()?;
         // The load may have come to the end of a pass just before.
-        if in_flight(&guest)? > 0 {
+        if disk.in_flight()? > 0 {
             kill += 1;
         } else {
             in_vain += 1;
@@ -81,7 +83,7 @@ fn under_io(context: &Context<'_>, packed: bool) -> Result<()> {
         backend.restart()?;
         // Every third comes while the one before is being recovered from.
         if kill % 3 != 1 {
-            gaps.push(wait_progress(&guest)?);
+            gaps.push(disk.wait_progress()?);
         }
         backend.check()?;
     }

@@ -6,7 +6,8 @@ use anyhow::{Result, ensure};
 use bluff_qemu::guest::Guest;
 use serde_json::Value;
 
-use super::{Load, MIB, STEP, wait_in_flight, wait_progress};
+use super::disk::{Disk, VDA};
+use super::{MIB, STEP};
 use crate::backend::{Ability, Running, Volume};
 use crate::runner::Context;
 
@@ -37,7 +38,8 @@ fn migrate(context: &Context<'_>, packed: bool) -> Result<()> {
                 .packed(packed),
         )
         .start()?;
-    let load = Load::start(&source, 2)?;
+    let disk = Disk::new(&source, VDA);
+    let load = disk.load(2)?;
 
     let unwanted = target(context, &*target_backend, &volume, packed)?;
     source.migration_bandwidth(4 * MIB)?;
@@ -47,22 +49,22 @@ fn migrate(context: &Context<'_>, packed: bool) -> Result<()> {
     // Some megabytes: the dirty log is in use by now.
     while sent(&source.migration()?) < 8 * MIB {
         ensure!(Instant::now() < end, "the migration does not begin");
-        wait_progress(&source)?;
+        disk.wait_progress()?;
     }
     source.migrate_cancel(STEP)?;
     drop(unwanted);
-    wait_progress(&source)?;
+    disk.wait_progress()?;
     source_backend.check()?;
     target_backend.check()?;
 
     let target = target(context, &*target_backend, &volume, packed)?;
     source.migration_bandwidth(1 << 30)?;
-    wait_in_flight(&source, 1)?;
+    disk.wait_in_flight(1)?;
     let statistics = source.migrate_to(&target, STEP)?;
     log::info!("down for {} ms", statistics["downtime"]);
     source_backend.check()?;
     source.quit(STEP)?;
-    wait_progress(&target)?;
+    Disk::new(&target, VDA).wait_progress()?;
     load.finish(&target)?;
     target_backend.check()
 }

@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use bluff_qemu::guest::Guest;
 use serde_json::json;
 
-use super::{MIB, STEP, in_flight, wait_in_flight};
+use super::disk::{Disk, VDA};
+use super::{MIB, STEP};
 use crate::runner::Context;
 
 /// Reads and writes here are never answered. Partition tables, which a kernel reads when it boots, are elsewhere.
@@ -33,51 +33,55 @@ fn leave(context: &Context<'_>, packed: bool) -> Result<()> {
         .memory_slots(1)
         .vhost_user_blk(function)
         .start()?;
+    let disk = Disk::new(&guest, VDA);
     // What QEMU itself takes for it on this machine: its translator has half a GiB to forget.
     let own = guest.system_reset()?;
     guest.wait_for_boot()?;
-    hang(&guest)?;
-    works(&guest)?;
+    hang(&disk)?;
+    works(&disk)?;
     within("memory hot-plug", guest.add_memory("dimm0", 128)?)?;
-    works(&guest)?;
+    works(&disk)?;
     within("QMP stop", guest.stop()?)?;
     guest.qmp("cont", json!({}))?;
-    works(&guest)?;
-    hang(&guest)?;
+    works(&disk)?;
+    hang(&disk)?;
     let reset = guest.system_reset()?;
     log::info!("QMP system_reset took {reset:?}, of which {own:?} are QEMU's");
     within("QMP system_reset", reset.saturating_sub(own))?;
     guest.wait_for_boot()?;
-    works(&guest)?;
-    hang(&guest)?;
+    works(&disk)?;
+    hang(&disk)?;
     within("QEMU's exit", guest.quit(STEP)?)?;
     backend.check()
 }
 
-/// Leaves requests without an answer, from each processor, and so on each queue.
-fn hang(guest: &Guest) -> Result<()> {
-    let before = in_flight(guest)?;
+/// Leaves requests without an answer, from each processor, and so on each queue. They are for bytes from 32.5 MiB on.
+pub(super) fn hang(disk: &Disk<'_>) -> Result<()> {
+    let before = disk.in_flight()?;
     for cpu in 0..2 {
         // The job is forgotten: it cannot end.
-        let _hangs = guest.spawn(&format!(
-            "taskset -c {cpu} dd if=/dev/vda of=/dev/null bs=64k count=1 skip={} iflag=direct",
+        let _hangs = disk.guest.spawn(&format!(
+            "taskset -c {cpu} dd if={} of=/dev/null bs=64k count=1 skip={} iflag=direct",
+            disk.path(),
             520 + cpu
         ))?;
     }
-    wait_in_flight(guest, before + 2)
+    disk.wait_in_flight(before + 2)
 }
 
 /// What is answered still is, on each queue.
-fn works(guest: &Guest) -> Result<()> {
+pub(super) fn works(disk: &Disk<'_>) -> Result<()> {
     for cpu in 0..2 {
-        guest.sh(&format!(
-            "taskset -c {cpu} timeout 60 dd if=/dev/urandom of=/dev/vda bs=64k count=4 seek=80 oflag=direct status=none"
+        disk.guest.sh(&format!(
+            "taskset -c {cpu} timeout 60 dd if=/dev/urandom of={} bs=64k count=4 seek=80 oflag=direct status=none",
+            disk.path()
         ))?;
     }
     Ok(())
 }
 
-fn within(what: &str, took: Duration) -> Result<()> {
+/// What a host waits for synchronously takes its time and no more.
+pub(super) fn within(what: &str, took: Duration) -> Result<()> {
     log::info!("{what} took {took:?}");
     ensure!(took <= BOUND, "{what} took {took:?}, above {BOUND:?}");
     Ok(())

@@ -10,6 +10,7 @@ use bluff_qemu::hostdir::HostDir;
 
 use crate::attack::{self, Attack, Latency};
 use crate::load::{self, Count};
+use crate::nvme;
 use crate::report::One;
 use crate::ring;
 use crate::rows::{Peer, Volume, Work};
@@ -94,12 +95,23 @@ pub fn measure(programs: &Programs, peer: &Peer, work: &Work, span: Duration) ->
             return Ok(One::new(count, Some(spent)));
         }
         Peer::Bluffd { packed, .. } => *packed,
-        Peer::Reference | Peer::StorageDaemon => false,
+        Peer::Nvme | Peer::Reference | Peer::StorageDaemon => false,
     };
     let file = programs.file(work.volume)?;
-    let socket = programs.socket();
+    let socket = match peer {
+        Peer::Nvme => programs.folder.path().join("nvme0.sock"),
+        _ => programs.socket(),
+    };
     let _ = fs::remove_file(&socket);
     let command = match peer {
+        Peer::Nvme => card(
+            programs,
+            Kind::Nvme,
+            "always",
+            &uri(work, file.as_deref()),
+            1,
+            work.queues,
+        )?,
         Peer::Bluffd { poll, .. } => bluffd(programs, poll, work, file.as_deref())?,
         Peer::Reference => reference(programs, work, file.as_deref()),
         _ => storage_daemon(programs, work, file.as_deref())?,
@@ -107,11 +119,15 @@ pub fn measure(programs: &Programs, peer: &Peer, work: &Work, span: Duration) ->
     let mut running = Running::start(command, &socket)?;
     let mut cpu = Vec::new();
     let pid = running.child.id();
-    let count: Count = load::vhost_user(&socket, work, packed, span, || {
+    let around = || {
         cpu.push(cpu_time(pid)?);
         Ok(())
-    })
-    .with_context(|| running.said())?;
+    };
+    let count: Result<Count> = match peer {
+        Peer::Nvme => nvme::measure(&socket, work, span, around),
+        _ => load::vhost_user(&socket, work, packed, span, around),
+    };
+    let count = count.with_context(|| running.said())?;
     running.end()?;
     let [from, to] = cpu[..] else {
         bail!("measured once before and once after")
@@ -170,20 +186,50 @@ impl Drop for Running {
     }
 }
 
+/// A kind of function.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// virtio-blk over vhost-user.
+    Blk,
+    /// NVMe over vfio-user.
+    Nvme,
+}
+
+impl Kind {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Blk => "blk",
+            Self::Nvme => "nvme",
+        }
+    }
+
+    /// The keys of a function on volume `disk`.
+    fn keys(self) -> &'static str {
+        match self {
+            Self::Blk => "kind = \"virtio-blk\"\nattach = \"vhost-user\"\nvolume = \"disk\"",
+            Self::Nvme => "kind = \"nvme\"\nattach = \"vfio-user\"\nnamespaces = [\"disk\"]",
+        }
+    }
+}
+
 /// The share of a core that bluffd takes with `functions` functions that are attached and have nothing to do.
-pub fn idle(programs: &Programs, functions: u16, span: Duration) -> Result<f64> {
+pub fn idle(programs: &Programs, kind: Kind, functions: u16, span: Duration) -> Result<f64> {
     let folder = programs.folder.path();
-    let command = card(programs, "adaptive", "null:?size=1TiB", functions, 1)?;
-    let socket = |i| folder.join(format!("blk{i}.sock"));
+    let command = card(programs, kind, "adaptive", "null:?size=1TiB", functions, 1)?;
+    let socket = |i| folder.join(format!("{}{i}.sock", kind.name()));
     let mut running = Running::start(command, &socket(functions - 1))?;
     let pid = running.child.id();
-    let share = load::idle((0..functions).map(socket), || {
+    let measure = || {
         let (from, start) = (cpu_time(pid)?, Instant::now());
         std::thread::sleep(span);
         let spent = cpu_time(pid)? - from;
         Ok(spent.as_secs_f64() / start.elapsed().as_secs_f64())
-    })
-    .with_context(|| running.said())?;
+    };
+    let share = match kind {
+        Kind::Blk => load::idle((0..functions).map(socket), measure),
+        Kind::Nvme => nvme::idle((0..functions).map(socket), measure),
+    };
+    let share = share.with_context(|| running.said())?;
     let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
     for line in rollup.lines().filter(|line| line.contains("Hugetlb")) {
         let kib = line.split_whitespace().nth(1);
@@ -196,7 +242,7 @@ pub fn idle(programs: &Programs, functions: u16, span: Duration) -> Result<f64> 
 /// The latency of a function beside another one on the same reactor that is attacked.
 pub fn attacked(programs: &Programs, attack: Attack, span: Duration) -> Result<Latency> {
     let folder = programs.folder.path();
-    let command = card(programs, "always", "null:?size=1TiB", 2, 1)?;
+    let command = card(programs, Kind::Blk, "always", "null:?size=1TiB", 2, 1)?;
     let [good, bad] = ["blk0.sock", "blk1.sock"].map(|name| folder.join(name));
     let mut running = Running::start(command, &bad)?;
     let latency = attack::measure(&good, &bad, attack, span)
@@ -206,17 +252,22 @@ pub fn attacked(programs: &Programs, attack: Attack, span: Duration) -> Result<L
 }
 
 fn bluffd(programs: &Programs, poll: &str, work: &Work, file: Option<&Path>) -> Result<Command> {
-    let uri = match (work.volume, file) {
+    card(programs, Kind::Blk, poll, &uri(work, file), 1, work.queues)
+}
+
+/// The volume of a row.
+fn uri(work: &Work, file: Option<&Path>) -> String {
+    match (work.volume, file) {
         (Volume::Null, _) => "null:?size=1TiB".to_owned(),
         (_, Some(path)) => format!("file:{}", path.display()),
         (_, None) => format!("ram:?size={BYTES}"),
-    };
-    card(programs, poll, &uri, 1, work.queues)
+    }
 }
 
-/// bluffd with functions blk0, blk1, … on one volume.
+/// bluffd with functions blk0, blk1, … or nvme0, nvme1, … on one volume.
 fn card(
     programs: &Programs,
+    kind: Kind,
     poll: &str,
     uri: &str,
     functions: u16,
@@ -229,8 +280,9 @@ fn card(
     );
     for i in 0..functions {
         text += &format!(
-            "\n[function.blk{i}]\nkind = \"virtio-blk\"\nattach = \"vhost-user\"\n\
-             volume = \"disk\"\nqueues = {queues}\n"
+            "\n[function.{}{i}]\n{}\nqueues = {queues}\n",
+            kind.name(),
+            kind.keys()
         );
     }
     fs::write(&config, text)?;
@@ -245,17 +297,12 @@ fn card(
 }
 
 fn reference(programs: &Programs, work: &Work, file: Option<&Path>) -> Command {
-    let uri = match (work.volume, file) {
-        (Volume::Null, _) => "null:?size=1TiB".to_owned(),
-        (_, Some(path)) => format!("file:{}", path.display()),
-        (_, None) => format!("ram:?size={BYTES}"),
-    };
     let mut command = pinned(&programs.ours.join("bluff-reference"));
     command
         .arg("--socket-path")
         .arg(programs.socket())
         .arg("--volume")
-        .arg(uri);
+        .arg(uri(work, file));
     command
         .arg("--num-queues")
         .arg(work.queues.to_string())

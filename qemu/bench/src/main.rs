@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use clap::Parser;
 
 use bluff_bench::attack::{Attack, Latency};
-use bluff_bench::backend::{self, Programs};
+use bluff_bench::backend::{self, Kind, Programs};
 use bluff_bench::report::{Measured, Table};
 use bluff_bench::{load, rows};
 
@@ -39,8 +39,11 @@ struct Arguments {
     write: Option<PathBuf>,
 }
 
-/// Functions that have nothing to do: the row's name, how many, and the share of a core that they may take.
-const IDLE: (&str, u16, f64) = ("100 idle functions", 100, 0.01);
+/// Functions that have nothing to do: the row's name, their kind, how many, and the share of a core that they may take.
+const IDLE: [(&str, Kind, u16, f64); 2] = [
+    ("100 idle functions", Kind::Blk, 100, 0.01),
+    ("NVMe, 100 idle functions", Kind::Nvme, 100, 0.01),
+];
 /// How long they are looked at.
 const IDLE_SPAN: Duration = Duration::from_secs(5);
 
@@ -77,9 +80,11 @@ fn main() -> Result<ExitCode> {
         progress("");
         table.add(&row, &measured);
     }
-    if wanted(IDLE.0) {
-        let (name, functions, most) = IDLE;
-        table.add_idle(name, backend::idle(&programs, functions, IDLE_SPAN)?, most);
+    for (name, kind, functions, most) in IDLE {
+        if wanted(name) {
+            let share = backend::idle(&programs, kind, functions, IDLE_SPAN);
+            table.add_idle(name, share.with_context(|| name)?, most);
+        }
     }
     print!("{}", table.text());
     if let Some(path) = arguments.write {

@@ -14,6 +14,8 @@ pub enum Peer {
         /// Packed rings.
         packed: bool,
     },
+    /// bluffd's NVMe function, over vfio-user with mapped doorbells.
+    Nvme,
     /// bluff-reference: the stock rust-vmm stack.
     Reference,
     /// qemu-storage-daemon.
@@ -37,6 +39,7 @@ impl Peer {
             } => "bluffd, adaptive",
             Self::Bluffd { poll: "never", .. } => "bluffd, never",
             Self::Bluffd { .. } => "bluffd",
+            Self::Nvme => "bluffd, NVMe",
             Self::Reference => "bluff-reference",
             Self::StorageDaemon => "qemu-storage-daemon",
             Self::Memcpy => "memcpy",
@@ -137,6 +140,7 @@ pub fn all() -> Vec<Row> {
     rows.extend(ram());
     rows.extend(files());
     rows.extend(sleeps());
+    rows.extend(nvme());
     rows
 }
 
@@ -241,6 +245,27 @@ fn files() -> Vec<Row> {
         };
         let name = format!("tmpfs {} 128K sequential depth 32", verb(write));
         rows.push(row(name, work, &[OURS, QSD, Peer::Calls], None));
+    }
+    rows
+}
+
+/// An NVMe controller: against the ideal ring, which has no queues of NVMe, and against our own virtio-blk.
+fn nvme() -> Vec<Row> {
+    let mut rows = Vec::new();
+    for (depth, share) in [(1, 0.80), (32, 0.30), (128, 0.30)] {
+        let work = Work { depth, ..READ };
+        let name = format!("NVMe null read 4K depth {depth}");
+        let peers = [Peer::Nvme, Peer::Ideal, OURS];
+        rows.push(row(name, work, &peers, Some(share)));
+    }
+    for depth in [1, 32, 128] {
+        let work = Work {
+            volume: Volume::Ram,
+            depth,
+            ..READ
+        };
+        let name = format!("NVMe ram read 4K depth {depth}");
+        rows.push(row(name, work, &[Peer::Nvme, OURS], Some(0.85)));
     }
     rows
 }

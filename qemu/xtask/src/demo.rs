@@ -1,11 +1,11 @@
-//! `cargo xtask demo`: a VM works on a virtio-blk function of the card, from nothing to a summary.
+//! `cargo xtask demo`: a VM works on a virtio-blk function and an NVMe function of the card, from nothing to a summary.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use bluff_qemu::device::VhostUserBlk;
+use bluff_qemu::device::{VfioUserPci, VhostUserBlk};
 use bluff_qemu::emulator::Qemu;
 use bluff_qemu::guest::Guest;
 use bluff_qemu::image::Image;
@@ -59,11 +59,18 @@ struct Card {
 impl Card {
     fn start(programs: &Path, folder: &Path) -> Result<Self> {
         run::say("starting bluffd");
-        let config = format!(
-            "[volume.disk0]\nuri = \"file:{}?size=1GiB\"\n\n[function.blk0]\nkind = \"virtio-blk\"\n\
-             attach = \"vhost-user\"\nvolume = \"disk0\"\nqueues = 2\n",
-            folder.join("disk0.raw").display()
-        );
+        let volume = |n: u32, size: &str| {
+            let path = folder.join(format!("disk{n}.raw"));
+            format!(
+                "[volume.disk{n}]\nuri = \"file:{}?size={size}\"\n\n",
+                path.display()
+            )
+        };
+        let volumes = [volume(0, "1GiB"), volume(1, "1GiB"), volume(2, "256MiB")].concat();
+        let config = volumes
+            + "[function.blk0]\nkind = \"virtio-blk\"\nattach = \"vhost-user\"\nvolume = \"disk0\"\nqueues = 2\n\n\
+               [function.nvme0]\nkind = \"nvme\"\nattach = \"vfio-user\"\nnamespaces = [\"disk1\"]\n\
+               serial = \"DB0001\"\nqueues = 2\n";
         print!("{}", indent(&config));
         std::fs::write(folder.join("card.toml"), config)?;
         let mut command = Command::new(programs.join("bluffd"));
@@ -132,11 +139,15 @@ fn sh(guest: &Guest, script: &str) -> Result<String> {
 /// The demonstration itself; gives the facts for the summary.
 fn show(card: &Card, qemu: &Qemu, image: &Image) -> Result<Vec<String>> {
     let mut facts = Vec::new();
-    run::say("booting a VM that has the function as a PCI device");
+    run::say("booting a VM that has both functions as PCI devices");
     let function = VhostUserBlk::new("blk0", &card.folder.join("run/blk0.sock")).queues(2);
     let start = Instant::now();
     let guest = Guest::builder(qemu, image)
         .vhost_user_blk(function)
+        .vfio_user(&VfioUserPci::new(
+            "nvme0",
+            &card.folder.join("run/nvme0.sock"),
+        ))
         .start()?;
     println!("    up after {:.1} s", start.elapsed().as_secs_f64());
     print!("{}", indent(&card.ctl(&["function", "list"])?));
@@ -218,6 +229,8 @@ fn show(card: &Card, qemu: &Qemu, image: &Image) -> Result<Vec<String>> {
     facts
         .push("the volume grew from 1 to 2 GiB online, and the guest's file system with it".into());
 
+    nvme(card, &guest, &mut facts)?;
+
     run::say("the guest reboots");
     sh(&guest, "sync && umount /mnt")?;
     guest.reboot()?;
@@ -230,4 +243,43 @@ fn show(card: &Card, qemu: &Qemu, image: &Image) -> Result<Vec<String>> {
     facts.push("after a reboot the data is there, and e2fsck finds nothing wrong".into());
     guest.quit(PATIENCE)?;
     Ok(facts)
+}
+
+/// The NVMe function: a PCI function as a whole, which the card defines.
+fn nvme(card: &Card, guest: &Guest, facts: &mut Vec<String>) -> Result<()> {
+    run::say("the NVMe function, by the guest's own driver and nvme-cli");
+    let list = sh(guest, "nvme list")?;
+    ensure!(list.contains("DB0001"), "nvme list does not have it");
+    sh(
+        guest,
+        "nvme id-ctrl /dev/nvme0 | grep -E '^(vid|sn|mn|fr|mdts|ver|oncs|nn|subnqn) '",
+    )?;
+    sh(
+        guest,
+        "fio --name=nvme --filename=/dev/nvme0n1 --size=64M --rw=randrw --bs=4k --iodepth=16 --numjobs=2 \
+         --offset_increment=64M --ioengine=libaio --direct=1 --verify=crc32c --group_reporting \
+         --output-format=terse >/tmp/fio && echo fio found nothing wrong",
+    )?;
+    print!("{}", indent(&card.ctl(&["function", "show", "nvme0"])?));
+    let smart = sh(
+        guest,
+        "nvme smart-log /dev/nvme0 | grep -E '^(critical_warning|host_read_commands|host_write_commands|media_errors)'",
+    )?;
+    ensure!(
+        smart.contains("host_write_commands"),
+        "the SMART log is not there"
+    );
+    facts.push("the guest's NVMe driver and nvme-cli drive bluffd's controller; fio verified its namespace on both queues".into());
+
+    run::say("a namespace is added to the running guest");
+    print!(
+        "{}",
+        indent(&card.ctl(&["namespace", "add", "nvme0", "disk2"])?)
+    );
+    sh(
+        guest,
+        "timeout 30 sh -c 'until [ -b /dev/nvme0n2 ]; do sleep 0.1; done'; lsblk -d -n -o NAME,SIZE /dev/nvme0n1 /dev/nvme0n2",
+    )?;
+    facts.push("a namespace was added, and the guest saw it without being asked to look".into());
+    Ok(())
 }

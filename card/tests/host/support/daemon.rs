@@ -205,6 +205,11 @@ impl Daemon {
         });
     }
 
+    /// Asks it by its control socket.
+    pub fn ask(&self, request: Request) -> anyhow::Result<Response> {
+        Client::connect(&self.runtime_dir)?.ask(request)
+    }
+
     /// How many requests of a function are on their way to its volume.
     pub fn in_flight(&self, function: &str) -> u32 {
         self.queues(function).iter().map(|q| q.in_flight).sum()

@@ -4,7 +4,6 @@
 //! volume that has a key of its own; none has, so it is not offered (FNA).
 
 use super::Admin;
-use crate::attached::Attached;
 use crate::spec::admin::RawFormat;
 use crate::spec::{ALL_NAMESPACES, Status};
 
@@ -51,7 +50,7 @@ impl Admin {
         for nsid in &nsids {
             let namespace = self.table.get(*nsid, limit)?;
             namespace.check()?;
-            let mut formats = Attached::formats(&namespace.geometry);
+            let mut formats = self.subsystem.options().formats(&namespace.geometry);
             if formats.nth(raw.lbaf_low.into()).is_none() {
                 return Err(Status::FORMAT);
             }

@@ -176,7 +176,8 @@ impl Admin {
         i.npdg_z = granularity(discard);
         i.npda_z = i.npdg_z;
         i.nows_z = granularity(geometry.optimal_io.max(geometry.physical_block_size));
-        for (at, shift) in Attached::formats(geometry).enumerate() {
+        let formats = self.subsystem.options().formats(geometry);
+        for (at, shift) in formats.enumerate() {
             i.lbaf[at] = LbaFormat {
                 ms: U16::ZERO,
                 lbads: shift,

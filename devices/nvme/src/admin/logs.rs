@@ -91,8 +91,7 @@ impl Admin {
             id::HEALTH => self.health(now).as_bytes().to_vec(),
             id::FIRMWARE => self.firmware().as_bytes().to_vec(),
             id::CHANGED => self.changed.page(),
-            id::COMMANDS if raw.csi != CSI_NVM => return Err(Status::COMMAND_SET_UNSUPPORTED),
-            id::COMMANDS => self.commands(),
+            id::COMMANDS => self.commands(raw.csi),
             id::ANA if self.has_ana() => self.ana(raw.lsp & ANA_GROUPS_ONLY != 0),
             id::FEATURES => self.features_page(),
             // Of NVMe-MI commands there is none.
@@ -142,7 +141,9 @@ impl Admin {
         f
     }
 
-    fn commands(&self) -> Vec<u8> {
+    /// Of an I/O command set that is not here, the I/O commands that are supported are none. An error would be as right, but nvme-cli asks every controller that
+    /// has command sets for those of zoned namespaces as well.
+    fn commands(&self, csi: u8) -> Vec<u8> {
         use effect::{
             ALONE, CONTENT, CONTROLLER, NAMESPACE, SCOPE_CONTROLLER, SCOPE_NAMESPACE, SUPPORTED,
         };
@@ -178,7 +179,9 @@ impl Admin {
         ]
         .map(|opcode| (opcode, namespace | CONTENT));
         let mut page = dwords(256, commands);
-        page.extend(dwords(256, io.into_iter().chain(changing)));
+        if csi == CSI_NVM {
+            page.extend(dwords(256, io.into_iter().chain(changing)));
+        }
         page.resize(4096, 0);
         page
     }

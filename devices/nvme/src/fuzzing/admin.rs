@@ -54,6 +54,7 @@ impl Run {
             nqn: "nqn.2026-11.example:fuzz".into(),
             shared,
             max_namespaces: NSIDS,
+            keeps_formats: true,
         })
         .expect("a name");
         let heard = Arc::<Mutex<Vec<_>>>::default();

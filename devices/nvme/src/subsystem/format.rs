@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::{Subsystem, SubsystemEvent};
-use crate::attached::{Attached, Table};
+use crate::attached::Table;
 use crate::namespace::Namespace;
 use crate::spec::Status;
 
@@ -12,6 +12,14 @@ use crate::spec::Status;
 #[derive(Clone)]
 pub struct DrainToken {
     _last: Arc<Last>,
+}
+
+impl DrainToken {
+    fn new(done: impl FnOnce() + Send + Sync + 'static) -> Self {
+        Self {
+            _last: Arc::new(Last(Some(Box::new(done)))),
+        }
+    }
 }
 
 /// Called when the last token goes.
@@ -73,14 +81,12 @@ impl Subsystem {
                 return Err(Status::FORMAT_IN_PROGRESS);
             }
             let geometry = entry.namespace.volume().geometry();
-            let shift = Attached::formats(&geometry).nth(format.into());
+            let shift = self.options.formats(&geometry).nth(format.into());
             shifts.push((*nsid, shift.ok_or(Status::FORMAT)?));
         }
         let snapshots = nsids.iter().map(|n| self.snapshot(&state, *n, controller));
         let namespaces = Table::new(snapshots);
-        let token = DrainToken {
-            _last: Arc::new(Last(Some(Box::new(drained)))),
-        };
+        let token = DrainToken::new(drained);
         for nsid in nsids {
             let entry = &state.namespaces[nsid];
             entry.namespace.block(true);
@@ -100,6 +106,21 @@ impl Subsystem {
             shifts,
             finished: false,
         })
+    }
+}
+
+impl Subsystem {
+    /// Waits for what controllers have in flight on an NSID now, also where its namespace has been removed. `done` is called, on any thread, when nothing is;
+    /// it may be before this returns.
+    pub fn settle(&self, nsid: u32, done: impl FnOnce() + Send + Sync + 'static) {
+        let token = DrainToken::new(done);
+        let state = self.lock();
+        for listener in state.controllers.values() {
+            listener(SubsystemEvent::Drain(nsid, token.clone()));
+        }
+        // `done` may want the subsystem.
+        drop(state);
+        drop(token);
     }
 }
 

@@ -290,3 +290,20 @@ fn a_volume_that_is_resized_after_its_namespace_has_gone() {
     volume.resize(1 << 20).unwrap();
     assert_eq!(take(&heard), [""; 0]);
 }
+
+#[test]
+fn formats_are_what_the_volumes_blocks_divide() {
+    for (block, keeps_formats, formats) in [
+        (512, true, vec![9, 12]),
+        (4096, true, vec![12]),
+        (512, false, vec![9]),
+        (4096, false, vec![12]),
+    ] {
+        let options = SubsystemOptions {
+            keeps_formats,
+            ..SubsystemOptions::new("nqn.x")
+        };
+        let geometry = bluff_block::Geometry::new(block, 1 << 20);
+        assert_eq!(options.formats(&geometry).collect::<Vec<_>>(), formats);
+    }
+}

@@ -303,7 +303,7 @@ fn formats_are_what_the_volumes_blocks_divide() {
             keeps_formats,
             ..SubsystemOptions::new("nqn.x")
         };
-        let geometry = bluff_block::Geometry::new(block, 1 << 20);
+        let geometry = Geometry::new(block, 1 << 20);
         assert_eq!(options.formats(&geometry).collect::<Vec<_>>(), formats);
     }
 }

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use bluff_vfio_client::Event;
 use bluff_vfio_user::{
     Errno, IoEventFd, IrqChange, Irqs, Mapping, Progress, Region, RegionMap, Target, Ticket,
+    Written,
 };
 
 pub const BAR: u32 = 0;
@@ -128,7 +129,7 @@ impl Target for Function {
         }
     }
 
-    fn io_event_fds(&self, region: u32) -> Vec<IoEventFd> {
+    fn io_event_fds(&mut self, region: u32) -> Vec<IoEventFd> {
         let event = |offset, value| IoEventFd {
             offset,
             size: 4,
@@ -166,16 +167,22 @@ impl Target for Function {
         Ok(())
     }
 
-    fn write(&mut self, region: u32, offset: u64, from: &[u8]) -> Result<(), Errno> {
+    fn write(
+        &mut self,
+        region: u32,
+        offset: u64,
+        from: &[u8],
+        _ticket: Ticket,
+    ) -> Result<Written, Errno> {
         let at = offset as usize;
         if region == BAR {
             self.bar[at..at + from.len()].copy_from_slice(from);
-            return Ok(());
+            return Ok(Written::Done);
         }
         for (at, byte) in (at..).zip(from) {
             self.write_config(at, *byte);
         }
-        Ok(())
+        Ok(Written::Done)
     }
 
     fn set_irqs(&mut self, index: u32, change: IrqChange) -> Result<(), Errno> {

@@ -1,7 +1,7 @@
 //! What fuzzers and property tests share: bytes become a host's behaviour.
 
 // Tests use more of it than fuzzers, and those are not in every build.
-#![cfg_attr(not(test), allow(dead_code))]
+#![cfg_attr(any(not(test), loom), allow(dead_code))]
 
 mod admin;
 mod choices;

@@ -17,6 +17,7 @@ use bluff_vfio_client::spec::command;
 use bluff_vfio_client::{Client, Error, Event, Mapped, Options, Socket, spec};
 use bluff_vfio_user::{
     Errno, IrqChange, Irqs, Limits, Mapping, Progress, Region, RegionMap, Session, Target, Ticket,
+    Written,
 };
 use zerocopy::IntoBytes;
 
@@ -104,13 +105,19 @@ impl Target for Function {
         to.copy_from_slice(&value.to_le_bytes()[..to.len()]);
         Ok(())
     }
-    fn write(&mut self, _region: u32, offset: u64, from: &[u8]) -> Result<(), Errno> {
+    fn write(
+        &mut self,
+        _region: u32,
+        offset: u64,
+        from: &[u8],
+        _ticket: Ticket,
+    ) -> Result<Written, Errno> {
         let mut bytes = [0; 8];
         bytes[..from.len()].copy_from_slice(from);
         self.model
             .write64(offset, u64::from_le_bytes(bytes))
             .unwrap();
-        Ok(())
+        Ok(Written::Done)
     }
     fn set_irqs(&mut self, _index: u32, change: IrqChange) -> Result<(), Errno> {
         if let IrqChange::Assign { start, files, .. } = change {

@@ -172,7 +172,7 @@ impl Target for Function {
         region: u32,
         offset: u64,
         from: &[u8],
-        _: Ticket,
+        _ticket: Ticket,
     ) -> Result<Written, Errno> {
         let at = offset as usize;
         if region == BAR {

@@ -133,7 +133,10 @@ fn what_one_front_end_may_map_is_bounded() {
     }
     let refused = at(64 * GIB, &mut windows).unwrap_err();
     assert!(matches!(refused, MemoryError::TooMany(4)), "{refused}");
-    assert_eq!(mapped(&file).len(), 4);
+    // An emulator shows its own mappings.
+    if !bluff_testing::is_emulated() {
+        assert_eq!(mapped(&file).len(), 4);
+    }
     drop(regions);
     // What has gone counts no more.
     let large = spec(&file, 0, 34 * GIB, 0);

@@ -179,7 +179,7 @@ impl CompletionQueue {
     /// Asks to be told when the host reads on; says whether it has already.
     pub(crate) fn arm(&mut self) -> bool {
         let seen = self.bad.unwrap_or(self.head);
-        self.doorbell.ask(seen)
+        self.doorbell.ask(self.head, seen)
     }
 
     /// Whether there is memory to use it.

@@ -164,11 +164,11 @@ impl Pair {
         unsafe { &*self.event }
     }
 
-    /// Asks to be rung when the value leaves `seen`; says whether it has already.
+    /// Asks to be rung when the value passes `index`; says whether it is another than `seen` already.
     #[inline]
-    pub(super) fn ask(&self, seen: u16) -> bool {
+    pub(super) fn ask(&self, index: u16, seen: u16) -> bool {
         self.event()
-            .store(u32::from(seen).to_le(), Ordering::Relaxed);
+            .store(u32::from(index).to_le(), Ordering::Relaxed);
         // Our wish must be visible before we look for the last time: see the top of this file.
         fence(Ordering::SeqCst);
         u32::from_le(self.value().load(Ordering::Relaxed)) as u16 != seen
@@ -255,13 +255,13 @@ impl Doorbell {
         Ok(())
     }
 
-    /// Asks to be rung when the value leaves `seen`; says whether it has already. Without a shadow there is nothing to ask:
-    /// every write is trapped.
-    pub(super) fn ask(&mut self, seen: u16) -> bool {
+    /// Asks to be rung when the value passes `index`; says whether it is another than `seen` already, which is `index` or a value that makes no
+    /// sense: whoever mends that goes on from `index`. Without a shadow there is nothing to ask: every write is trapped.
+    pub(super) fn ask(&mut self, index: u16, seen: u16) -> bool {
         match &self.shadow {
             Some(pair) => {
-                self.told = seen;
-                pair.ask(seen)
+                self.told = index;
+                pair.ask(index, seen)
             }
             None => self.value() != seen,
         }

@@ -49,7 +49,7 @@ fn sleeps_while_offered(event: u16, seen: u16, offers: &'static [(u16, u16)]) {
             value: &raw const page.value,
             event: &raw const page.event,
         };
-        let moved = pair.ask(seen);
+        let moved = pair.ask(seen, seen);
         host.join().unwrap();
         assert!(
             moved || page.rung.load(Ordering::SeqCst),

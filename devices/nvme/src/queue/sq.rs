@@ -144,7 +144,7 @@ impl SubmissionQueue {
             return true;
         }
         let seen = self.bad.unwrap_or(self.tail);
-        self.doorbell.ask(seen)
+        self.doorbell.ask(self.tail, seen)
     }
 
     /// Whether there is memory to use it.

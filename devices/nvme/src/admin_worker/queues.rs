@@ -122,7 +122,7 @@ impl AdminWorker {
             }
             QueueCommand::Abort(raw) => match self.admin.queues.abort(raw) {
                 Ok(Abort::Admin { cid }) => {
-                    let found = self.admin.abort_event(cid) && self.give_event_back(cid);
+                    let found = self.give_event_back(cid);
                     self.admin.abort_done();
                     self.complete(command.cid.get(), u32::from(!found), Status::SUCCESS);
                 }
@@ -162,10 +162,10 @@ impl AdminWorker {
         Ok(())
     }
 
-    /// Completes an event request that was aborted. Where there is no room for that, it stays.
+    /// Completes an event request that is to be aborted; whether there is one. Where there is no room for that, it stays with the controller.
     fn give_event_back(&mut self, cid: u16) -> bool {
         let run = self.run.as_mut().expect("it has a command");
-        if !matches!(run.cq.room(), Ok(1..)) {
+        if !matches!(run.cq.room(), Ok(1..)) || !self.admin.abort_event(cid) {
             return false;
         }
         run.cq.reserve();

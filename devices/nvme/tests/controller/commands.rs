@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use bluff_layers::fault::{Action, Kinds};
 use bluff_layers::{Fault, FaultOptions};
-use bluff_nvme_host::spec::{feature, io, log, status};
+use bluff_nvme_host::spec::{admin, feature, io, log, status};
 use bluff_nvme_host::verify::Shape;
-use bluff_nvme_host::{Buffer, Command, copy_ranges, dsm_ranges};
+use bluff_nvme_host::{Buffer, Command, Setup, copy_ranges, dsm_ranges};
 use bluff_reactor::Poll;
 
 use crate::rig::*;
@@ -289,9 +289,6 @@ fn c06_aborts() {
         let refusal = refused(host.controller.abort(sq, 0));
         assert_eq!(refusal, status::INVALID_FIELD);
     }
-    // An event request can be given back.
-    host.controller.request_event().unwrap();
-    assert_eq!(host.controller.requests(), 1);
     handle.clear();
     handle.resume();
     for cid in [cids[0], cids[2]] {
@@ -300,4 +297,51 @@ fn c06_aborts() {
     assert_eq!(queues.in_flight(), 0);
     let write = Command::new(io::WRITE, 1).data(data.prp().unwrap());
     queues.run(0, &write, PATIENCE).unwrap();
+}
+
+/// An event request can be given back; one that there is no room to complete stays, and is not forgotten.
+#[test]
+fn event_requests_are_aborted_or_stay() {
+    let card = Card::new(Poll::Never, 1);
+    card.ram(512, SIZE);
+    let port = card.port("port", 2);
+    let mut host = port.host();
+    // Three completions have a place.
+    let setup = Setup {
+        admin_cq: 4,
+        ..Setup::default()
+    };
+    host.controller.enable(&setup).unwrap();
+    let queue = host.controller.admin_queue().unwrap();
+    let event = Command::new(admin::ASYNC_EVENT, 0);
+    let request = queue.submit(0, &event).unwrap();
+    for _ in 0..2 {
+        let get = Command::get_features(feature::ARBITRATION, 0);
+        queue.submit(0, &get).unwrap();
+    }
+    let abort = Command::abort(0, request);
+    queue.submit(0, &abort).unwrap();
+    queue.ring().unwrap();
+    // Read without a word, so that no place is given back.
+    let mut done = Vec::new();
+    until(|| {
+        done.extend(queue.poll().unwrap());
+        done.len() == 3
+    });
+    let last = done[2];
+    assert_eq!((last.opcode, last.completion.dw0()), (admin::ABORT, 1));
+    queue.ring().unwrap();
+    let again = queue.run(0, &abort, PATIENCE).unwrap();
+    assert_eq!(again.dw0(), 0, "it was there still");
+    let back = queue.finish(0, request, PATIENCE).unwrap();
+    assert_eq!(refused(back.ok()), status::ABORT_REQUESTED);
+    // And what was given back makes room for as many as there were.
+    for _ in 0..8 {
+        queue.submit(0, &event).unwrap();
+    }
+    queue.ring().unwrap();
+    queue
+        .run(0, &Command::get_features(feature::ARBITRATION, 0), PATIENCE)
+        .unwrap();
+    assert_eq!(queue.in_flight(), 8);
 }

@@ -12,3 +12,4 @@ mod ordinary;
 mod pauses;
 mod queues;
 mod several;
+mod whole;

@@ -6,7 +6,6 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use bluff_block::Volume;
-use bluff_block::ram::Ram;
 use bluff_nvme::{
     Controller, ControllerOptions, Counters, Identity, NamespaceOptions, Runs, Subsystem,
     SubsystemOptions,
@@ -17,6 +16,8 @@ use bluff_reactor::{Handle, Poll};
 use bluff_vfio_client::pci::{Msix, Pci};
 use bluff_vfio_client::{Client, Event, Options};
 use bluff_vfio_user::{Attachment, AttachmentEvent, LoopHandle, SessionLoop};
+
+use crate::whole::Whole;
 
 /// How long anything may take that is not to take any time.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -145,7 +146,7 @@ impl Drop for Card {
 
 /// A volume in memory.
 pub fn ram(block: u32, size: u64) -> Arc<dyn Volume> {
-    Arc::new(Ram::new(block, size).unwrap())
+    Arc::new(Whole::new(block, size))
 }
 
 type Seen = Arc<(Mutex<Vec<AttachmentEvent>>, Condvar)>;

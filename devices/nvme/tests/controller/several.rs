@@ -1,5 +1,6 @@
 //! Several controllers: on one namespace, and many at once.
 
+use bluff_nvme::SubsystemOptions;
 use bluff_nvme_host::verify::{Shape, Traffic, Volume};
 use bluff_nvme_host::{ClientBar, HostMemory};
 use bluff_testing::times;
@@ -63,7 +64,9 @@ fn a_namespace_of_two_hosts() {
 #[test]
 fn many_controllers_at_once() {
     let (controllers, queues, namespaces) = times((8, 8, 8), (16, 64, 32));
-    let card = Card::shared(ADAPTIVE, 2);
+    let mut options = SubsystemOptions::new("nqn.2025-01.test:many");
+    (options.shared, options.max_namespaces) = (true, 512);
+    let card = Card::with(ADAPTIVE, 2, options);
     let ports: Vec<_> = (0..controllers)
         .map(|i| card.port(&format!("port{i}"), queues))
         .collect();

@@ -179,7 +179,8 @@ struct ServedByQemu {
 }
 
 impl ServedByQemu {
-    fn device(&self, id: &str) -> Nvme {
+    /// The controller, with what its namespaces have beside their geometry.
+    fn device(&self, id: &str, more: fn(device::Namespace) -> device::Namespace) -> Nvme {
         let function = &self.function;
         let controller = Nvme::new(id, &function.serial, function.queues)
             // What its firmware log says in any case.
@@ -188,22 +189,22 @@ impl ServedByQemu {
             .namespaces
             .iter()
             .fold(controller, |controller, namespace| {
-                // Without being told QEMU gives it no identifier at all.
                 let mut device = device::Namespace::raw(&namespace.path, namespace.nsid)
-                    .block_size(namespace.block_size)
-                    .property("nguid", json!("auto"));
+                    .block_size(namespace.block_size);
                 if namespace.manner == Manner::Late {
                     device = device.throttle(THROTTLE);
                 }
                 if namespace.spare {
                     device = device.detached();
                 }
-                controller.namespace(device)
+                controller.namespace(more(device))
             })
     }
 
     fn plugged(&self) -> Nvme {
-        self.device(&format!("nvme{}", self.plugged.load(Ordering::Relaxed)))
+        let id = format!("nvme{}", self.plugged.load(Ordering::Relaxed));
+        // A controller's own drive can be given no identifier.
+        self.device(&id, |namespace| namespace)
     }
 
     /// QEMU has no face for an administrator who attaches namespaces, but the guest can do that itself, and gets the same event.
@@ -220,7 +221,9 @@ impl ServedByQemu {
 
 impl Served for ServedByQemu {
     fn attach(&self, guest: Builder) -> Builder {
-        guest.nvme(&self.device("nvme0").boot_index(1))
+        // Without being told QEMU gives a namespace no identifier at all.
+        let identified = |namespace: device::Namespace| namespace.property("nguid", json!("auto"));
+        guest.nvme(&self.device("nvme0", identified).boot_index(1))
     }
 
     fn plug(&mut self, guest: &Guest, bus: &str) -> Result<()> {

@@ -82,7 +82,12 @@ pub fn function(function: &FunctionEntry, statistics: Option<&FunctionStatistics
     if let Some(reason) = &function.reason {
         table.row(["reason", reason]);
     }
-    if let Some(session) = &function.session {
+    if let Some(messages) = statistics.and_then(|statistics| statistics.messages) {
+        table.row(["messages", &messages.to_string()]);
+    }
+    // What a virtio driver negotiates.
+    let is_virtio = matches!(function.spec.device, DeviceSpec::VirtioBlk { .. });
+    if let Some(session) = function.session.as_ref().filter(|_| is_virtio) {
         table.row(["features", &format!("{:#018x}", session.features)]);
         let status = session
             .status

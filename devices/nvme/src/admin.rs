@@ -32,14 +32,12 @@ use crate::health::{Counters, Settings};
 use crate::queues::QueueTable;
 use crate::spec::admin::{RawAbort, RawCreateCq, RawCreateSq};
 use crate::spec::{Command, Status};
-use crate::subsystem::{DrainToken, Subsystem, SubsystemEvent};
+use crate::subsystem::{Subsystem, SubsystemEvent};
 
 use errors::ErrorLog;
 pub(crate) use errors::ErrorReport;
 use events::{Event, Events};
 use features::Features;
-// The worker that does it wants the first, too.
-#[allow(unused_imports)]
 pub(crate) use format::{Erase, FormatCommand};
 pub use options::{CommandLimits, ControllerOptions};
 use parse::Request;
@@ -288,7 +286,7 @@ impl Admin {
                 self.events
                     .report(Event::AnaChanged, self.features.events_enabled());
             }
-            SubsystemEvent::Drain(_, DrainToken { .. }) | SubsystemEvent::Reset => {}
+            SubsystemEvent::Drain(..) | SubsystemEvent::Reset => {}
         }
     }
 

@@ -43,6 +43,7 @@ use crate::registers::{AdminQueues, Run as RunNumber, Stop};
 use crate::report::{QueueEvent, Shared};
 use crate::spec::{Command, Completion, Status, admin as opcode};
 use crate::subsystem::SubsystemEvent;
+use crate::token::Token;
 use crate::worker::{Message as ToWorker, WorkerHandle};
 use news::News;
 use queues::Answer;
@@ -162,36 +163,6 @@ struct Stopping {
     flush: Option<FlushAll>,
 }
 
-/// Calls when the last clone goes: when all that were asked have answered, or have gone.
-#[derive(Clone)]
-struct Token {
-    _last: Arc<Last>,
-}
-
-struct Last(Option<Box<dyn FnOnce() + Send + Sync>>);
-
-impl Drop for Last {
-    fn drop(&mut self) {
-        if let Some(done) = self.0.take() {
-            done();
-        }
-    }
-}
-
-impl Token {
-    fn new(done: impl FnOnce() + Send + Sync + 'static) -> Self {
-        Self {
-            _last: Arc::new(Last(Some(Box::new(done)))),
-        }
-    }
-
-    /// One more to be waited for.
-    fn done(&self) -> Done {
-        let this = self.clone();
-        Box::new(move || drop(this))
-    }
-}
-
 /// How long the memory of the admin queues may be missing, as in a worker.
 const GRACE: Duration = Duration::from_millis(500);
 
@@ -211,7 +182,6 @@ impl AdminWorker {
         let core = core.clone();
         let reactor = runs.reactors[0].clone();
         reactor.send(move |cx| {
-            // It is not polled for long: admin commands are rare.
             cx.insert(runs.poll, |cx, id| {
                 let _ = core.admin.waker.set(cx.waker(id));
                 Box::new(Self {

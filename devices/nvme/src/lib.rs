@@ -34,6 +34,7 @@ mod registers;
 mod report;
 pub mod spec;
 mod subsystem;
+mod token;
 mod worker;
 
 pub use admin::{CommandLimits, ControllerOptions};
@@ -43,9 +44,10 @@ pub use counters::QueueCounters;
 pub use health::{Counters, Totals};
 pub use namespace::{Namespace, NamespaceTable, Namespaces};
 pub use subsystem::{
-    ANA_GROUPS, DrainToken, Formatting, Listener, Membership, NamespaceOptions, Subsystem,
-    SubsystemError, SubsystemEvent, SubsystemOptions,
+    ANA_GROUPS, Formatting, Listener, Membership, NamespaceOptions, Subsystem, SubsystemError,
+    SubsystemEvent, SubsystemOptions,
 };
+pub use token::Token;
 
 #[cfg(all(test, not(loom)))]
 mod tests;

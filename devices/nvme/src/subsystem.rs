@@ -25,7 +25,8 @@ mod format;
 #[cfg(test)]
 mod tests;
 
-pub use format::{DrainToken, Formatting};
+use crate::token::Token;
+pub use format::Formatting;
 
 /// Why something of a subsystem could not be done.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -144,7 +145,7 @@ pub enum SubsystemEvent {
     /// An ANA state has changed: the host is told.
     AnaChanged,
     /// A namespace is about to be formatted, and is blocked ([`Namespace::block`]). Whoever still has commands of it in flight keeps a clone of the token until they are over.
-    Drain(u32, DrainToken),
+    Drain(u32, Token),
     /// The subsystem is reset (NSSR).
     Reset,
 }

@@ -11,11 +11,12 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use super::{AdminWorker, Message, Token};
+use super::{AdminWorker, Message};
 use crate::attached::Table;
 use crate::registers::Run as RunNumber;
 use crate::spec::Status;
 use crate::subsystem::SubsystemEvent;
+use crate::token::Token;
 use crate::worker::Message as ToWorker;
 
 /// What the host is to hear of.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::{AdminWorker, Message, Token};
+use super::{AdminWorker, Message};
 use crate::admin::QueueCommand;
 use crate::controller::Core;
 use crate::interrupt::{Coalescing, Signal};
@@ -12,6 +12,7 @@ use crate::queue::{QueueError, Shadow};
 use crate::queues::Abort;
 use crate::registers::Run as RunNumber;
 use crate::spec::{Command, Status};
+use crate::token::Token;
 use crate::worker::{Message as ToWorker, Setup, SqSetup, WorkerHandle};
 
 /// What a worker has done.

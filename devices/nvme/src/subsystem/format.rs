@@ -7,37 +7,7 @@ use super::{Subsystem, SubsystemEvent};
 use crate::attached::Table;
 use crate::namespace::Namespace;
 use crate::spec::Status;
-
-/// Whoever holds a clone may still have commands of the namespaces in flight.
-#[derive(Clone)]
-pub struct DrainToken {
-    _last: Arc<Last>,
-}
-
-impl DrainToken {
-    fn new(done: impl FnOnce() + Send + Sync + 'static) -> Self {
-        Self {
-            _last: Arc::new(Last(Some(Box::new(done)))),
-        }
-    }
-}
-
-/// Called when the last token goes.
-struct Last(Option<Box<dyn FnOnce() + Send + Sync>>);
-
-impl Drop for Last {
-    fn drop(&mut self) {
-        if let Some(done) = self.0.take() {
-            done();
-        }
-    }
-}
-
-impl fmt::Debug for DrainToken {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("DrainToken")
-    }
-}
+use crate::token::Token;
 
 /// A format under way: its namespaces are blocked. Dropped before [`Formatting::finish`] it has failed: the namespaces are what they were, but their contents may be anything.
 pub struct Formatting {
@@ -86,7 +56,7 @@ impl Subsystem {
         }
         let snapshots = nsids.iter().map(|n| self.snapshot(&state, *n, controller));
         let namespaces = Table::new(snapshots);
-        let token = DrainToken::new(drained);
+        let token = Token::new(drained);
         for nsid in nsids {
             let entry = &state.namespaces[nsid];
             entry.namespace.block(true);
@@ -113,7 +83,7 @@ impl Subsystem {
     /// Waits for what controllers have in flight on an NSID now, also where its namespace has been removed. `done` is called, on any thread, when nothing is;
     /// it may be before this returns.
     pub fn settle(&self, nsid: u32, done: impl FnOnce() + Send + Sync + 'static) {
-        let token = DrainToken::new(done);
+        let token = Token::new(done);
         let state = self.lock();
         for listener in state.controllers.values() {
             listener(SubsystemEvent::Drain(nsid, token.clone()));

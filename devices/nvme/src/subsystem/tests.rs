@@ -255,7 +255,7 @@ fn a_format_is_told_to_all_that_have_the_namespace() {
 fn drained_is_called_when_the_last_token_goes() {
     let s = subsystem(false);
     s.add(volume(), options("a")).unwrap();
-    let kept = Arc::<Mutex<Vec<DrainToken>>>::default();
+    let kept = Arc::<Mutex<Vec<Token>>>::default();
     let keeper = kept.clone();
     let _member = s
         .join(move |event| {

@@ -283,6 +283,11 @@ impl Cq {
         self.rings
     }
 
+    /// The entry that is read next.
+    pub fn head(&self) -> u32 {
+        self.head
+    }
+
     /// What is signalled for it; none where it is polled.
     pub fn event(&self) -> Option<&Arc<Event>> {
         self.event.as_ref()

@@ -27,6 +27,7 @@ mod data;
 pub mod fuzzing;
 mod health;
 mod interrupt;
+mod journal;
 mod namespace;
 mod queue;
 mod queues;
@@ -39,7 +40,7 @@ mod worker;
 
 pub use admin::{CommandLimits, ControllerOptions};
 pub use attached::{AnaState, Attached, Identity, Table};
-pub use controller::{Controller, ControllerError, Runs};
+pub use controller::{Controller, ControllerError, Keep, Runs};
 pub use counters::QueueCounters;
 pub use health::{Counters, Totals};
 pub use namespace::{Namespace, NamespaceTable, Namespaces};

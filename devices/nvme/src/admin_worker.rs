@@ -267,6 +267,7 @@ impl AdminWorker {
                 if let Err(e) = self.resume(cx, run, &queues) {
                     log::error!("a controller cannot go on: {e}");
                     self.core.fail(run);
+                    self.core.routes().resuming = false;
                 }
             }
             Message::Stop { why, bound } => self.stop(cx, why, bound),
@@ -677,7 +678,7 @@ impl AdminWorker {
             // The admin queue is not coalesced (Base 2.1 §5.1.25.2.2).
             let _ = run.interrupts.posted(posted, now);
         }
-        if run.interrupts.is_owed() && run.cq.is_on() && run.cq.is_read() == Ok(true) {
+        if run.interrupts.is_owed() && run.takes() && run.cq.is_read() == Ok(true) {
             run.interrupts.read();
         }
     }
@@ -692,7 +693,10 @@ impl Run {
 
     /// Whether commands are taken: not without memory, nor while too many are not answered.
     fn takes(&self) -> bool {
-        !self.failed && self.cq.is_on() && self.sq.is_on() && self.pending.len() < PENDING
+        // The host's head may be ahead of what we know to be posted.
+        let certain = self.uncertain == 0;
+        let there = self.cq.is_on() && self.sq.is_on();
+        there && certain && !self.failed && self.pending.len() < PENDING
     }
 
     /// Posts what is to be posted, as far as there is memory.
@@ -737,12 +741,15 @@ impl Actor for AdminWorker {
         }
         let mut worked = self.go_on_stopping(cx);
         worked |= self.go_on_formatting(cx);
+        if let Some(run) = self.run.as_mut().filter(|run| run.uncertain > 0) {
+            run.post();
+        }
         worked |= self.serve(cx);
         self.unkept |= worked;
         self.commit(cx.now());
         self.publish(cx.now());
         // What does not wake it is looked for.
-        let full = |run: &mut Run| run.cq.is_on() && !matches!(run.cq.room(), Ok(1..));
+        let full = |run: &mut Run| run.takes() && !matches!(run.cq.room(), Ok(1..));
         self.stirred = worked
             || self.stopping.is_some()
             || self.format.is_some()

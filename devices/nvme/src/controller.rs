@@ -339,6 +339,8 @@ pub(crate) struct Routes {
     pub(crate) tails: Vec<Option<Arc<WorkerHandle>>>,
     /// By completion queue: its worker.
     pub(crate) heads: Vec<Option<Arc<WorkerHandle>>>,
+    /// Queues of another process are being made again. They look at their doorbells after this.
+    pub(crate) resuming: bool,
 }
 
 impl Routes {
@@ -347,6 +349,7 @@ impl Routes {
         Self {
             tails: none(),
             heads: none(),
+            resuming: false,
         }
     }
 
@@ -418,7 +421,10 @@ impl Core {
         for effect in effects {
             match effect {
                 Effect::Start(run, queues) => self.admin.send(Message::Start { run, queues }),
-                Effect::Resume(run, queues) => self.admin.send(Message::Resume { run, queues }),
+                Effect::Resume(run, queues) => {
+                    self.routes().resuming = true;
+                    self.admin.send(Message::Resume { run, queues });
+                }
                 Effect::Stop(why) => self.admin.send(Message::Stop { why, bound }),
                 Effect::SubsystemReset => {
                     unreachable!("told apart where the register is written")
@@ -524,7 +530,11 @@ impl Core {
                     Side::Tail => &routes.tails,
                     Side::Head => &routes.heads,
                 };
-                of.get(usize::from(qid)).and_then(Clone::clone)
+                let found = of.get(usize::from(qid)).and_then(Clone::clone);
+                if found.is_none() && routes.resuming {
+                    return;
+                }
+                found
             }
             None => None,
         };

@@ -159,10 +159,15 @@ impl AdminWorker {
         let mut routes = self.core.routes();
         for (qid, worker) in &run.workers {
             routes.heads[usize::from(*qid)] = Some(worker.clone());
-            worker.send(ToWorker::Resume);
         }
         for made in sqs {
             routes.tails[usize::from(made.qid)] = run.workers.get(&made.cqid).cloned();
+        }
+        routes.resuming = false;
+        drop(routes);
+        // Last, so that what was rung before they had their routes is seen.
+        for worker in run.workers.values() {
+            worker.send(ToWorker::Resume);
         }
         Ok(())
     }

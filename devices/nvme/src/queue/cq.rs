@@ -133,7 +133,7 @@ impl CompletionQueue {
 
     /// Entries that the host has not read, as far as we have looked.
     #[inline(always)]
-    fn unread(&self) -> u32 {
+    pub(crate) fn unread(&self) -> u32 {
         match self.tail.checked_sub(self.head) {
             Some(n) => u32::from(n),
             None => u32::from(self.tail) + self.size - u32::from(self.head),

@@ -2,5 +2,6 @@
 
 mod commands;
 mod kept;
+mod lives;
 mod queues;
 mod stops;

@@ -63,10 +63,10 @@ impl Io {
             }
         }
         // Whether the host was told of the last ones is not known. Once too often does no harm.
-        if self.cq.is_read() != Ok(true) {
+        if self.cq.unread() > 0 {
             self.posted += 1;
         }
-        self.note_head();
+        self.uncertain = true;
         self.unpark();
         Ok(())
     }

@@ -79,6 +79,8 @@ pub(super) struct Io {
     pub(super) journal: Option<QueueJournal>,
     /// Nothing is taken before it is known what was in flight.
     pub(super) resuming: bool,
+    /// Another process may have posted what waits for memory: so the host's head may be ahead of what we know of.
+    pub(super) uncertain: bool,
     /// What another process had in flight, and is to be done again.
     pub(super) again: VecDeque<(u32, Command)>,
     /// The head that is written down.
@@ -133,6 +135,7 @@ impl Io {
             parked: Vec::new(),
             journal: setup.journal,
             resuming: setup.resumes,
+            uncertain: false,
             again: VecDeque::new(),
             mute: false,
             busy: None,
@@ -185,7 +188,7 @@ impl Io {
         if self.posted > 0 {
             self.publish(cx, now);
         }
-        if self.interrupts.is_owed() && self.cq.is_on() {
+        if self.interrupts.is_owed() && self.cq.is_on() && self.is_settled() {
             match self.cq.is_read() {
                 Ok(true) => self.interrupts.read(),
                 Ok(false) => {}
@@ -200,9 +203,15 @@ impl Io {
         worked
     }
 
+    /// Whether it is known what another process has done.
+    #[inline(always)]
+    fn is_settled(&self) -> bool {
+        !self.resuming && !self.uncertain
+    }
+
     /// Whether commands are taken: not while a channel is too busy for what it has, unless there are others.
     fn may_take(&self) -> bool {
-        let memory = self.cq.is_on() && !self.mute && !self.resuming;
+        let memory = self.cq.is_on() && !self.mute && self.is_settled();
         let mut spaces = self.spaces.iter().flatten();
         match (spaces.next(), spaces.next()) {
             (Some(only), None) => memory && only.ops.is_empty(),
@@ -220,7 +229,7 @@ impl Io {
 
     /// Writes down how far the host has read, before anything is posted that hangs on it.
     #[inline(always)]
-    pub(super) fn note_head(&mut self) {
+    fn note_head(&mut self) {
         if let Some(journal) = &self.journal
             && self.head != self.cq.head()
         {
@@ -435,6 +444,7 @@ impl Io {
                 journal.strike(index);
             }
         }
+        self.uncertain &= !self.parked.is_empty();
     }
 
     /// Tells the host, as it wants to be told.
@@ -463,6 +473,7 @@ impl Io {
     /// A doorbell may have been rung. The head is looked at while we work only where that matters; one that makes no sense is told of here, too.
     pub(super) fn look_at_head(&mut self) {
         if self.cq.is_on()
+            && self.is_settled()
             && let Err(value) = self.cq.look()
         {
             self.invalid(self.cq.qid(), Side::Head, value);

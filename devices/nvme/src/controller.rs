@@ -13,6 +13,7 @@
 
 use std::fmt;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -51,6 +52,17 @@ pub struct Runs {
     pub bound: Duration,
 }
 
+/// What of a controller outlives the process that serves it.
+#[derive(Debug)]
+pub enum Keep {
+    /// Nothing.
+    Nothing,
+    /// Its files, which are made now; see [`Controller::files`].
+    Fresh,
+    /// The files of a controller of this subsystem with these options that another process served.
+    Restored(Vec<OwnedFd>),
+}
+
 /// Why a controller cannot be made.
 #[derive(Debug, thiserror::Error)]
 pub enum ControllerError {
@@ -68,6 +80,7 @@ pub struct Controller {
     core: Arc<Core>,
     membership: Membership,
     counters: Arc<Counters>,
+    keeps: bool,
 }
 
 impl Controller {
@@ -83,6 +96,22 @@ impl Controller {
         options: ControllerOptions,
         runs: Runs,
     ) -> Result<Function<Self>, ControllerError> {
+        Self::function_kept(subsystem, options, runs, Keep::Nothing)
+    }
+
+    /// As [`Controller::function`], with what outlives the process.
+    ///
+    /// # Errors
+    /// As it.
+    ///
+    /// # Panics
+    /// As it.
+    pub fn function_kept(
+        subsystem: &Arc<Subsystem>,
+        options: ControllerOptions,
+        runs: Runs,
+        keep: Keep,
+    ) -> Result<Function<Self>, ControllerError> {
         assert!(!runs.reactors.is_empty() && (1..=1023).contains(&options.queues));
         let options = ControllerOptions {
             vendor: VENDOR,
@@ -91,7 +120,14 @@ impl Controller {
             vectors: options.queues + 1,
             ..options
         };
-        let doorbells = Doorbells::new(u32::from(options.queues) + 1);
+        let keeps = !matches!(keep, Keep::Nothing);
+        let pairs = u32::from(options.queues) + 1;
+        let doorbells = match keep {
+            Keep::Restored(files) if !files.is_empty() => {
+                Doorbells::over(pairs, files.into_iter().next().expect("one is there"))
+            }
+            _ => Doorbells::new(pairs),
+        };
         let doorbells = doorbells.map_err(ControllerError::Doorbells)?;
         let config = config(&options, &runs, &doorbells);
         let mut made = None;
@@ -149,6 +185,7 @@ impl Controller {
                 core: core.clone(),
                 membership,
                 counters: counters.clone(),
+                keeps,
             }
         });
         let vectors: Vec<Vector> = made.expect("the function has made its device");
@@ -161,6 +198,16 @@ impl Controller {
     /// Its identifier in the subsystem (CNTLID).
     pub fn id(&self) -> u16 {
         self.membership.id()
+    }
+
+    /// Duplicates of its files, none with [`Keep::Nothing`].
+    ///
+    /// # Errors
+    /// Where descriptors are used up.
+    pub fn files(&self) -> io::Result<Vec<OwnedFd>> {
+        let file = &self.core.doorbells.area().file;
+        let file = self.keeps.then(|| file.try_clone()).transpose()?;
+        Ok(file.into_iter().collect())
     }
 
     /// What it counts.

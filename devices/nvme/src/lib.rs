@@ -39,7 +39,7 @@ mod worker;
 
 pub use admin::{CommandLimits, ControllerOptions};
 pub use attached::{AnaState, Attached, Identity, Table};
-pub use controller::{Controller, ControllerError, Runs};
+pub use controller::{Controller, ControllerError, Keep, Runs};
 pub use counters::QueueCounters;
 pub use health::{Counters, Totals};
 pub use namespace::{Namespace, NamespaceTable, Namespaces};

@@ -62,7 +62,25 @@ impl Doorbells {
     /// Where there is no memory for them.
     pub(crate) fn new(queues: u32) -> io::Result<Arc<Self>> {
         let len = (u64::from(queues) * 8).next_multiple_of(PAGE);
-        let area = Area::new(OFFSET, len)?;
+        Self::of(queues, Area::new(OFFSET, len)?)
+    }
+
+    /// Those of a controller that another process served.
+    ///
+    /// # Errors
+    /// Where the file cannot be mapped.
+    pub(crate) fn over(queues: u32, file: std::os::fd::OwnedFd) -> io::Result<Arc<Self>> {
+        let area = Area {
+            offset: OFFSET,
+            len: (u64::from(queues) * 8).next_multiple_of(PAGE),
+            file: Arc::new(file),
+            file_offset: OFFSET,
+        };
+        Self::of(queues, area)
+    }
+
+    fn of(queues: u32, area: Area) -> io::Result<Arc<Self>> {
+        let len = area.len;
         let file = area.file.try_clone()?;
         let mapping = Mapping::new(file, area.file_offset, len).map_err(io::Error::other)?;
         Ok(Arc::new(Self {

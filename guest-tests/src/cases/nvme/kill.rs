@@ -7,7 +7,7 @@ use crate::controller::Manner;
 use crate::runner::is_long;
 
 /// What a driver says that has noticed something, or the block layer for it.
-const NOTICED: &str = "nvme.*(timeout|abort|reset|error|frozen|not ready)|I/O error|buffer I/O|vfio";
+const NOTICED: &str = "nvme.*(timeout|abort|reset|error|frozen)|I/O error";
 
 /// It is killed with commands in flight, again and again: none is lost, what was acknowledged stays, and the guest's driver notices nothing
 /// but a pause. With doorbells that are trapped at first and have shadows then, and with mapped ones, which the next data half has to find

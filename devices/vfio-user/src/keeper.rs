@@ -21,7 +21,6 @@ pub const BOUNDS: Bounds = Bounds {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::Partial;
     use crate::{Limits, Mapping, Record};
 
     #[test]
@@ -38,15 +37,12 @@ mod tests {
         };
         let maps = limits.max_dma_maps as usize;
         let vectors = INTERRUPTS as u32;
-        let mut record = Record {
-            mappings: vec![(mapping, Some(most)); maps],
-            interrupts: (0..vectors).map(|v| (2, v, most)).collect(),
-            masked: (0..vectors).map(|v| (2, v)).collect(),
-            // Configuration space and an MSI-X table, and as much of its own.
-            function: vec![0xff; 2 * (4096 + 17 * 2048)],
-            partial: Partial::default(),
-            ..Record::default()
-        };
+        let mut record = Record::default();
+        record.mappings = vec![(mapping, Some(most)); maps];
+        record.interrupts = (0..vectors).map(|v| (2, v, most)).collect();
+        record.masked = (0..vectors).map(|v| (2, v)).collect();
+        // Configuration space and an MSI-X table, and as much of its own.
+        record.function = vec![0xff; 2 * (4096 + 17 * 2048)];
         record.partial.bytes = vec![0xff; limits.max_message()];
         let step = record.to_bytes().len() + BOUNDS.message + 16 * BOUNDS.kept;
         assert!(step < BOUNDS.record, "{step}");

@@ -462,11 +462,6 @@ fn mistakes_about_nvme_functions() {
             "volume = \"disk2\"",
             "16:1: function.nvme0.volume: unknown key",
         ),
-        (
-            "[volume.disk0]",
-            "[card]\ndata = \"process\"\n[volume.disk0]",
-            "attach: a vfio-user function cannot outlive its data half yet",
-        ),
     ] {
         assert!(NVME.contains(from), "{from}");
         let found = mistakes(&NVME.replacen(from, to, 1));

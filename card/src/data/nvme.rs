@@ -1,22 +1,24 @@
 //! NVMe functions, and the subsystems that they are controllers of.
 
 use std::collections::BTreeMap;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use bluff_attachment::keeper::{Descriptors, Keeper};
+use bluff_attachment::limit::Limit;
 use bluff_nvme::{
-    Controller, ControllerOptions, Counters, Identity, NamespaceOptions, QueueCounters, Runs,
+    Controller, ControllerOptions, Counters, Identity, Keep, NamespaceOptions, QueueCounters, Runs,
     Subsystem, SubsystemOptions,
 };
-use bluff_vfio_user::{Attachment, AttachmentEvent, Options, Resume};
-use bluff_vhost_user::limit::Limit;
+use bluff_vfio_user::keeper::BOUNDS;
+use bluff_vfio_user::{Attachment, AttachmentEvent, Options, Record, Resume};
 
 use super::{Data, Stands};
-use crate::message::{FromData, SessionInfo};
+use crate::message::{FromData, SessionInfo, record};
 use crate::spec::{
     DeviceSpec, FunctionSpec, Id, NamespaceSpec, SERIAL_MAX, SubsystemSpec, SubsystemUse,
 };
@@ -56,9 +58,36 @@ pub(super) struct Nvme {
     pub(super) messages: Arc<bluff_vfio_user::Counters>,
     /// The reactors that its queues are spread over.
     pub(super) reactors: Vec<u16>,
+    /// Descriptors of a session that it will go on with.
+    pub(super) restored: Descriptors,
+    /// Whether its controller was another data half's, so that it can go on with a session.
+    goes_on: bool,
 }
 
 impl Nvme {
+    /// The front end that control has handed over, in mid-session where something is recorded.
+    pub(super) fn resume(&mut self, descriptors: Vec<OwnedFd>) -> Result<Resume> {
+        let files = std::mem::take(&mut self.restored);
+        let mut descriptors = descriptors.into_iter();
+        let socket = descriptors.next().context("no connection came along")?;
+        let recorded = match descriptors.next() {
+            None => None,
+            Some(state) => {
+                // What its controller has done, and the doorbells that its host may have mapped, are nowhere else.
+                ensure!(self.goes_on, "its controller's files are gone");
+                let state = record::read(state.as_fd(), BOUNDS.record);
+                let state = state.context("the record of its session")?;
+                Some((Record::from_bytes(&state)?, files))
+            }
+        };
+        // One session: the next one finds the controller as new, in this process as in another.
+        self.goes_on = false;
+        Ok(Resume {
+            socket: UnixStream::from(socket),
+            recorded,
+        })
+    }
+
     pub(super) fn statistics(&self, id: &Id) -> FunctionStatistics {
         let queue = |(qid, counters): (u16, Arc<QueueCounters>)| {
             let get = |cell: &AtomicU64| cell.load(Ordering::Relaxed);
@@ -92,7 +121,8 @@ impl Data {
         spec: FunctionSpec,
         subsystem: Option<SubsystemSpec>,
         order: &[usize],
-    ) -> Result<()> {
+        files: Vec<OwnedFd>,
+    ) -> Result<Vec<OwnedFd>> {
         let DeviceSpec::Nvme {
             subsystem: used,
             serial,
@@ -121,9 +151,19 @@ impl Data {
             poll: self.poll(spec.poll),
             bound,
         };
-        let function = Controller::function(&open, options, runs);
+        let goes_on = !files.is_empty();
+        let keep = match (self.keeps, goes_on) {
+            (false, _) => Keep::Nothing,
+            (true, false) => Keep::Fresh,
+            (true, true) => Keep::Restored(files),
+        };
+        let function = Controller::function_kept(&open, options, runs, keep);
         let function = function.inspect_err(|_| self.forget_unused());
         let function = function.context("the controller")?;
+        let fresh = match goes_on {
+            true => Vec::new(),
+            false => (function.device().files()).context("the controller's files")?,
+        };
         let counters = function.device().counters().clone();
         let attachment = self.nvme_attachment(id, Box::new(function), bound);
         let messages = attachment.counters();
@@ -137,9 +177,11 @@ impl Data {
             counters,
             messages,
             reactors: order.iter().map(|i| *i as u16).collect(),
+            restored: Descriptors::new(),
+            goes_on,
         };
         self.functions.insert(id.clone(), Stands::Nvme(nvme));
-        Ok(())
+        Ok(fresh)
     }
 
     fn nvme_attachment(
@@ -173,18 +215,10 @@ impl Data {
         });
         let options = Options {
             bound,
+            keeper: (self.keeps).then(|| Box::new(self.recorder(id)) as Box<dyn Keeper>),
             ..Options::default()
         };
         Attachment::new(id.to_string(), function, options, listener)
-    }
-
-    /// Gives a function its front end.
-    pub(super) fn connect_nvme(&self, id: &Id, descriptors: Vec<OwnedFd>) -> Result<()> {
-        let mut descriptors = descriptors.into_iter();
-        let socket = descriptors.next().context("no connection came along")?;
-        let resume = Resume::from(UnixStream::from(socket));
-        self.vfio.handle().connection(id.as_str(), resume);
-        Ok(())
     }
 
     /// The subsystem, which is made for its first function.

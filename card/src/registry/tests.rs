@@ -55,6 +55,7 @@ fn running() -> Registry {
     registry
         .report(&FromData::FunctionAttached {
             function: id("blk0"),
+            files: 0,
         })
         .unwrap();
     registry.take_actions();
@@ -84,6 +85,7 @@ fn a_function_is_attached_when_its_volume_is_open() {
     registry
         .report(&FromData::FunctionAttached {
             function: id("blk0"),
+            files: 0,
         })
         .unwrap();
     assert_eq!(*state(&registry), FunctionState::Idle);
@@ -310,6 +312,7 @@ fn reports_that_do_not_fit_change_nothing() {
         },
         FromData::FunctionAttached {
             function: id("blk0"),
+            files: 0,
         },
         FromData::FunctionDetached {
             function: id("blk0"),
@@ -341,6 +344,7 @@ fn another_data_half_is_told_everything_again() {
     registry
         .report(&FromData::FunctionAttached {
             function: id("blk0"),
+            files: 0,
         })
         .unwrap();
     registry.delete_function(&id("blk0")).unwrap();

@@ -13,6 +13,7 @@ mod libblkio;
 mod memory;
 mod neighbours;
 mod nvme;
+mod nvme_kill;
 mod orderly_end;
 mod sessions;
 mod silence;

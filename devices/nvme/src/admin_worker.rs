@@ -135,6 +135,8 @@ pub(crate) struct AdminWorker {
     stirred: bool,
     /// Something may have changed since it was written down.
     unkept: bool,
+    /// Another process has written down a run, and it is not known whether this one goes on with it.
+    undecided: bool,
     ended: bool,
 }
 
@@ -201,6 +203,7 @@ impl AdminWorker {
         counters: Arc<Counters>,
         vectors: Vec<Vector>,
         runs: Runs,
+        restored: bool,
     ) {
         let core = core.clone();
         let reactor = runs.reactors[0].clone();
@@ -226,6 +229,7 @@ impl AdminWorker {
                     news: News::default(),
                     stirred: true,
                     unkept: false,
+                    undecided: restored,
                     ended: false,
                 })
             });
@@ -257,6 +261,7 @@ impl AdminWorker {
         self.unkept = true;
         match message {
             Message::Start { run, queues } => {
+                self.undecided = false;
                 let begun = self.begin(cx, run, &queues);
                 if let Err(e) = &begun {
                     log::debug!("the admin queues: {e}");
@@ -264,6 +269,7 @@ impl AdminWorker {
                 self.core.started(run, begun.is_ok());
             }
             Message::Resume { run, queues } => {
+                self.undecided = false;
                 if let Err(e) = self.resume(cx, run, &queues) {
                     log::error!("a controller cannot go on: {e}");
                     self.core.fail(run);

@@ -228,7 +228,7 @@ impl Controller {
         });
         let vectors: Vec<Vector> = made.expect("the function has made its device");
         AdminWorker::start(
-            &core, mailbox, admin, settings, queues, counters, vectors, runs,
+            &core, mailbox, admin, settings, queues, counters, vectors, runs, restored,
         );
         Ok(function)
     }

@@ -66,7 +66,7 @@ impl AdminWorker {
 
     /// Writes down what there is, where that is kept.
     pub(super) fn write_down(&mut self, now: Instant) {
-        let Some(journal) = &self.core.journal else {
+        let Some(journal) = self.core.journal.as_ref().filter(|_| !self.undecided) else {
             return;
         };
         let run = self.run.as_ref().map(|run| {

@@ -167,6 +167,10 @@ impl Lives {
             let memory = self.memory.clone();
             self.function
                 .set_memory(memory, Duration::ZERO, Box::new(|| {}));
+            // The session is taken up when it comes.
+            for _ in 0..self.deaths % 3 {
+                self.reactor.step(Some(Duration::ZERO));
+            }
             if let Some(saved) = &self.saved {
                 self.function.load(saved).unwrap();
             }

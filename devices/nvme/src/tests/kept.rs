@@ -7,6 +7,7 @@ use std::sync::Arc;
 use bluff_block::Kind;
 use bluff_memory::GuestMemory;
 use bluff_pci::Dma;
+use bluff_reactor::Poll;
 use bluff_testing::{Chance, times};
 
 use crate::fuzzing::host::{DATA, Host, LONG, OK, Plan, Queues, slow, status, write};
@@ -40,6 +41,8 @@ impl Play {
             cq_size: 8,
             sq_size: 5,
             sqs: 2,
+            // The desk wakes nobody.
+            poll: Poll::Always,
             ..Plan::default()
         };
         let queues = host.create(1, &plan);

@@ -16,6 +16,9 @@
 //! process, what its session stands on: each step of a session arrives as a [`FromData::Commit`], is recorded, and is then
 //! carried out on the connection. A new data half gets the descriptors back by [`ToData::Restore`], then the connection and the
 //! recorded state by [`ToData::Connection`], and goes on where the old one ended.
+//!
+//! **Formats that outlive the daemon.** What a host formats a namespace to is recorded by control ([`crate::formats`]) before any
+//! host sees it: the data half asks by [`FromData::KeepFormats`], and goes on with [`ToData::FormatsKept`].
 
 mod link;
 pub mod record;
@@ -24,7 +27,10 @@ use serde::{Deserialize, Serialize};
 
 pub use link::{Link, LinkError, MESSAGE_MAX, Outbox, pair};
 
-use crate::spec::{CardSpec, FunctionSpec, Id, NamespaceSpec, SubsystemSpec, VolumeSpec};
+use crate::spec::{
+    CardSpec, FunctionSpec, Id, NamespaceFormat, NamespaceSpec, SubsystemKey, SubsystemSpec,
+    VolumeSpec,
+};
 use crate::stats::Statistics;
 
 /// Most descriptors in one message. The kernel bears 253 (`SCM_MAX_FD`).
@@ -122,6 +128,13 @@ pub enum ToData {
         /// The number of the commit.
         seq: u64,
     },
+    /// What comes of a [`FromData::KeepFormats`]. Not answered.
+    FormatsKept {
+        /// Its number.
+        seq: u64,
+        /// Why they are certainly not recorded, if they are not.
+        error: Option<String>,
+    },
     /// Take a function away. Its I/O is waited for within a bound. Answered by [`FromData::FunctionDetached`].
     DetachFunction {
         /// The function.
@@ -214,6 +227,16 @@ pub enum FromData {
         /// How many descriptors follow the record.
         files: usize,
     },
+    /// Namespaces of a subsystem were erased, to be formatted so: to be recorded, all or none of them. Unasked; answered by
+    /// [`ToData::FormatsKept`], unless nobody knows whether it was recorded.
+    KeepFormats {
+        /// The subsystem.
+        subsystem: SubsystemKey,
+        /// A number, for the answer.
+        seq: u64,
+        /// The namespaces.
+        formats: Vec<NamespaceFormat>,
+    },
     /// Counters; a large answer comes in parts.
     Statistics {
         /// This part.
@@ -277,6 +300,7 @@ impl Message for ToData {
             | Self::AddNamespace { .. }
             | Self::RemoveNamespace { .. }
             | Self::Committed { .. }
+            | Self::FormatsKept { .. }
             | Self::Start { .. }
             | Self::OpenVolume { .. }
             | Self::CloseVolume { .. }
@@ -302,6 +326,7 @@ impl Message for FromData {
             | Self::NamespaceRemoved { .. }
             | Self::FrontEnd { .. }
             | Self::FrontEndGone { .. }
+            | Self::KeepFormats { .. }
             | Self::Statistics { .. }
             | Self::Failed { .. }
             | Self::Drained => 0,

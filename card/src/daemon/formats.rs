@@ -12,7 +12,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsRawFd, RawFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
@@ -119,12 +119,7 @@ impl AsRawFd for Recorder {
 }
 
 /// Until nobody asks any more.
-fn record_all(
-    state_dir: &PathBuf,
-    jobs: &Receiver<Job>,
-    outcomes: &Sender<Outcome>,
-    wake: &EventFd,
-) {
+fn record_all(state_dir: &Path, jobs: &Receiver<Job>, outcomes: &Sender<Outcome>, wake: &EventFd) {
     for job in jobs {
         let recorded = Formats::record(state_dir, &job.more);
         if outcomes.send(Outcome { job, recorded }).is_err() {
@@ -357,5 +352,69 @@ impl Daemon {
             );
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn job(volume: &str, block_size: u32) -> Job {
+        let key = Key {
+            nqn: "nqn.2026-11.example:s0".to_owned(),
+            volume: volume.parse().unwrap(),
+        };
+        Job {
+            asked: Asked { half: 0, seq: 1 },
+            more: vec![(key, block_size)],
+        }
+    }
+
+    #[test]
+    fn what_was_recorded_is_known_and_what_may_have_been_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut recorder = Recorder::start(dir.path()).unwrap();
+        let key = |volume| job(volume, 512).more[0].0.clone();
+        recorder.begin(job("disk0", 4096)).unwrap();
+        assert_eq!(
+            (recorder.waiting, recorder.known.get(&key("disk0"))),
+            (1, None)
+        );
+        let outcome = recorder.outcomes.recv().unwrap();
+        recorder.note(outcome).1.unwrap();
+        assert_eq!(
+            (recorder.waiting, recorder.known.get(&key("disk0"))),
+            (0, Some(4096))
+        );
+        // It is told a moment later.
+        while recorder.wake.read().is_err() {
+            std::thread::yield_now();
+        }
+
+        let lost = || anyhow::anyhow!("the disk has gone");
+        for (recorded, unknown) in [
+            (RecordError::Unchanged(lost()), false),
+            (RecordError::Unknown(lost()), true),
+        ] {
+            recorder.waiting += 1;
+            let outcome = Outcome {
+                job: job("disk0", 512),
+                recorded: Err(recorded),
+            };
+            assert!(recorder.note(outcome).1.is_err());
+            assert_eq!(recorder.unknown.contains(&key("disk0")), unknown);
+            assert_eq!(recorder.known.get(&key("disk0")), Some(4096));
+            assert_eq!(recorder.waiting, 0);
+        }
+    }
+
+    #[test]
+    fn no_more_wait_than_there_can_be() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut recorder = Recorder::start(dir.path()).unwrap();
+        recorder.waiting = WAITING_MAX;
+        assert!(recorder.begin(job("disk0", 4096)).is_err());
+        recorder.waiting -= 1;
+        recorder.begin(job("disk0", 4096)).unwrap();
     }
 }

@@ -108,3 +108,156 @@ impl FormatKeeper for Keeper {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU8, Ordering};
+
+    use bluff_block::null::Null;
+    use bluff_nvme::{Identity, NamespaceOptions, Subsystem, SubsystemOptions};
+
+    use super::*;
+    use crate::message::{Link, Numbered, ToData, pair};
+
+    type Control = Link<Numbered<ToData>, Numbered<FromData>>;
+
+    struct Rig {
+        control: Control,
+        records: Records,
+        keeper: Arc<Keeper>,
+        subsystem: Arc<Subsystem>,
+        /// How the last format has ended.
+        end: Arc<AtomicU8>,
+    }
+
+    const WAITS: u8 = 0;
+    const KEPT: u8 = 1;
+    const NOT_KEPT: u8 = 2;
+
+    impl Rig {
+        fn new() -> Self {
+            let (ours, theirs) = pair().unwrap();
+            let control = Control::new(ours);
+            control.set_blocking(false).unwrap();
+            let teller = Teller(Arc::new(Mutex::new(Link::new(theirs))));
+            let records = Records::default();
+            let keeper = Arc::new(Keeper::new(&key(), &records, &teller));
+            let subsystem = Subsystem::new(SubsystemOptions {
+                keeper: Some(keeper.clone()),
+                ..SubsystemOptions::new("nqn.2026-11.example:s0")
+            });
+            let subsystem = subsystem.unwrap();
+            let namespace = NamespaceOptions::new(Identity::hashed("disk0"));
+            let volume = Arc::new(Null::new(512, 1 << 20));
+            subsystem.add(volume, namespace).unwrap();
+            Self {
+                control,
+                records,
+                keeper,
+                subsystem,
+                end: Arc::default(),
+            }
+        }
+
+        /// A format to 4096 bytes, as far as it gets.
+        fn format(&self) {
+            let formatting = self.subsystem.begin_format(0, &[1], 1, || ()).unwrap();
+            self.end.store(WAITS, Ordering::Relaxed);
+            let end = self.end.clone();
+            formatting.finish(move |kept| {
+                let end_of = kept.map_or(NOT_KEPT, |()| KEPT);
+                end.store(end_of, Ordering::Relaxed);
+            });
+        }
+
+        /// What control hears, by its number.
+        fn hear(&mut self) -> Option<u64> {
+            let (Numbered { number, message }, _) = self.control.receive().unwrap()?;
+            assert_eq!(number, 0);
+            let FromData::KeepFormats {
+                subsystem,
+                seq,
+                formats,
+            } = message
+            else {
+                panic!("{message:?}")
+            };
+            let format = NamespaceFormat {
+                nsid: 1,
+                block_size: 4096,
+            };
+            assert_eq!((subsystem, formats), (key(), vec![format]));
+            Some(seq)
+        }
+
+        /// How the format has ended, whether the namespace is blocked, and the size of its blocks.
+        fn state(&self) -> (u8, bool, u32) {
+            let table = self.subsystem.allocated(0);
+            let namespace = &table.iter().next().unwrap().namespace;
+            (
+                self.end.load(Ordering::Relaxed),
+                namespace.is_blocked(),
+                1 << namespace.lba_shift(),
+            )
+        }
+    }
+
+    fn key() -> SubsystemKey {
+        SubsystemKey::Shared("s0".parse().unwrap())
+    }
+
+    #[test]
+    fn control_is_asked_and_its_answer_holds() {
+        for (error, end) in [
+            (Some("no room"), (NOT_KEPT, false, 512)),
+            (None, (KEPT, false, 4096)),
+        ] {
+            let mut rig = Rig::new();
+            rig.format();
+            assert_eq!(rig.state(), (WAITS, true, 512));
+            let seq = rig.hear().unwrap();
+            assert!(rig.records.are_awaited(&key()));
+            let other = SubsystemKey::Own("s0".parse().unwrap());
+            assert!(!rig.records.are_awaited(&other));
+            rig.records.answered(seq + 1, None);
+            assert_eq!(rig.state(), (WAITS, true, 512), "another's number");
+            rig.records.answered(seq, error.map(str::to_owned));
+            assert_eq!(rig.state(), end);
+            assert!(!rig.records.are_awaited(&key()));
+            assert_eq!(rig.hear(), None);
+        }
+    }
+
+    #[test]
+    fn a_subsystem_that_is_about_to_go_asks_for_nothing() {
+        let mut rig = Rig::new();
+        rig.keeper.retire();
+        rig.format();
+        assert_eq!(rig.state(), (NOT_KEPT, false, 512));
+        assert_eq!(rig.hear(), None);
+    }
+
+    #[test]
+    fn what_could_not_be_asked_for_is_not_recorded() {
+        let rig = Rig::new();
+        drop(rig.control);
+        let rig = Rig {
+            control: Control::new(pair().unwrap().0),
+            ..rig
+        };
+        rig.format();
+        assert_eq!(rig.state(), (NOT_KEPT, false, 512));
+        assert!(!rig.records.are_awaited(&key()));
+    }
+
+    #[test]
+    fn without_an_answer_nobody_may_use_it() {
+        let mut rig = Rig::new();
+        rig.format();
+        assert!(rig.hear().is_some());
+        rig.records.lock().by_number.clear();
+        assert_eq!(rig.state(), (WAITS, true, 512));
+        let again = rig.subsystem.begin_format(0, &[1], 1, || ());
+        assert!(again.is_err());
+    }
+}

@@ -307,3 +307,22 @@ fn formats_are_what_the_volumes_blocks_divide() {
         assert_eq!(options.formats(&geometry).collect::<Vec<_>>(), formats);
     }
 }
+
+#[test]
+fn without_a_keeper_a_format_erases_and_no_more() {
+    let s = Subsystem::new(SubsystemOptions {
+        keeper: None,
+        ..SubsystemOptions::new("nqn.x")
+    });
+    let s = s.unwrap();
+    s.add(volume(), options("a")).unwrap();
+    assert!(s.begin_format(0, &[1], 1, || ()).is_err());
+    let ended = Arc::new(Mutex::new(None));
+    let end = ended.clone();
+    let formatting = s.begin_format(0, &[1], 0, || ()).unwrap();
+    formatting.finish(move |kept| *end.lock().unwrap() = Some(kept));
+    assert_eq!(*ended.lock().unwrap(), Some(Ok(())));
+    let table = s.allocated(0);
+    let namespace = table.get(1, 32).unwrap();
+    assert_eq!((namespace.shift(), namespace.check()), (9, Ok(())));
+}

@@ -91,6 +91,13 @@ impl Formats {
         // Whoever has put the file there may have died before it was durable.
         let synced = File::open(state_dir).and_then(|dir| dir.sync_all());
         synced.with_context(|| format!("the state directory, {}", state_dir.display()))?;
+        if all.0.is_empty() {
+            // The directory may have been made just now, and so may those that it stands in. Some of them may be closed to us, or stand in what has no disk.
+            let path = std::fs::canonicalize(state_dir).unwrap_or_default();
+            for above in path.ancestors().skip(1) {
+                let _ = File::open(above).and_then(|dir| dir.sync_all());
+            }
+        }
         Ok(all)
     }
 

@@ -21,13 +21,16 @@ fn names(dir: &Path) -> Vec<String> {
 fn what_was_recorded_is_read() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
-    assert_eq!(Formats::read(dir).unwrap(), Formats::default());
+    assert!(Formats::take_up(&dir.join("nowhere")).is_err());
+    for read in [Formats::read, Formats::take_up] {
+        assert_eq!(read(dir).unwrap(), Formats::default());
+    }
     let (a, b) = (key("s0", "disk0"), key("s0", "disk1"));
     Formats::record(dir, &[(a.clone(), 4096), (b.clone(), 512)]).unwrap();
     let other = key("s1", "disk0");
     let all = Formats::record(dir, &[(other.clone(), 4096), (a.clone(), 512)]).unwrap();
     let read = Formats::read(dir).unwrap();
-    assert_eq!(read, all);
+    assert_eq!([&read, &Formats::take_up(dir).unwrap()], [&all; 2]);
     // Of others nothing changes, and who was never formatted has no entry.
     let found = [&a, &b, &other, &key("s1", "disk1")].map(|key| read.get(key));
     assert_eq!(found, [Some(512), Some(512), Some(4096), None]);

@@ -13,6 +13,7 @@
 //! As a process it may be killed at any moment, and then another goes on with its sessions (`sessions`). So it also ends as if it
 //! were killed where anything in it is broken, and where control is gone: an orderly end would tell the front ends.
 
+mod formats;
 mod nvme;
 mod sessions;
 mod volumes;
@@ -36,7 +37,9 @@ use crate::data_half::Options;
 use crate::message::{
     FromData, Link, LinkError, Numbered, Subject, ToData, VolumeInfo, statistics_parts,
 };
-use crate::spec::{CardSpec, DeviceSpec, FunctionSpec, Id, Poll, SubsystemSpec, VolumeSpec};
+use crate::spec::{
+    CardSpec, DeviceSpec, FunctionSpec, Id, Poll, SubsystemKey, SubsystemSpec, VolumeSpec,
+};
 use crate::stats::{FunctionStatistics, QueueStatistics, ReactorStatistics, Statistics};
 
 /// Serves the socket until it is drained, or the other end closes.
@@ -94,7 +97,10 @@ fn serve(link: &mut Link<Numbered<FromData>, Numbered<ToData>>, data: &mut Data)
 /// What a message is about, for the answer that it failed.
 fn subject(message: &ToData) -> Subject {
     match message {
-        ToData::Start { .. } | ToData::Statistics { .. } | ToData::Drain { .. } => Subject::Card,
+        ToData::Start { .. }
+        | ToData::Statistics { .. }
+        | ToData::FormatsKept { .. }
+        | ToData::Drain { .. } => Subject::Card,
         ToData::OpenVolume { volume, .. }
         | ToData::CloseVolume { volume }
         | ToData::ResizeVolume { volume, .. } => Subject::Volume(volume.clone()),
@@ -173,7 +179,9 @@ struct Data {
     sessions: SessionLoop,
     vfio: bluff_vfio_user::SessionLoop,
     functions: BTreeMap<Id, Stands>,
-    subsystems: BTreeMap<nvme::Key, nvme::OpenSubsystem>,
+    subsystems: BTreeMap<SubsystemKey, nvme::OpenSubsystem>,
+    /// Formats that control is asked to keep.
+    records: formats::Records,
     volumes: BTreeMap<Id, OpenVolume>,
     reactors: Vec<Reactor>,
     /// The reactor that the next function begins with.
@@ -191,6 +199,7 @@ impl Data {
                 .context("the thread of vfio-user sessions")?,
             functions: BTreeMap::new(),
             subsystems: BTreeMap::new(),
+            records: formats::Records::default(),
             volumes: BTreeMap::new(),
             reactors: Vec::new(),
             turn: 0,
@@ -312,6 +321,10 @@ impl Data {
                     // It was detached meanwhile.
                     None => {}
                 }
+                Vec::new()
+            }
+            ToData::FormatsKept { seq, error } => {
+                self.records.answered(seq, error);
                 Vec::new()
             }
         })

@@ -17,6 +17,9 @@
 //! carried out on the connection. A new data half gets the descriptors back by [`ToData::Restore`], then the connection and the
 //! recorded state by [`ToData::Connection`], and goes on where the old one ended. What a function itself has to keep is in files of its
 //! own: they come with [`FromData::FunctionAttached`], and go to the next data half with [`ToData::AttachFunction`].
+//!
+//! **Formats that outlive the daemon.** What a host formats a namespace to is recorded by control ([`crate::formats`]) before any
+//! host sees it: the data half asks by [`FromData::KeepFormats`], and goes on with [`ToData::FormatsKept`].
 
 mod link;
 pub mod record;
@@ -25,7 +28,10 @@ use serde::{Deserialize, Serialize};
 
 pub use link::{Link, LinkError, MESSAGE_MAX, Outbox, pair};
 
-use crate::spec::{CardSpec, FunctionSpec, Id, NamespaceSpec, SubsystemSpec, VolumeSpec};
+use crate::spec::{
+    CardSpec, FunctionSpec, Id, NamespaceFormat, NamespaceSpec, SubsystemKey, SubsystemSpec,
+    VolumeSpec,
+};
 use crate::stats::Statistics;
 
 /// Most descriptors in one message. The kernel bears 253 (`SCM_MAX_FD`).
@@ -127,6 +133,13 @@ pub enum ToData {
         /// The number of the commit.
         seq: u64,
     },
+    /// What comes of a [`FromData::KeepFormats`]. Not answered.
+    FormatsKept {
+        /// Its number.
+        seq: u64,
+        /// Why they are certainly not recorded, if they are not.
+        error: Option<String>,
+    },
     /// Take a function away. Its I/O is waited for within a bound. Answered by [`FromData::FunctionDetached`].
     DetachFunction {
         /// The function.
@@ -221,6 +234,16 @@ pub enum FromData {
         /// How many descriptors follow the record.
         files: usize,
     },
+    /// Namespaces of a subsystem were erased, to be formatted so: to be recorded, all or none of them. Unasked; answered by
+    /// [`ToData::FormatsKept`], unless nobody knows whether it was recorded.
+    KeepFormats {
+        /// The subsystem.
+        subsystem: SubsystemKey,
+        /// A number, for the answer.
+        seq: u64,
+        /// The namespaces.
+        formats: Vec<NamespaceFormat>,
+    },
     /// Counters; a large answer comes in parts.
     Statistics {
         /// This part.
@@ -284,6 +307,7 @@ impl Message for ToData {
             Self::AddNamespace { .. }
             | Self::RemoveNamespace { .. }
             | Self::Committed { .. }
+            | Self::FormatsKept { .. }
             | Self::Start { .. }
             | Self::OpenVolume { .. }
             | Self::CloseVolume { .. }
@@ -309,6 +333,7 @@ impl Message for FromData {
             | Self::NamespaceRemoved { .. }
             | Self::FrontEnd { .. }
             | Self::FrontEndGone { .. }
+            | Self::KeepFormats { .. }
             | Self::Statistics { .. }
             | Self::Failed { .. }
             | Self::Drained => 0,

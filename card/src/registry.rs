@@ -397,6 +397,7 @@ impl Registry {
             }
             | FromData::Started { .. }
             | FromData::Commit { .. }
+            | FromData::KeepFormats { .. }
             | FromData::Statistics { .. }
             | FromData::Drained => {}
         }

@@ -16,7 +16,7 @@ use crate::descriptors;
 use crate::message::{DESCRIPTORS_MAX, FromData, Numbered, Subject, ToData};
 use crate::registry::{Action, FunctionState};
 use crate::runtime_dir::{self, BoundSocket};
-use crate::spec::{Attach, DeviceSpec, FunctionSpec, Id, SocketMode, SubsystemSpec, SubsystemUse};
+use crate::spec::{Attach, Id, SocketMode};
 use crate::stats::Statistics;
 
 /// The mode of functions' sockets, less the umask: this user, and its group where the umask is 007. Who may connect has
@@ -84,6 +84,7 @@ impl Daemon {
                 if let Err(error) = self.attach(&function) {
                     let error = format!("{error:#}");
                     log::error!("function {function}: {error}");
+                    self.release(&function);
                     self.tell_registry(&FromData::Failed {
                         about: Subject::Function(function),
                         error,
@@ -101,6 +102,7 @@ impl Daemon {
         let spec = self.registry.function(id)?.spec.clone();
         let functions = self.registry.functions().len();
         let share = descriptors::share(descriptors::limit(), functions, spec.queues);
+        let subsystem = self.presentable(id, &spec)?;
         if !self.fronts.has_door(id) {
             let path = self.registry.socket_path(id, &spec);
             let listener = match spec.mode {
@@ -114,32 +116,12 @@ impl Daemon {
         let message = ToData::AttachFunction {
             function: id.clone(),
             descriptors: share,
-            subsystem: self.subsystem(id, &spec),
+            subsystem,
             spec,
             files: files.len(),
         };
         self.send(message, files);
         Ok(())
-    }
-
-    /// The subsystem of a function, by the name that hosts see.
-    pub(super) fn subsystem(&self, id: &Id, spec: &FunctionSpec) -> Option<SubsystemSpec> {
-        let DeviceSpec::Nvme { subsystem, .. } = &spec.device else {
-            return None;
-        };
-        let found = self.registry.subsystem_of(subsystem)?;
-        let nqn = found.nqn.clone();
-        let nqn = nqn.or_else(|| {
-            let identity = self.identity?;
-            Some(match subsystem {
-                SubsystemUse::Shared { subsystem } => identity.nqn("subsystem", subsystem),
-                SubsystemUse::Own(_) => identity.nqn("function", id),
-            })
-        });
-        Some(SubsystemSpec {
-            nqn,
-            namespaces: found.namespaces.clone(),
-        })
     }
 
     /// Gives a front end to the data half, with what is recorded of its session, as soon as the function is attached.
@@ -281,6 +263,11 @@ impl Daemon {
             FromData::Commit { function, .. } => {
                 return self.commit(function.clone(), descriptors);
             }
+            FromData::KeepFormats {
+                subsystem,
+                seq,
+                formats,
+            } => return self.keep_formats(subsystem, *seq, formats),
             // It could not even start: nothing will be served by this one.
             FromData::Failed {
                 about: Subject::Card,

@@ -17,27 +17,22 @@ use bluff_nvme::{
 use bluff_vfio_user::keeper::BOUNDS;
 use bluff_vfio_user::{Attachment, AttachmentEvent, Options, Record, Resume};
 
+use super::formats::ByControl;
 use super::{Data, Stands};
 use crate::message::{FromData, SessionInfo, record};
 use crate::spec::{
-    DeviceSpec, FunctionSpec, Id, NamespaceSpec, SERIAL_MAX, SubsystemSpec, SubsystemUse,
+    DeviceSpec, FunctionSpec, Id, NamespaceSpec, SERIAL_MAX, SubsystemKey as Key, SubsystemSpec,
 };
 use crate::stats::{FunctionStatistics, QueueStatistics};
 
 /// How many NSIDs a subsystem has at least (NN): firmware asks for each in turn.
 const NSIDS: u32 = 256;
 
-/// What tells subsystems apart: the ID of one that is shared, or of the function that has it alone.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Key {
-    Shared(Id),
-    Own(Id),
-}
-
 /// A subsystem, while a function is in it.
 #[derive(Debug)]
 pub(super) struct OpenSubsystem {
     subsystem: Arc<Subsystem>,
+    keeper: Arc<ByControl>,
     nqn: String,
     /// The volumes of its namespaces, by NSID.
     volumes: BTreeMap<u32, Id>,
@@ -130,10 +125,7 @@ impl Data {
         else {
             unreachable!("asked for by its kind");
         };
-        let key = match used {
-            SubsystemUse::Shared { subsystem } => Key::Shared(subsystem),
-            SubsystemUse::Own(_) => Key::Own(id.clone()),
-        };
+        let key = used.key(id);
         let subsystem = subsystem.context("no subsystem came along")?;
         let open = self.subsystem(&key, &subsystem)?;
         let mut serial = serial.unwrap_or_else(|| id.to_string());
@@ -227,16 +219,22 @@ impl Data {
             return Ok(open.subsystem.clone());
         }
         let nqn = spec.nqn.clone().context("the subsystem has no name")?;
+        // What control has sent with the function may be older than what it answers.
+        ensure!(
+            !self.records.are_awaited(key),
+            "a format of its subsystem is being recorded"
+        );
+        let keeper = Arc::new(ByControl::new(key, &self.records, &self.teller));
         let highest = spec.namespaces.iter().map(|n| n.nsid).max();
         let options = SubsystemOptions {
             nqn: nqn.clone(),
             shared: matches!(key, Key::Shared(_)),
             max_namespaces: highest.unwrap_or(0).max(NSIDS),
-            // Nothing outlives the daemon yet that could say what a host has formatted.
-            keeps_formats: false,
+            keeper: Some(keeper.clone()),
         };
         let mut open = OpenSubsystem {
             subsystem: Subsystem::new(options)?,
+            keeper,
             nqn,
             volumes: BTreeMap::new(),
             users: 0,
@@ -255,6 +253,7 @@ impl Data {
         let identity = Identity::hashed(&format!("{}/{}", open.nqn, namespace.volume));
         let options = NamespaceOptions {
             nsid: Some(namespace.nsid),
+            block_size: namespace.block_size,
             ..NamespaceOptions::new(identity)
         };
         open.subsystem.add(volume, options)?;
@@ -304,6 +303,11 @@ impl Data {
     }
 
     fn forget_unused(&mut self) {
-        self.subsystems.retain(|_, open| open.users > 0);
+        self.subsystems.retain(|_, open| {
+            if open.users == 0 {
+                open.keeper.retire();
+            }
+            open.users > 0
+        });
     }
 }

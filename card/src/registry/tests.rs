@@ -397,10 +397,7 @@ fn subscribers_see_what_happens_and_slow_ones_lose_their_place() {
 }
 
 fn namespace(volume: &str, nsid: u32) -> NamespaceSpec {
-    NamespaceSpec {
-        volume: id(volume),
-        nsid,
-    }
+    NamespaceSpec::new(id(volume), nsid)
 }
 
 fn nvme(subsystem: SubsystemUse) -> FunctionSpec {
@@ -506,7 +503,11 @@ fn namespaces_come_and_go_for_all_who_share_them() {
     registry
         .report(&FromData::NamespaceAdded {
             function: nvme0.clone(),
-            namespace: new,
+            // Which it was formatted to is not the data half's to say.
+            namespace: NamespaceSpec {
+                block_size: Some(4096),
+                ..new
+            },
         })
         .unwrap();
     let numbers = |registry: &Registry| -> Vec<u32> {
@@ -514,6 +515,8 @@ fn namespaces_come_and_go_for_all_who_share_them() {
         namespaces.iter().map(|n| n.nsid).collect()
     };
     assert_eq!(numbers(&registry), [1, 2, 5]);
+    let subsystem = &registry.subsystems()[&id("s0")];
+    assert!(subsystem.namespaces.iter().all(|n| n.block_size.is_none()));
     let users: Vec<_> = registry.users(&disk2).cloned().collect();
     assert_eq!(users, [nvme0, id("nvme1")]);
     assert!(registry.delete_volume(&disk2).is_err());

@@ -47,7 +47,7 @@ use crate::spec::{Command, Completion, Status, admin as opcode};
 use crate::subsystem::SubsystemEvent;
 use crate::token::Token;
 use crate::worker::{Message as ToWorker, WorkerHandle};
-use news::News;
+use news::{Formatted, News};
 use queues::Answer;
 use storage::{FlushAll, Format};
 
@@ -107,8 +107,8 @@ pub(crate) enum Message {
     Drained(u64),
     /// The tables up to this one are all workers'.
     Taken(u64),
-    /// The format that this command of this run asked for is over, and what comes of it was told before.
-    Formatted(RunNumber, u16),
+    /// A format is over.
+    Formatted(Formatted),
     /// The controller is no more.
     End,
 }
@@ -301,7 +301,7 @@ impl AdminWorker {
             }
             Message::Drained(number) => self.drained(number),
             Message::Taken(number) => self.taken(number),
-            Message::Formatted(run, cid) => self.formatted(run, cid),
+            Message::Formatted(formatted) => self.formatted(formatted),
             Message::End => self.end(),
         }
     }

@@ -45,8 +45,9 @@ pub use counters::QueueCounters;
 pub use health::{Counters, Totals};
 pub use namespace::{Namespace, NamespaceTable, Namespaces};
 pub use subsystem::{
-    ANA_GROUPS, Formatting, Listener, Membership, NamespaceOptions, Subsystem, SubsystemError,
-    SubsystemEvent, SubsystemOptions,
+    ANA_GROUPS, FormatKeeper, Formatting, Kept, Listener, Membership, NamespaceFormat,
+    NamespaceOptions, NotKept, Subsystem, SubsystemError, SubsystemEvent, SubsystemOptions,
+    Transient,
 };
 pub use token::Token;
 

@@ -4,7 +4,7 @@
 //!   turn: messages, commands --> state, outbox --> commit: written down --> posted to the host
 //! ```
 //! A command that was taken after the last time that it was written down is taken again: nothing of it was told. One that was answered and not posted is posted; one that is
-//! being done is done again, from its beginning. Creations and deletions of queues are written down when they are over.
+//! being done is done again, from its beginning (but for formats of what others may have). Creations and deletions of queues are written down when they are over.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -18,6 +18,7 @@ use crate::queue::{CompletionQueue, QueueError, Shadow, SubmissionQueue};
 use crate::queues::{CreateCq, CreateSq};
 use crate::registers::{AdminQueues, Run as RunNumber};
 use crate::report::QueueEvent;
+use crate::spec::{Command, Status, admin as opcode};
 use crate::worker::Message as ToWorker;
 
 /// Why it cannot be gone on.
@@ -71,7 +72,7 @@ impl AdminWorker {
         };
         let run = self.run.as_ref().map(|run| {
             let again = run.again.iter();
-            let words = |c: &crate::spec::Command| -> [u64; 8] { zerocopy::transmute!(*c) };
+            let words = |c: &Command| -> [u64; 8] { zerocopy::transmute!(*c) };
             RunRecord {
                 number: run.number.0,
                 taken: run.sq.taken(),
@@ -131,11 +132,10 @@ impl AdminWorker {
             .iter()
             .map(|words| zerocopy::transmute!(*words))
             .collect();
-        run.again = record
-            .pending
-            .iter()
-            .map(|words| zerocopy::transmute!(*words))
-            .collect();
+        let pending = record.pending.iter();
+        let pending = pending.map(|words| -> Command { zerocopy::transmute!(*words) });
+        let (interrupted, again): (Vec<_>, Vec<_>) = pending.partition(|c| self.must_not_repeat(c));
+        run.again = again.into();
         run.shadow = record.shadow.map(|(doorbells, events)| Shadow {
             doorbells,
             events,
@@ -145,7 +145,13 @@ impl AdminWorker {
         run.sqs = sqs.iter().map(|made| (made.qid, *made)).collect();
         // Whether the host was told of the last completions is not known.
         let _ = run.interrupts.posted(1, cx.now());
+        for _ in &interrupted {
+            run.cq.reserve_again()?;
+        }
         self.run = Some(run);
+        for command in &interrupted {
+            self.refuse(command, Status::INTERRUPTED);
+        }
         self.apply_settings();
         for made in cqs {
             let broken = self.broken();
@@ -170,6 +176,12 @@ impl AdminWorker {
             worker.send(ToWorker::Resume);
         }
         Ok(())
+    }
+
+    /// A format may be over, and be another host's namespace by now, who has written there: this one's host has to ask again.
+    fn must_not_repeat(&self, command: &Command) -> bool {
+        let shared = self.core.subsystem().is_none_or(|s| s.options().shared);
+        shared && command.opcode == opcode::FORMAT_NVM
     }
 
     /// What follows where a queue cannot be made again.

@@ -6,6 +6,7 @@ mod rig;
 
 mod commands;
 mod ends;
+mod formats;
 mod hostile;
 mod namespaces;
 mod ordinary;

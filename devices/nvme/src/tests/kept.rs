@@ -210,7 +210,7 @@ fn a_journal_that_makes_no_sense_breaks_the_queue() {
     let command = write(0, 1, DATA);
     // Of a queue that is not there; and more than the queue has entries.
     let lies: [&dyn Fn(); 2] = [&|| journal.take(5, 9, 4, 0, &command), &|| {
-        (5..20).for_each(|i| journal.take(i, 9, 1, 0, &command))
+        (5..20).for_each(|i| journal.take(i, 9, 1, 0, &command));
     }];
     for lie in lies {
         lie();

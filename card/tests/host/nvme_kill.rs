@@ -357,6 +357,7 @@ fn the_next_host_finds_the_controller_as_new_in_the_next_data_half() {
     for doorbells in [Doorbells::Mapped, Doorbells::Shadow] {
         let place = place(doorbells);
         let (daemon, volume) = (place.start(), volume());
+        let baseline = daemon.descriptors();
         for round in 0..times(3, 30) {
             let mut host = Host::start(&place, doorbells, &volume);
             host.traffic.run(100, DEPTH, LIMIT).unwrap();
@@ -378,6 +379,8 @@ fn the_next_host_finds_the_controller_as_new_in_the_next_data_half() {
             });
         }
         assert!(status(&daemon).restarts > 0);
+        // Control has let go of what it kept of them all, and has the files of the functions still.
+        daemon.until_let_go(baseline);
         daemon.terminate();
     }
 }

@@ -6,7 +6,6 @@ use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow};
-
 use bluff_attachment::keeper::Bounds;
 
 use super::fronts::{HandOver, Happening};

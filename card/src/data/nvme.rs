@@ -153,9 +153,11 @@ impl Data {
         let function = function.inspect_err(|_| self.forget_unused());
         let function = function.context("the controller")?;
         let fresh = match goes_on {
-            true => Vec::new(),
-            false => (function.device().files()).context("the controller's files")?,
+            true => Ok(Vec::new()),
+            false => function.device().files(),
         };
+        let fresh = fresh.inspect_err(|_| self.forget_unused());
+        let fresh = fresh.context("the controller's files")?;
         let counters = function.device().counters().clone();
         let attachment = self.nvme_attachment(id, Box::new(function), bound);
         let messages = attachment.counters();

@@ -44,11 +44,20 @@ fn place(doorbells: Doorbells) -> Place {
     let place = Place::new(&format!(
         "[card]\ndata = \"process\"\npoll = \"{}\"\npoll_us = 20\n\
          [volume.disk0]\nuri = \"file:$DIR/disk0.raw\"\nlayers = {OUT_OF_ORDER}\n\
-         [function.nvme0]\nkind = \"nvme\"\nattach = \"vfio-user\"\nnamespaces = [\"disk0\"]\nqueues = {QUEUES}\n",
-        doorbells.poll()
+         [subsystem.s0]\nnamespaces = [\"disk0\"]\n{}{}",
+        doorbells.poll(),
+        function(0),
+        function(1),
     ));
     place.make_file("disk0.raw", SIZE);
     place
+}
+
+/// A controller of the one subsystem.
+fn function(n: u32) -> String {
+    format!(
+        "[function.nvme{n}]\nkind = \"nvme\"\nattach = \"vfio-user\"\nsubsystem = \"s0\"\nqueues = {QUEUES}\n"
+    )
 }
 
 fn volume() -> Volume {
@@ -81,11 +90,27 @@ impl Host {
         place: &Place,
         doorbells: Doorbells,
         volume: &Volume,
+        step: impl FnMut(Stage),
+    ) -> Self {
+        let shape = Shape {
+            depth: DEPTH,
+            sgls: true,
+            ..Shape::default()
+        };
+        Self::start_on(place, "nvme0", doorbells, volume, shape, step)
+    }
+
+    fn start_on(
+        place: &Place,
+        function: &str,
+        doorbells: Doorbells,
+        volume: &Volume,
+        shape: Shape,
         mut step: impl FnMut(Stage),
     ) -> Self {
         let client = until("a session", || {
             // The host before it may be there for a moment still.
-            Client::connect(&place.socket("nvme0"), Options::default()).ok()
+            Client::connect(&place.socket(function), Options::default()).ok()
         });
         let client = Arc::new(client);
         step(Stage::Off);
@@ -122,11 +147,6 @@ impl Host {
             controller.shadow_doorbells(&mut all).unwrap();
             step(Stage::On);
         }
-        let shape = Shape {
-            depth: DEPTH,
-            sgls: true,
-            ..Shape::default()
-        };
         // The judge of the volume panics where a read finds what it may not; a command that completes twice is an error of its queue.
         let volumes = std::slice::from_ref(volume);
         let traffic = Traffic::new(queues, volumes, &memory, shape).unwrap();
@@ -202,7 +222,11 @@ fn status(daemon: &Daemon) -> Status {
 }
 
 fn state(daemon: &Daemon) -> String {
-    let id = "nvme0".parse().unwrap();
+    state_of(daemon, "nvme0")
+}
+
+fn state_of(daemon: &Daemon, function: &str) -> String {
+    let id = function.parse().unwrap();
     match daemon.ask(Request::ShowFunction { id }) {
         Ok(Response::Function(function)) => function.state,
         other => panic!("{other:?}"),
@@ -333,6 +357,7 @@ fn the_next_host_finds_the_controller_as_new_in_the_next_data_half() {
     for doorbells in [Doorbells::Mapped, Doorbells::Shadow] {
         let place = place(doorbells);
         let (daemon, volume) = (place.start(), volume());
+        let baseline = daemon.descriptors();
         for round in 0..times(3, 30) {
             let mut host = Host::start(&place, doorbells, &volume);
             host.traffic.run(100, DEPTH, LIMIT).unwrap();
@@ -354,6 +379,80 @@ fn the_next_host_finds_the_controller_as_new_in_the_next_data_half() {
             });
         }
         assert!(status(&daemon).restarts > 0);
+        // Control has let go of what it kept of them all, and has the files of the functions still.
+        daemon.until_let_go(baseline);
         daemon.terminate();
     }
+}
+
+/// Who a controller is does not depend on the order in which the next data half makes them.
+#[test]
+fn controllers_of_a_subsystem_stay_who_they_are_over_kills() {
+    let place = place(Doorbells::Shadow);
+    let (daemon, volume) = (place.start(), volume());
+    let shape = |n: u16| Shape {
+        depth: DEPTH,
+        host: n * QUEUES,
+        seed: n.into(),
+        ..Shape::default()
+    };
+    let start = |n| {
+        let name = format!("nvme{n}");
+        Host::start_on(&place, &name, Doorbells::Shadow, &volume, shape(n), |_| {})
+    };
+    let mut hosts = [start(1), start(0)];
+    let mut ids = || {
+        hosts.each_mut().map(|host| {
+            host.traffic.run(200, DEPTH, LIMIT).unwrap();
+            let identify = host.controller.identify_controller().unwrap();
+            (identify.cntlid(), identify.serial())
+        })
+    };
+    let before = ids();
+    assert_ne!(before[0].0, before[1].0);
+    for _ in 0..times(3, 30) {
+        replace_data_half(&daemon);
+        until("the other session", || {
+            (state_of(&daemon, "nvme1") == "connected").then_some(())
+        });
+        assert_eq!(ids(), before);
+    }
+    for host in &mut hosts {
+        host.traffic.settle(LIMIT).unwrap();
+    }
+    hosts[0].traffic.verify(LIMIT).unwrap();
+    drop(hosts);
+    daemon.terminate();
+}
+
+/// What a host has asked for stays asked for: features, and events that have not come.
+#[test]
+fn features_and_event_requests_outlive_kills() {
+    let place = place(Doorbells::Shadow);
+    let (daemon, volume) = (place.start(), volume());
+    let mut host = Host::start(&place, Doorbells::Shadow, &volume);
+    // Namespace attribute notices (bit 8), interrupt coalescing.
+    let features = [(0x0b, 1 << 8), (0x08, 0x0203)];
+    for (feature, value) in features {
+        host.controller.set_feature(feature, 0, value).unwrap();
+    }
+    for round in 1..=times(3, 30) {
+        host.controller.request_event().unwrap();
+        replace_data_half(&daemon);
+        for (feature, value) in features {
+            assert_eq!(host.controller.feature(feature, 0).unwrap(), value);
+        }
+        let (id, size) = ("disk0".parse().unwrap(), SIZE + round * 4096);
+        daemon.ask(Request::ResizeVolume { id, size }).unwrap();
+        // Namespace Attribute Changed, by the log page of changed namespaces (NVMe Base 2.1 §5.1.2).
+        let event = until("an event", || host.controller.poll_event().unwrap());
+        assert_eq!(event, 0x04_00_02);
+        assert_eq!(
+            host.controller.log_page(4, 0xffff_ffff, 0, 4096).unwrap()[..8],
+            [1, 0, 0, 0, 0, 0, 0, 0]
+        );
+        host.traffic.run(200, DEPTH, LIMIT).unwrap();
+    }
+    drop(host);
+    daemon.terminate();
 }

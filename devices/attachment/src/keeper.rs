@@ -446,7 +446,7 @@ mod tests {
             |c| {
                 c.files = (10..13)
                     .map(|k| (k, sealed_memory(c"x", 1).unwrap()))
-                    .collect()
+                    .collect();
             },
         ];
         for lie in lies {

@@ -10,51 +10,44 @@
 //!        |            v
 //!        '------> Admin (sans-IO): Done | Failed | Held | Queue | Format
 //! ```
+//! ```text
+//!   run: a controller that is enabled      execute: from a command to its answer      queues, storage: what takes longer
+//!   stop: the end of all queues            keep: what outlives the process            news: what the host hears of namespaces
+//! ```
 //! It lives as long as its controller, and has a [`Run`] while that is enabled. What a worker answers names the run that it is about, so that nothing is taken for
 //! another's.
-//!
-//! Unsafe, because admin data is copied from and to memory that a host shares.
-#![allow(unsafe_code)]
 
+mod execute;
 mod keep;
 mod news;
 mod queues;
+mod run;
+mod stop;
 mod storage;
 
-use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
-use bluff_block::Buffers;
-use bluff_memory::{Access, GuestMemory, IoVec};
+use bluff_memory::GuestMemory;
 use bluff_pci::{Dma, Done, Vector};
 use bluff_reactor::{Actor, Context, Event, Handle, Poll, Turn};
 
-use crate::admin::{Admin, BadDoorbell, ErrorReport, Outcome, Transfer};
+use crate::admin::{Admin, BadDoorbell};
 use crate::controller::{Core, Runs};
-use crate::data::Resolver;
 use crate::health::{Counters, Settings};
-use crate::interrupt::{Coalescing, Interrupts, Signal, Wire};
-use crate::queue::{
-    CompletionQueue, InvalidValue, QueueError, Shadow, Side, SubmissionQueue, completion,
-};
-use crate::queues::{CreateCq, CreateSq};
+use crate::interrupt::Wire;
+use crate::queue::{CompletionQueue, QueueError, Side, SubmissionQueue};
 use crate::registers::{AdminQueues, Run as RunNumber, Stop};
 use crate::report::{QueueEvent, Shared};
-use crate::spec::{Command, Completion, Status, admin as opcode};
 use crate::subsystem::SubsystemEvent;
 use crate::token::Token;
 use crate::worker::{Message as ToWorker, WorkerHandle};
 use news::{Formatted, News};
 use queues::Answer;
-use storage::{FlushAll, Format};
-
-/// Admin commands taken in one turn.
-const COMMANDS: usize = 8;
-/// Most commands that are not answered, requests of events aside.
-const PENDING: usize = 64;
+use run::Run;
+use stop::Stopping;
+use storage::Format;
 
 /// What the actor is told.
 pub(crate) enum Message {
@@ -138,54 +131,6 @@ pub(crate) struct AdminWorker {
     /// Another process has written down a run, and it is not known whether this one goes on with it.
     undecided: bool,
     ended: bool,
-}
-
-/// A controller that is enabled.
-struct Run {
-    number: RunNumber,
-    sq: SubmissionQueue,
-    cq: CompletionQueue,
-    interrupts: Interrupts,
-    resolver: Resolver,
-    page: u64,
-    shadow: Option<Shadow>,
-    /// By completion queue.
-    workers: BTreeMap<u16, Arc<WorkerHandle>>,
-    /// Interrupts given, by completion queue.
-    counts: BTreeMap<u16, Arc<AtomicU64>>,
-    /// Their vectors.
-    vectors: BTreeMap<u16, Option<u16>>,
-    /// The I/O queues that there are, those that are being deleted among them.
-    cqs: BTreeMap<u16, CreateCq>,
-    /// As above.
-    sqs: BTreeMap<u16, CreateSq>,
-    /// Commands that are answered later.
-    pending: Vec<Command>,
-    /// Commands that another process has taken and not answered, to be done again when there is memory.
-    again: VecDeque<Command>,
-    /// Completions that are not posted: what they tell is written down before, and they may wait for memory.
-    outbox: VecDeque<Completion>,
-    /// So many of them, the first, another process may have posted.
-    uncertain: usize,
-    /// Completions that the host has not been told of.
-    posted: u32,
-    /// The memory of the admin queues has gone; until then it may come back.
-    lost: Option<Instant>,
-    /// It cannot go on (CSTS.CFS): no more commands are taken.
-    failed: bool,
-}
-
-/// A stop under way.
-struct Stopping {
-    why: Stop,
-    deadline: Instant,
-    /// Those that are ending: what is asked of all workers is asked of them, too.
-    workers: Vec<Arc<WorkerHandle>>,
-    /// All of them have.
-    ended: bool,
-    /// A format that was under way, until nothing of it is in flight.
-    format: Option<Format>,
-    flush: Option<FlushAll>,
 }
 
 /// How long the memory of the admin queues may be missing, as in a worker.
@@ -321,122 +266,16 @@ impl AdminWorker {
         self.admin.reset(queues.page, cx.now());
         self.vectors.iter().for_each(|wire| wire.set_shared(false));
         self.apply_settings();
-        self.run = Some(self.new_run(number, queues.page, sq, cq));
+        self.run = Some(Run::new(
+            number,
+            queues.page,
+            sq,
+            cq,
+            self.vectors[0].clone(),
+        ));
         // Before the host can see that it is ready.
         self.write_down(cx.now());
         Ok(())
-    }
-
-    fn new_run(
-        &self,
-        number: RunNumber,
-        page: u64,
-        sq: SubmissionQueue,
-        cq: CompletionQueue,
-    ) -> Run {
-        Run {
-            number,
-            sq,
-            cq,
-            interrupts: Interrupts::new(
-                Signal::Vector(self.vectors[0].clone()),
-                Coalescing::default(),
-            ),
-            resolver: Resolver::new(page.trailing_zeros() as u8),
-            page,
-            shadow: None,
-            workers: BTreeMap::new(),
-            counts: BTreeMap::new(),
-            vectors: BTreeMap::new(),
-            cqs: BTreeMap::new(),
-            sqs: BTreeMap::new(),
-            pending: Vec::new(),
-            again: VecDeque::new(),
-            outbox: VecDeque::new(),
-            uncertain: 0,
-            posted: 0,
-            lost: None,
-            failed: false,
-        }
-    }
-
-    /// All queues end.
-    fn stop(&mut self, cx: &mut Context<'_>, why: Stop, bound: Duration) {
-        let deadline = cx.now() + bound;
-        cx.timer(cx.id(), deadline, 0);
-        self.core.routes().clear();
-        let core = self.core.clone();
-        // Dropped by the last worker, and at the end of this where there is none.
-        let token = Token::new(move || core.admin.send(Message::WorkersEnded));
-        let workers: Vec<_> = match self.run.take() {
-            Some(run) => run.workers.into_values().collect(),
-            None => Vec::new(),
-        };
-        // Whoever has waited to hear of something has gone.
-        self.hear_all();
-        for worker in &workers {
-            worker.send(ToWorker::Stop {
-                bound,
-                answer: false,
-                done: token.done(),
-            });
-        }
-        self.stopping = Some(Stopping {
-            why,
-            deadline,
-            workers,
-            ended: false,
-            format: self.cancel_format(),
-            flush: None,
-        });
-    }
-
-    fn hurry(&mut self, cx: &mut Context<'_>, bound: Duration) {
-        if let Some(stopping) = &mut self.stopping {
-            stopping.deadline = stopping.deadline.min(cx.now() + bound);
-            cx.timer(cx.id(), stopping.deadline, 0);
-            for worker in &stopping.workers {
-                worker.send(ToWorker::Stop {
-                    bound,
-                    answer: false,
-                    done: Box::new(|| {}),
-                });
-            }
-        }
-    }
-
-    /// Goes on with a stop; says whether anything was done.
-    fn go_on_stopping(&mut self, cx: &mut Context<'_>) -> bool {
-        let Some(stopping) = &mut self.stopping else {
-            return false;
-        };
-        if let Some(format) = &mut stopping.format {
-            if !format.is_over(cx) {
-                return false;
-            }
-            stopping.format = None;
-        }
-        if !stopping.ended {
-            return false;
-        }
-        if stopping.flush.is_none() {
-            stopping.workers.clear();
-            if matches!(
-                stopping.why,
-                Stop::Shutdown(crate::spec::registers::ShutdownKind::Normal)
-            ) {
-                let table = self.admin.table().clone();
-                stopping.flush = Some(FlushAll::begin(cx, &table));
-            }
-        }
-        if let Some(flush) = &mut stopping.flush
-            && !flush.is_done(cx, stopping.deadline)
-        {
-            return false;
-        }
-        self.stopping = None;
-        self.core.all_stopped();
-        true
     }
 
     fn set_dma(&mut self, cx: &mut Context<'_>, dma: Dma, bound: Duration, done: Done) {
@@ -502,178 +341,6 @@ impl AdminWorker {
         }
     }
 
-    /// The controller is no more.
-    fn end(&mut self) {
-        self.format = None;
-        if let Some(run) = self.run.take() {
-            for worker in run.workers.values() {
-                worker.send(ToWorker::Stop {
-                    bound: Duration::ZERO,
-                    answer: false,
-                    done: Box::new(|| {}),
-                });
-            }
-        }
-        self.stopping = None;
-        self.ended = true;
-    }
-
-    /// Takes commands; says whether there were any.
-    fn serve(&mut self, cx: &mut Context<'_>) -> bool {
-        let mut worked = false;
-        for _ in 0..COMMANDS {
-            let Some(run) = &mut self.run else {
-                return worked;
-            };
-            if !run.takes() {
-                return worked;
-            }
-            let (looked, room) = (run.sq.look(), run.cq.room());
-            if let Err(InvalidValue(value)) = looked.map(|_| ()) {
-                log::debug!("admin queue: tail doorbell {value}");
-                self.admin.report_doorbell(BadDoorbell::Value, Some(0));
-            }
-            let room = match room {
-                Ok(room) => room,
-                Err(InvalidValue(value)) => {
-                    log::debug!("admin queue: head doorbell {value}");
-                    self.admin.report_doorbell(BadDoorbell::Value, None);
-                    return true;
-                }
-            };
-            if room == 0 {
-                return worked;
-            }
-            let run = self.run.as_mut().expect("it was there");
-            let next = run.again.pop_front().or_else(|| run.sq.fetch());
-            let Some(command) = next else {
-                break;
-            };
-            run.cq.reserve();
-            worked = true;
-            self.execute(cx, &command);
-        }
-        worked |= self.tell_events();
-        worked
-    }
-
-    fn execute(&mut self, cx: &mut Context<'_>, command: &Command) {
-        // What workers have failed is in the log before the host can ask for it.
-        for error in self.shared.errors.take() {
-            self.admin.report_error(&ErrorReport {
-                sqid: Some(error.sqid),
-                command: Some((error.cid, error.opcode)),
-                status: error.status,
-                location: None,
-                lba: error.lba,
-                nsid: error.nsid,
-            });
-        }
-        if let Err(status) = self.try_execute(cx, command) {
-            self.refuse(command, status);
-        }
-    }
-
-    fn refuse(&mut self, command: &Command, status: Status) {
-        self.admin
-            .report_error(&ErrorReport::of(0, command, status));
-        self.complete(command.cid.get(), 0, status.more());
-    }
-
-    fn try_execute(&mut self, cx: &mut Context<'_>, command: &Command) -> Result<(), Status> {
-        let transfer = self.admin.transfer(command)?;
-        let mut pieces = Vec::new();
-        let mut data = Vec::new();
-        let (Transfer::FromHost(len) | Transfer::ToHost(len)) = transfer else {
-            return self.dispatch(cx, command, &data, &pieces);
-        };
-        if len > 0 {
-            let memory = match &self.dma {
-                Dma::Off => return Err(Status::DATA_TRANSFER_ERROR),
-                Dma::On(memory) => memory,
-            };
-            let access = match transfer {
-                Transfer::FromHost(_) => Access::Read,
-                _ => Access::Write,
-            };
-            let run = self.run.as_mut().expect("else nothing is taken");
-            run.resolver
-                .resolve(memory, access, command, len as u32, &mut pieces)?;
-        }
-        if let Transfer::FromHost(len) = transfer {
-            data.resize(len, 0);
-            // SAFETY: resolved in the epoch that `self.dma` keeps; the name does not leave this function.
-            unsafe { Buffers::new(&pieces) }.copy_to(&mut data);
-            pieces.clear();
-        }
-        self.dispatch(cx, command, &data, &pieces)
-    }
-
-    fn dispatch(
-        &mut self,
-        cx: &mut Context<'_>,
-        command: &Command,
-        data: &[u8],
-        pieces: &[IoVec],
-    ) -> Result<(), Status> {
-        let cid = command.cid.get();
-        match self.admin.execute(command, data, cx.now()) {
-            Outcome::Done { dw0, data } => {
-                // SAFETY: as above; nothing has changed the epoch meanwhile.
-                unsafe { Buffers::new(pieces) }.copy_from(&data);
-                if command.opcode == opcode::SET_FEATURES {
-                    self.apply_settings();
-                }
-                self.complete(cid, dw0, Status::SUCCESS);
-                Ok(())
-            }
-            Outcome::Failed(status) => Err(status),
-            Outcome::Held => {
-                // Its completion is reserved when there is one.
-                self.run.as_mut().expect("it has a command").cq.release();
-                Ok(())
-            }
-            Outcome::Queue(queue) => {
-                self.answer_later(command);
-                self.queue(command, queue)
-            }
-            Outcome::Format(format) => {
-                self.answer_later(command);
-                self.begin_format(command, &format)
-            }
-        }
-    }
-
-    fn answer_later(&mut self, command: &Command) {
-        let run = self.run.as_mut().expect("it has a command");
-        run.pending.push(*command);
-    }
-
-    /// Answers event requests, as far as there is room.
-    fn tell_events(&mut self) -> bool {
-        let mut told = false;
-        while let Some(run) = &mut self.run
-            && run.cq.is_on()
-            && matches!(run.cq.room(), Ok(1..))
-            && let Some((cid, dw0)) = self.admin.poll_event()
-        {
-            run.cq.reserve();
-            self.complete(cid, dw0, Status::SUCCESS);
-            told = true;
-        }
-        told
-    }
-
-    /// Answers a command whose completion is reserved.
-    fn complete(&mut self, cid: u16, dw0: u32, status: Status) {
-        if let Some(run) = &mut self.run {
-            let answered = run.pending.iter().position(|c| c.cid.get() == cid);
-            answered.map(|at| run.pending.remove(at));
-            let entry = completion(0, run.sq.head(), cid.into(), dw0, status);
-            run.outbox.push_back(entry);
-        }
-    }
-
     /// Interrupts for what was posted in this turn.
     fn publish(&mut self, now: Instant) {
         let Some(run) = &mut self.run else {
@@ -686,38 +353,6 @@ impl AdminWorker {
         }
         if run.interrupts.is_owed() && run.takes() && run.cq.is_read() == Ok(true) {
             run.interrupts.read();
-        }
-    }
-}
-
-impl Run {
-    /// Whether the host has done nothing that it has to be looked at for.
-    #[inline]
-    fn is_quiet(&self) -> bool {
-        self.sq.is_quiet() && !self.interrupts.is_owed()
-    }
-
-    /// Whether commands are taken: not without memory, nor while too many are not answered.
-    fn takes(&self) -> bool {
-        // The host's head may be ahead of what we know to be posted.
-        let certain = self.uncertain == 0;
-        let there = self.cq.is_on() && self.sq.is_on();
-        there && certain && !self.failed && self.pending.len() < PENDING
-    }
-
-    /// Posts what is to be posted, as far as there is memory.
-    fn post(&mut self) {
-        while let Some(entry) = self.outbox.front() {
-            let posted = match self.uncertain {
-                0 => self.cq.post(entry),
-                _ => self.cq.post_unless_there(entry),
-            };
-            if !posted {
-                return;
-            }
-            self.outbox.pop_front();
-            self.uncertain = self.uncertain.saturating_sub(1);
-            self.posted += 1;
         }
     }
 }

@@ -13,6 +13,7 @@ use bluff_reactor::Context;
 use serde::{Deserialize, Serialize};
 
 use super::AdminWorker;
+use super::run::Run;
 use crate::admin::Saved;
 use crate::queue::{CompletionQueue, QueueError, Shadow, SubmissionQueue};
 use crate::queues::{CreateCq, CreateSq};
@@ -125,7 +126,7 @@ impl AdminWorker {
         for _ in &record.outbox {
             cq.reserve_again()?;
         }
-        let mut run = self.new_run(number, page, sq, cq);
+        let mut run = Run::new(number, page, sq, cq, self.vectors[0].clone());
         run.uncertain = record.outbox.len();
         run.outbox = record
             .outbox

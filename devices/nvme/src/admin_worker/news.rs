@@ -11,6 +11,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use super::run::Run;
 use super::{AdminWorker, Message};
 use crate::attached::Table;
 use crate::registers::Run as RunNumber;
@@ -116,7 +117,7 @@ impl AdminWorker {
 
     /// A format is over: what the host does next is done with the new one.
     pub(super) fn formatted(&mut self, formatted: Formatted) {
-        let is_waiting = |run: &super::Run| run.number == formatted.run;
+        let is_waiting = |run: &Run| run.number == formatted.run;
         if self.run.as_ref().is_some_and(is_waiting) {
             self.wait_or_say(What::Formatted(formatted));
         } else if formatted.kept.is_ok() {

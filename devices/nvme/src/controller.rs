@@ -19,11 +19,12 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use bluff_pci::config::{Identity as PciIdentity, Link, MsixPlace};
-use bluff_pci::{Bar, ConfigSpace, Device, Dma, Done, Function, Resources, Vector};
+use bluff_pci::{Bar, ConfigSpace, Device, Dma, Done, Function, IoEvent, Resources, Vector};
 use bluff_reactor::{Handle, Poll, Waker};
 
 use crate::admin::{Admin, ControllerOptions};
 use crate::admin_worker::{AdminWorker, Message};
+use crate::bells::Bells;
 use crate::health::{Counters, Settings};
 use crate::queue::{Doorbells, OFFSET, Side};
 use crate::registers::{Effect, Limits, Registers};
@@ -68,6 +69,10 @@ pub struct Controller {
     core: Arc<Core>,
     membership: Membership,
     counters: Arc<Counters>,
+    /// Doorbells by descriptor, since its host has asked for them.
+    bells: Option<Bells>,
+    queues: u16,
+    runs: Runs,
 }
 
 impl Controller {
@@ -94,10 +99,11 @@ impl Controller {
         let doorbells = Doorbells::new(u32::from(options.queues) + 1);
         let doorbells = doorbells.map_err(ControllerError::Doorbells)?;
         let config = config(&options, &runs, &doorbells);
+        let queues = options.queues;
         let mut made = None;
         // Joining tells the controller its namespaces, so it has to be there first.
         let (sender, mailbox) = mpsc::channel();
-        let shared = Mailbox {
+        let to_admin = Mailbox {
             sender,
             waker: Arc::default(),
             reactor: runs.reactors[0].clone(),
@@ -113,9 +119,9 @@ impl Controller {
         let core = Arc::new(Core {
             registers: Mutex::new(registers),
             stopped: Mutex::default(),
-            routes: Mutex::new(Routes::new(options.queues)),
-            doorbells,
-            admin: shared,
+            routes: Mutex::new(Routes::new(queues)),
+            doorbells: Mutex::new(doorbells),
+            admin: to_admin,
             subsystem: Arc::downgrade(subsystem),
             bound: runs.bound,
             rung_nowhere: AtomicBool::new(false),
@@ -138,7 +144,7 @@ impl Controller {
             Instant::now(),
         );
         let weak = Arc::downgrade(&core);
-        let queues = Shared::new(counters.clone(), move |event: QueueEvent| {
+        let shared = Shared::new(counters.clone(), move |event: QueueEvent| {
             if let Some(core) = weak.upgrade() {
                 core.queue_event(event);
             }
@@ -149,11 +155,14 @@ impl Controller {
                 core: core.clone(),
                 membership,
                 counters: counters.clone(),
+                bells: None,
+                queues,
+                runs: runs.clone(),
             }
         });
         let vectors: Vec<Vector> = made.expect("the function has made its device");
         AdminWorker::start(
-            &core, mailbox, admin, settings, queues, counters, vectors, runs,
+            &core, mailbox, admin, settings, shared, counters, vectors, runs,
         );
         Ok(function)
     }
@@ -274,7 +283,8 @@ pub(crate) struct Core {
     /// Who waits for the end of all queues.
     stopped: Mutex<Vec<Done>>,
     routes: Mutex<Routes>,
-    pub(crate) doorbells: Arc<Doorbells>,
+    /// The registers of this host. Those of the one before stay with its queues, until these have ended.
+    doorbells: Mutex<Arc<Doorbells>>,
     pub(crate) admin: Mailbox,
     subsystem: std::sync::Weak<Subsystem>,
     bound: Duration,
@@ -308,6 +318,10 @@ impl Core {
     /// The subsystem, while there is one.
     pub(crate) fn subsystem(&self) -> Option<Arc<Subsystem>> {
         self.subsystem.upgrade()
+    }
+
+    pub(crate) fn doorbells(&self) -> Arc<Doorbells> {
+        lock(&self.doorbells).clone()
     }
 
     pub(crate) fn routes(&self) -> MutexGuard<'_, Routes> {
@@ -398,7 +412,7 @@ impl Core {
             return;
         }
         let value = u32::from_le_bytes(value);
-        let rung = self.doorbells.ring(at - OFFSET, value);
+        let rung = lock(&self.doorbells).ring(at - OFFSET, value);
         let found = match rung {
             Some((0, _)) => {
                 self.admin.wake();
@@ -463,6 +477,29 @@ impl Device for Controller {
             drop(registers);
             self.counters.power_cycled(safe);
             self.forget_memory(bound, done);
+        }
+    }
+
+    fn io_events(&mut self, bar: u8) -> Vec<IoEvent> {
+        if bar != 0 || self.runs.poll == Poll::Always {
+            return Vec::new();
+        }
+        if self.bells.is_none() {
+            let made = Bells::new(&self.core, self.queues, &self.runs.reactors);
+            // Without them doorbells are messages.
+            self.bells = made
+                .inspect_err(|e| log::debug!("events of doorbells: {e}"))
+                .ok();
+        }
+        let now = self.core.doorbells();
+        self.bells
+            .as_ref()
+            .map_or_else(Vec::new, |bells| bells.io_events(&now))
+    }
+
+    fn drop_io_events(&mut self) {
+        if let Some(bells) = self.bells.take() {
+            *lock(&self.core.doorbells) = bells.into_next();
         }
     }
 

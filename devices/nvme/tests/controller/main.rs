@@ -6,6 +6,7 @@ mod rig;
 
 mod commands;
 mod ends;
+mod events;
 mod hostile;
 mod namespaces;
 mod ordinary;

@@ -134,6 +134,7 @@ impl Controller {
             }
         })?;
         let counters = Arc::new(Counters::new(Instant::now()));
+        counters.belong_to(Arc::downgrade(&core));
         let settings = Arc::new(Settings::new(options.vectors));
         let admin = Admin::new(
             Arc::new(options),

@@ -153,8 +153,7 @@ impl Reader<'_> {
         }
         let mut sockets: Vec<Placed<(Id, PathBuf)>> = Vec::new();
         for (id, mut section) in root.named_sections("function", self.sink) {
-            let data = config.card.data;
-            let function = self.function(&id, data, &mut section, &mut names, &mut sockets);
+            let function = self.function(&id, &mut section, &mut names, &mut sockets);
             section.finish(self.sink);
             config
                 .functions
@@ -297,7 +296,6 @@ impl Reader<'_> {
     fn function(
         &mut self,
         id: &Id,
-        data: DataMode,
         section: &mut Section<'_>,
         names: &mut Names,
         sockets: &mut Vec<Placed<(Id, PathBuf)>>,
@@ -329,10 +327,6 @@ impl Reader<'_> {
             );
             let key = section.key("stop_timeout_ms");
             sink.add(section.place("stop_timeout_ms"), &key, complaint);
-        }
-        if attach == Some(Attach::VfioUser) && data == DataMode::Process {
-            let complaint = "a vfio-user function cannot outlive its data half yet, so not with `data = \"process\"`";
-            sink.add(section.place("attach"), &section.key("attach"), complaint);
         }
         let device = match kind {
             Some(FunctionKind::VirtioBlk) => self.virtio_blk(section, names),

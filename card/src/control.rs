@@ -167,6 +167,9 @@ pub struct FunctionEntry {
     pub reason: Option<String>,
     /// What its front end negotiated.
     pub session: Option<SessionInfo>,
+    /// Its namespaces, where it is asked about alone and is of a kind that has them.
+    #[serde(default)]
+    pub namespaces: Vec<NamespaceEntry>,
 }
 
 /// A volume.
@@ -208,6 +211,9 @@ pub struct NamespaceEntry {
     pub volume: Id,
     /// The shape of that, where it is open.
     pub info: Option<VolumeInfo>,
+    /// The bytes of its blocks: what a host has formatted it to, or else the volume's, where that is open.
+    #[serde(default)]
+    pub block_size: Option<u32>,
 }
 
 impl FunctionEntry {
@@ -229,6 +235,7 @@ impl FunctionEntry {
             state: function.state.word().to_owned(),
             reason,
             session,
+            namespaces: Vec::new(),
         }
     }
 }

@@ -3,8 +3,7 @@
 mod table;
 pub mod top;
 
-use crate::control::{FunctionEntry, NamespacesEntry, Status, VolumeEntry};
-use crate::message::VolumeInfo;
+use crate::control::{FunctionEntry, NamespaceEntry, NamespacesEntry, Status, VolumeEntry};
 use crate::spec::{DeviceSpec, Id, SubsystemUse};
 use crate::stats::FunctionStatistics;
 use crate::units::show_size;
@@ -96,6 +95,10 @@ pub fn function(function: &FunctionEntry, statistics: Option<&FunctionStatistics
         table.row(["queues running", &session.queues.to_string()]);
     }
     let mut text = table.to_string();
+    if !function.namespaces.is_empty() {
+        text.push('\n');
+        text.push_str(&namespace_table(&function.namespaces).to_string());
+    }
     if let Some(statistics) = statistics.filter(|statistics| !statistics.queues.is_empty()) {
         let names = [
             "QUEUE",
@@ -148,19 +151,21 @@ pub fn namespaces(entry: &NamespacesEntry) -> String {
     let functions: Vec<&str> = entry.functions.iter().map(Id::as_str).collect();
     head.row(["subsystem", &entry.nqn]);
     head.row(["functions", &functions.join(",")]);
+    format!("{head}\n{}", namespace_table(&entry.namespaces))
+}
+
+fn namespace_table(namespaces: &[NamespaceEntry]) -> Table {
     let mut table = Table::new(["NSID", "VOLUME", "SIZE", "BLOCK"]);
-    for namespace in &entry.namespaces {
-        let shown = |show: fn(&VolumeInfo) -> String| {
-            namespace.info.as_ref().map_or_else(|| "-".to_owned(), show)
-        };
+    for namespace in namespaces {
+        let shown = |found: Option<String>| found.unwrap_or_else(|| "-".to_owned());
         table.row([
             namespace.nsid.to_string(),
             namespace.volume.to_string(),
-            shown(|info| show_size(info.size)),
-            shown(|info| info.block_size.to_string()),
+            shown(namespace.info.map(|info| show_size(info.size))),
+            shown(namespace.block_size.map(|size| size.to_string())),
         ]);
     }
-    format!("{head}\n{table}")
+    table
 }
 
 fn socket(function: &FunctionEntry) -> String {
@@ -202,7 +207,35 @@ pub fn volumes(volumes: &[VolumeEntry]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::message::VolumeInfo;
     use crate::spec::VolumeSpec;
+
+    #[test]
+    fn a_namespace_has_the_blocks_that_it_was_formatted_to() {
+        let entry = |nsid, volume: Option<u32>, block_size| NamespaceEntry {
+            nsid,
+            volume: "disk0".parse().unwrap(),
+            info: volume.map(|block_size| VolumeInfo {
+                size: 1 << 30,
+                block_size,
+                read_only: false,
+                channels: None,
+            }),
+            block_size,
+        };
+        let all = [
+            entry(1, Some(512), Some(4096)),
+            entry(5, None, Some(512)),
+            entry(7, None, None),
+        ];
+        assert_eq!(
+            namespace_table(&all).to_string(),
+            "NSID  VOLUME  SIZE   BLOCK\n\
+             1     disk0   1 GiB  4096\n\
+             5     disk0   -      512\n\
+             7     disk0   -      -\n"
+        );
+    }
 
     #[test]
     fn volumes_stand_in_columns() {

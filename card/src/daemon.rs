@@ -1,10 +1,12 @@
 //! The control half of `bluffd`: one loop that waits for signals, the data half and the control socket.
 //!
 //! It owns the registry, the sockets, and what sessions stand on, so that a data half that is a process takes nothing along
-//! when it dies that a host would notice. Nothing in the loop waits for anybody.
+//! when it dies that a host would notice. Nothing in the loop waits for anybody, but for an NVMe function that is attached or
+//! gets a namespace while formats are being recorded, which waits for the state directory, for 5 s at most.
 
 mod answer;
 mod carry;
+mod formats;
 mod fronts;
 mod half;
 
@@ -17,6 +19,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail};
 use bluff_vhost_user::limit::Limit;
 use event_manager::{EventManager, EventOps, Events, MutEventSubscriber, SubscriberOps};
+use formats::Recorder;
 use fronts::Fronts;
 use half::Health;
 use vmm_sys_util::epoll::EventSet;
@@ -43,6 +46,7 @@ const SIGNAL: u32 = 0;
 const LINK: u32 = 1;
 const SERVER: u32 = 2;
 const FRONTS: u32 = 3;
+const FORMATS: u32 = 4;
 
 /// What a daemon is started with.
 #[derive(Clone, Debug)]
@@ -138,6 +142,8 @@ struct Daemon {
     card: CardSpec,
     /// There where a function has a name that is made of it.
     identity: Option<Identity>,
+    /// There as well: what hosts have formatted namespaces to.
+    recorder: Option<Recorder>,
     body: Body,
     options: Options,
     registry: Registry,
@@ -195,6 +201,7 @@ impl Daemon {
         let identity = is_named
             .then(|| Identity::of_card(&state_dir))
             .transpose()?;
+        let recorder = is_named.then(|| Recorder::start(&state_dir)).transpose()?;
         let options = Options {
             state_dir,
             is_process: config.card.data == DataMode::Process,
@@ -204,6 +211,7 @@ impl Daemon {
         let mut daemon = Self {
             card: config.card,
             identity,
+            recorder,
             body,
             options,
             registry,
@@ -394,7 +402,11 @@ impl MutEventSubscriber for Daemon {
         let signals = Events::with_data(&self.signals, SIGNAL, EventSet::IN);
         let server = Events::with_data(&self.server, SERVER, EventSet::IN);
         let fronts = Events::with_data(&self.fronts, FRONTS, EventSet::IN);
-        for events in [signals, server, fronts, self.link_events()] {
+        let recorder = self.recorder.iter();
+        let formats = recorder.map(|recorder| Events::with_data(recorder, FORMATS, EventSet::IN));
+        let formats: Vec<_> = formats.collect();
+        let all = [signals, server, fronts, self.link_events()];
+        for events in all.into_iter().chain(formats) {
             if let Err(error) = ops.add(events) {
                 self.finish(Err(anyhow!("the event loop: {error}")));
             }
@@ -410,6 +422,7 @@ impl MutEventSubscriber for Daemon {
                     self.question(client, request);
                 }
             }
+            FORMATS => self.formats_turn(),
             // Looked after in each turn.
             FRONTS => {}
             other => unreachable!("nothing was registered as {other}"),

@@ -13,12 +13,13 @@
 //! As a process it may be killed at any moment, and then another goes on with its sessions (`sessions`). So it also ends as if it
 //! were killed where anything in it is broken, and where control is gone: an orderly end would tell the front ends.
 
+mod formats;
 mod nvme;
 mod sessions;
 mod volumes;
 
 use std::collections::BTreeMap;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex};
@@ -26,17 +27,19 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use bluff_attachment::keeper::Descriptors;
 use bluff_block::{Subscription, Volume, VolumeEvent};
 use bluff_reactor::Handle;
 use bluff_vhost_user::SessionLoop;
-use bluff_vhost_user::state::Descriptors;
 use bluff_virtio_blk::{Blk, BlkOptions, QueueCounters};
 
 use crate::data_half::Options;
 use crate::message::{
     FromData, Link, LinkError, Numbered, Subject, ToData, VolumeInfo, statistics_parts,
 };
-use crate::spec::{CardSpec, DeviceSpec, FunctionSpec, Id, Poll, SubsystemSpec, VolumeSpec};
+use crate::spec::{
+    CardSpec, DeviceSpec, FunctionSpec, Id, Poll, SubsystemKey, SubsystemSpec, VolumeSpec,
+};
 use crate::stats::{FunctionStatistics, QueueStatistics, ReactorStatistics, Statistics};
 
 /// Serves the socket until it is drained, or the other end closes.
@@ -94,7 +97,10 @@ fn serve(link: &mut Link<Numbered<FromData>, Numbered<ToData>>, data: &mut Data)
 /// What a message is about, for the answer that it failed.
 fn subject(message: &ToData) -> Subject {
     match message {
-        ToData::Start { .. } | ToData::Statistics { .. } | ToData::Drain { .. } => Subject::Card,
+        ToData::Start { .. }
+        | ToData::Statistics { .. }
+        | ToData::FormatsKept { .. }
+        | ToData::Drain { .. } => Subject::Card,
         ToData::OpenVolume { volume, .. }
         | ToData::CloseVolume { volume }
         | ToData::ResizeVolume { volume, .. } => Subject::Volume(volume.clone()),
@@ -173,7 +179,9 @@ struct Data {
     sessions: SessionLoop,
     vfio: bluff_vfio_user::SessionLoop,
     functions: BTreeMap<Id, Stands>,
-    subsystems: BTreeMap<nvme::Key, nvme::OpenSubsystem>,
+    subsystems: BTreeMap<SubsystemKey, nvme::OpenSubsystem>,
+    /// Formats that control is asked to keep.
+    records: formats::Records,
     volumes: BTreeMap<Id, OpenVolume>,
     reactors: Vec<Reactor>,
     /// The reactor that the next function begins with.
@@ -191,6 +199,7 @@ impl Data {
                 .context("the thread of vfio-user sessions")?,
             functions: BTreeMap::new(),
             subsystems: BTreeMap::new(),
+            records: formats::Records::default(),
             volumes: BTreeMap::new(),
             reactors: Vec::new(),
             turn: 0,
@@ -235,10 +244,18 @@ impl Data {
                 function,
                 spec,
                 subsystem,
-                descriptors,
+                descriptors: share,
+                files,
             } => {
-                self.attach(&function, spec, subsystem, descriptors)?;
-                vec![FromData::FunctionAttached { function }]
+                // Without those that this process had no room for it would be another function than its front end knows.
+                let there = descriptors.len() == files;
+                ensure!(there, "the function's files were lost on the way");
+                let fresh = self.attach(&function, spec, subsystem, share, descriptors)?;
+                let files = fresh.len();
+                let fresh: Vec<_> = fresh.iter().map(AsFd::as_fd).collect();
+                let attached = FromData::FunctionAttached { function, files };
+                self.teller.send(number, attached, &fresh)?;
+                Vec::new()
             }
             ToData::AddNamespace {
                 function,
@@ -279,11 +296,13 @@ impl Data {
                 vec![FromData::Drained]
             }
             ToData::Restore { function, keys } => {
-                let Some(Stands::Blk(found)) = self.functions.get_mut(&function) else {
-                    bail!("it is not attached, or nothing of it is recorded");
+                let restored = match self.functions.get_mut(&function) {
+                    Some(Stands::Blk(blk)) => &mut blk.restored,
+                    Some(Stands::Nvme(nvme)) => &mut nvme.restored,
+                    None => bail!("it is not attached"),
                 };
                 // Those that this process had no room for are missed when the session is taken up.
-                found.restored.extend(keys.into_iter().zip(descriptors));
+                restored.extend(keys.into_iter().zip(descriptors));
                 Vec::new()
             }
             ToData::Connection { function, .. } => match self.connect(&function, descriptors) {
@@ -295,7 +314,17 @@ impl Data {
                 }
             },
             ToData::Committed { function, seq } => {
-                self.sessions.handle().committed(function.as_str(), seq);
+                let name = function.as_str();
+                match self.functions.get(&function) {
+                    Some(Stands::Blk(_)) => self.sessions.handle().committed(name, seq),
+                    Some(Stands::Nvme(_)) => self.vfio.handle().committed(name, seq),
+                    // It was detached meanwhile.
+                    None => {}
+                }
+                Vec::new()
+            }
+            ToData::FormatsKept { seq, error } => {
+                self.records.answered(seq, error);
                 Vec::new()
             }
         })
@@ -358,13 +387,15 @@ impl Data {
         })
     }
 
+    /// Makes a function, over the files that it had in another data half; gives those that it has made.
     fn attach(
         &mut self,
         id: &Id,
         spec: FunctionSpec,
         subsystem: Option<SubsystemSpec>,
         descriptors: u32,
-    ) -> Result<()> {
+        files: Vec<OwnedFd>,
+    ) -> Result<Vec<OwnedFd>> {
         ensure!(!self.functions.contains_key(id), "it is attached already");
         ensure!(!self.reactors.is_empty(), "there are no reactors");
         // Each function begins on the next reactor, so that functions of one queue are spread too.
@@ -372,8 +403,11 @@ impl Data {
         let order: Vec<usize> = (0..count).map(|i| (self.turn + i) % count).collect();
         self.turn = (self.turn + 1) % count;
         match spec.device {
-            DeviceSpec::VirtioBlk { .. } => self.attach_blk(id, spec, order, descriptors),
-            DeviceSpec::Nvme { .. } => self.attach_nvme(id, spec, subsystem, &order),
+            DeviceSpec::VirtioBlk { .. } => {
+                self.attach_blk(id, spec, order, descriptors)?;
+                Ok(Vec::new())
+            }
+            DeviceSpec::Nvme { .. } => self.attach_nvme(id, spec, subsystem, &order, files),
         }
     }
 

@@ -26,6 +26,7 @@ pub mod daemon;
 pub mod data;
 pub mod data_half;
 pub mod descriptors;
+pub mod formats;
 pub mod identity;
 pub mod kinds;
 pub mod message;

@@ -15,7 +15,11 @@
 //! **Sessions that outlive the data half.** Control has the connection to every front end, and where the data half is a
 //! process, what its session stands on: each step of a session arrives as a [`FromData::Commit`], is recorded, and is then
 //! carried out on the connection. A new data half gets the descriptors back by [`ToData::Restore`], then the connection and the
-//! recorded state by [`ToData::Connection`], and goes on where the old one ended.
+//! recorded state by [`ToData::Connection`], and goes on where the old one ended. What a function itself has to keep is in files of its
+//! own: they come with [`FromData::FunctionAttached`], and go to the next data half with [`ToData::AttachFunction`].
+//!
+//! **Formats that outlive the daemon.** What a host formats a namespace to is recorded by control ([`crate::formats`]) before any
+//! host sees it: the data half asks by [`FromData::KeepFormats`], and goes on with [`ToData::FormatsKept`].
 
 mod link;
 pub mod record;
@@ -24,11 +28,16 @@ use serde::{Deserialize, Serialize};
 
 pub use link::{Link, LinkError, MESSAGE_MAX, Outbox, pair};
 
-use crate::spec::{CardSpec, FunctionSpec, Id, NamespaceSpec, SubsystemSpec, VolumeSpec};
+use crate::spec::{
+    CardSpec, FunctionSpec, Id, NamespaceFormat, NamespaceSpec, SubsystemKey, SubsystemSpec,
+    VolumeSpec,
+};
 use crate::stats::Statistics;
 
 /// Most descriptors in one message. The kernel bears 253 (`SCM_MAX_FD`).
 pub const DESCRIPTORS_MAX: usize = 64;
+/// Most files in which a function keeps what outlives its data half.
+pub const FILES_MAX: usize = 2;
 
 /// A message and its number.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -91,6 +100,8 @@ pub enum ToData {
         subsystem: Option<SubsystemSpec>,
         /// How many descriptors its front end may hold.
         descriptors: u32,
+        /// How many files come along: those that it had in another data half.
+        files: usize,
     },
     /// Add a namespace to the subsystem of a function, for all its controllers. Answered by [`FromData::NamespaceAdded`].
     AddNamespace {
@@ -121,6 +132,13 @@ pub enum ToData {
         function: Id,
         /// The number of the commit.
         seq: u64,
+    },
+    /// What comes of a [`FromData::KeepFormats`]. Not answered.
+    FormatsKept {
+        /// Its number.
+        seq: u64,
+        /// Why they are certainly not recorded, if they are not.
+        error: Option<String>,
     },
     /// Take a function away. Its I/O is waited for within a bound. Answered by [`FromData::FunctionDetached`].
     DetachFunction {
@@ -172,6 +190,8 @@ pub enum FromData {
     FunctionAttached {
         /// The function.
         function: Id,
+        /// How many files come along that are to be kept for it: at most [`FILES_MAX`], and none where it was given some.
+        files: usize,
     },
     /// A function is no longer there.
     FunctionDetached {
@@ -206,13 +226,23 @@ pub enum FromData {
         /// Why, where it was not an orderly end.
         reason: Option<String>,
     },
-    /// A step of a session, as a [`record`] of a [`Commit`](bluff_vhost_user::keeper::Commit), with its descriptors. Answered
+    /// A step of a session, as a [`record`] of a [`Commit`](bluff_attachment::keeper::Commit), with its descriptors. Answered
     /// by [`ToData::Committed`], and until then there is no other for the function.
     Commit {
         /// The function.
         function: Id,
         /// How many descriptors follow the record.
         files: usize,
+    },
+    /// Namespaces of a subsystem were erased, to be formatted so: to be recorded, all or none of them. Unasked; answered by
+    /// [`ToData::FormatsKept`], unless nobody knows whether it was recorded.
+    KeepFormats {
+        /// The subsystem.
+        subsystem: SubsystemKey,
+        /// A number, for the answer.
+        seq: u64,
+        /// The namespaces.
+        formats: Vec<NamespaceFormat>,
     },
     /// Counters; a large answer comes in parts.
     Statistics {
@@ -273,10 +303,11 @@ impl Message for ToData {
         match self {
             Self::Restore { keys, .. } => keys.len(),
             Self::Connection { recorded, .. } => 1 + usize::from(*recorded),
-            Self::AttachFunction { .. }
-            | Self::AddNamespace { .. }
+            Self::AttachFunction { files, .. } => *files,
+            Self::AddNamespace { .. }
             | Self::RemoveNamespace { .. }
             | Self::Committed { .. }
+            | Self::FormatsKept { .. }
             | Self::Start { .. }
             | Self::OpenVolume { .. }
             | Self::CloseVolume { .. }
@@ -292,16 +323,17 @@ impl Message for FromData {
     fn descriptors(&self) -> usize {
         match self {
             Self::Commit { files, .. } => files.saturating_add(1),
+            Self::FunctionAttached { files, .. } => *files,
             Self::Started { .. }
             | Self::VolumeOpened { .. }
             | Self::VolumeClosed { .. }
             | Self::VolumeResized { .. }
-            | Self::FunctionAttached { .. }
             | Self::FunctionDetached { .. }
             | Self::NamespaceAdded { .. }
             | Self::NamespaceRemoved { .. }
             | Self::FrontEnd { .. }
             | Self::FrontEndGone { .. }
+            | Self::KeepFormats { .. }
             | Self::Statistics { .. }
             | Self::Failed { .. }
             | Self::Drained => 0,

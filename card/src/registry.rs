@@ -362,7 +362,7 @@ impl Registry {
             FromData::VolumeResized { volume, size } => {
                 self.step_volume(volume, VolumeStep::Resized(*size))?;
             }
-            FromData::FunctionAttached { function } => {
+            FromData::FunctionAttached { function, .. } => {
                 self.step_function(function, FunctionStep::Attached)?;
             }
             FromData::FrontEnd { function, session } => {
@@ -397,6 +397,7 @@ impl Registry {
             }
             | FromData::Started { .. }
             | FromData::Commit { .. }
+            | FromData::KeepFormats { .. }
             | FromData::Statistics { .. }
             | FromData::Drained => {}
         }

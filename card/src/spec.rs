@@ -252,6 +252,29 @@ pub struct NamespaceSpec {
     pub volume: Id,
     /// Its number, from 1.
     pub nsid: u32,
+    /// The bytes of a block that a host has formatted it to; where none has, they are the volume's. It is no part of the configuration: control knows it ([`crate::formats`]).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub block_size: Option<u32>,
+}
+
+impl NamespaceSpec {
+    /// One that nobody has formatted.
+    pub fn new(volume: Id, nsid: u32) -> Self {
+        Self {
+            volume,
+            nsid,
+            block_size: None,
+        }
+    }
+}
+
+/// What a host has formatted a namespace to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NamespaceFormat {
+    /// Its number.
+    pub nsid: u32,
+    /// Bytes of a block.
+    pub block_size: u32,
 }
 
 /// What NVMe controllers have in common that are one subsystem.
@@ -285,6 +308,26 @@ pub enum SubsystemUse {
     },
     /// One of its own.
     Own(SubsystemSpec),
+}
+
+/// What tells subsystems apart.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SubsystemKey {
+    /// One that functions may share, by its ID.
+    Shared(Id),
+    /// That of a function which has it alone.
+    Own(Id),
+}
+
+impl SubsystemUse {
+    /// That of a function of this ID.
+    pub fn key(&self, function: &Id) -> SubsystemKey {
+        match self {
+            Self::Shared { subsystem } => SubsystemKey::Shared(subsystem.clone()),
+            Self::Own(_) => SubsystemKey::Own(function.clone()),
+        }
+    }
 }
 
 /// What the host sees, and what it stands on.
@@ -421,10 +464,7 @@ mod tests {
 
     #[test]
     fn the_lowest_namespace_number_is_given() {
-        let namespace = |nsid| NamespaceSpec {
-            volume: "disk0".parse().unwrap(),
-            nsid,
-        };
+        let namespace = |nsid| NamespaceSpec::new("disk0".parse().unwrap(), nsid);
         let mut spec = SubsystemSpec::default();
         assert_eq!(spec.free_nsid(), 1);
         spec.namespaces = vec![namespace(1), namespace(3)];

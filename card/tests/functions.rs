@@ -40,7 +40,7 @@ fn data_half(socket: OwnedFd, _: &Options) -> Result<()> {
                 answers.push(FromData::VolumeOpened { volume, info });
             }
             ToData::AttachFunction { function, .. } => {
-                answers.push(FromData::FunctionAttached { function });
+                answers.push(FromData::FunctionAttached { function, files: 0 });
             }
             ToData::Connection { function, .. } => {
                 let session = SessionInfo {

@@ -47,10 +47,9 @@ const NVME_STAGES: &[Stage<dyn Controller>] = &[
             "nvme_does_verified_io_over_resets",
         ]),
     },
-    // Refused with `data = "process"` in this version.
     Stage {
         backend: &BluffdNvme(BLUFFD_PROCESS),
-        always: Always::Filtered,
+        always: Always::Named(&["nvme_outlives_kills_of_the_data_half_under_io"]),
     },
     Stage {
         backend: &QemuNvme,

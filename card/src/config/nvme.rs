@@ -110,10 +110,7 @@ impl Reader<'_> {
         if let Some(name) = item.get_ref().as_str() {
             let name = Spanned::new(item.span(), name.to_owned());
             let volume = self.volume_reference(key.to_owned(), &name, names)?;
-            return Some(NamespaceSpec {
-                volume,
-                nsid: place,
-            });
+            return Some(NamespaceSpec::new(volume, place));
         }
         let Some(table) = item.get_ref().as_table() else {
             let complaint =
@@ -126,9 +123,6 @@ impl Reader<'_> {
         let volume = section.required_text("volume", "the ID of a volume", self.sink);
         let volume = volume.and_then(|v| self.volume_reference(section.key("volume"), &v, names));
         section.finish(self.sink);
-        Some(NamespaceSpec {
-            volume: volume?,
-            nsid: nsid.unwrap_or(place),
-        })
+        Some(NamespaceSpec::new(volume?, nsid.unwrap_or(place)))
     }
 }

@@ -40,7 +40,7 @@ impl Daemon {
                 function,
                 volume,
                 nsid,
-            } => match self.registry.check_namespace(&function, &volume, nsid) {
+            } => match self.new_namespace(&function, &volume, nsid) {
                 Ok(namespace) => {
                     let of = function.clone();
                     let message = ToData::AddNamespace {
@@ -49,7 +49,7 @@ impl Daemon {
                     };
                     return self.change_namespaces(client, of, message);
                 }
-                Err(error) => Err(error.to_string()),
+                Err(error) => Err(format!("{error:#}")),
             },
             Request::RemoveNamespace { function, volume } => {
                 match self.registry.check_removal(&function, &volume) {
@@ -76,6 +76,16 @@ impl Daemon {
         self.server.answer(client, answer);
     }
 
+    fn new_namespace(
+        &mut self,
+        function: &Id,
+        volume: &Id,
+        nsid: Option<u32>,
+    ) -> anyhow::Result<NamespaceSpec> {
+        let namespace = self.registry.check_namespace(function, volume, nsid)?;
+        self.presentable_namespace(function, &namespace)
+    }
+
     fn change_namespaces(&mut self, client: ClientNumber, function: Id, message: ToData) {
         let number = self.send(message, Vec::new());
         let pending = Pending::Namespaces(client, function);
@@ -91,12 +101,14 @@ impl Daemon {
             found.ok_or_else(|| format!("function {id} is of a kind without namespaces"))?;
         let entry = |namespace: NamespaceSpec| {
             let volume = self.registry.volumes().get(&namespace.volume);
+            let info = volume.and_then(|volume| match volume.state {
+                VolumeState::Open(info) => Some(info),
+                _ => None,
+            });
             NamespaceEntry {
                 nsid: namespace.nsid,
-                info: volume.and_then(|volume| match volume.state {
-                    VolumeState::Open(info) => Some(info),
-                    _ => None,
-                }),
+                info,
+                block_size: namespace.block_size.or(info.map(|info| info.block_size)),
                 volume: namespace.volume,
             }
         };
@@ -171,7 +183,14 @@ impl Daemon {
             .registry
             .function(id)
             .map_err(|error| error.to_string())?;
-        Ok(FunctionEntry::new(&self.registry, id, function))
+        let namespaces = match &function.spec.device {
+            DeviceSpec::Nvme { .. } => self.namespaces(id)?.namespaces,
+            DeviceSpec::VirtioBlk { .. } => Vec::new(),
+        };
+        Ok(FunctionEntry {
+            namespaces,
+            ..FunctionEntry::new(&self.registry, id, function)
+        })
     }
 
     fn volumes(&self) -> Vec<VolumeEntry> {

@@ -1,10 +1,13 @@
 //! Between the registry and the data half: actions become messages, reports become states.
 
 use std::fmt;
+use std::io;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow};
+
+use bluff_attachment::keeper::Bounds;
 
 use super::fronts::{HandOver, Happening};
 use super::{Daemon, Pending, Phase};
@@ -13,7 +16,7 @@ use crate::descriptors;
 use crate::message::{DESCRIPTORS_MAX, FromData, Numbered, Subject, ToData};
 use crate::registry::{Action, FunctionState};
 use crate::runtime_dir::{self, BoundSocket};
-use crate::spec::{DeviceSpec, FunctionSpec, Id, SocketMode, SubsystemSpec, SubsystemUse};
+use crate::spec::{Attach, Id, SocketMode};
 use crate::stats::Statistics;
 
 /// The mode of functions' sockets, less the umask: this user, and its group where the umask is 007. Who may connect has
@@ -23,6 +26,22 @@ const FUNCTION_MODE: u32 = 0o660;
 const RECONNECT: Duration = Duration::from_millis(250);
 /// First and longest pause before a volume that could not be opened is tried again.
 const REOPEN: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
+
+/// What may be recorded of a session over such an attachment, where its front end's share of descriptors is this.
+fn bounds(attach: Attach, share: u32) -> Bounds {
+    match attach {
+        // Its session refuses what is over the share.
+        Attach::VhostUser => bluff_vhost_user::keeper::BOUNDS,
+        Attach::VfioUser => {
+            let bounds = bluff_vfio_user::keeper::BOUNDS;
+            let share = usize::try_from(share).unwrap_or(usize::MAX);
+            Bounds {
+                kept: bounds.kept.min(share),
+                ..bounds
+            }
+        }
+    }
+}
 
 impl Daemon {
     /// Sends a message and returns its number.
@@ -65,6 +84,7 @@ impl Daemon {
                 if let Err(error) = self.attach(&function) {
                     let error = format!("{error:#}");
                     log::error!("function {function}: {error}");
+                    self.release(&function);
                     self.tell_registry(&FromData::Failed {
                         about: Subject::Function(function),
                         error,
@@ -80,43 +100,28 @@ impl Daemon {
 
     fn attach(&mut self, id: &Id) -> Result<()> {
         let spec = self.registry.function(id)?.spec.clone();
+        let functions = self.registry.functions().len();
+        let share = descriptors::share(descriptors::limit(), functions, spec.queues);
+        let subsystem = self.presentable(id, &spec)?;
         if !self.fronts.has_door(id) {
             let path = self.registry.socket_path(id, &spec);
             let listener = match spec.mode {
                 SocketMode::Client => None,
                 SocketMode::Server => Some(BoundSocket::bind(&path, FUNCTION_MODE)?),
             };
-            self.fronts.open(id.clone(), listener)?;
+            let bounds = bounds(spec.attach, share);
+            self.fronts.open(id.clone(), listener, bounds)?;
         }
-        let functions = self.registry.functions().len();
+        let files = self.fronts.files(id)?;
         let message = ToData::AttachFunction {
             function: id.clone(),
-            descriptors: descriptors::share(descriptors::limit(), functions, spec.queues),
-            subsystem: self.subsystem(id, &spec),
+            descriptors: share,
+            subsystem,
             spec,
+            files: files.len(),
         };
-        self.send(message, Vec::new());
+        self.send(message, files);
         Ok(())
-    }
-
-    /// The subsystem of a function, by the name that hosts see.
-    pub(super) fn subsystem(&self, id: &Id, spec: &FunctionSpec) -> Option<SubsystemSpec> {
-        let DeviceSpec::Nvme { subsystem, .. } = &spec.device else {
-            return None;
-        };
-        let found = self.registry.subsystem_of(subsystem)?;
-        let nqn = found.nqn.clone();
-        let nqn = nqn.or_else(|| {
-            let identity = self.identity?;
-            Some(match subsystem {
-                SubsystemUse::Shared { subsystem } => identity.nqn("subsystem", subsystem),
-                SubsystemUse::Own(_) => identity.nqn("function", id),
-            })
-        });
-        Some(SubsystemSpec {
-            nqn,
-            namespaces: found.namespaces.clone(),
-        })
     }
 
     /// Gives a front end to the data half, with what is recorded of its session, as soon as the function is attached.
@@ -258,6 +263,11 @@ impl Daemon {
             FromData::Commit { function, .. } => {
                 return self.commit(function.clone(), descriptors);
             }
+            FromData::KeepFormats {
+                subsystem,
+                seq,
+                formats,
+            } => return self.keep_formats(subsystem, *seq, formats),
             // It could not even start: nothing will be served by this one.
             FromData::Failed {
                 about: Subject::Card,
@@ -300,15 +310,25 @@ impl Daemon {
                 self.fronts.gone(function);
                 self.reconnect(function);
             }
-            FromData::FunctionAttached { function } => {
+            FromData::FunctionAttached { function, files } => {
+                let kept = match descriptors.len() == *files {
+                    true => self.fronts.keep(function, descriptors),
+                    // This process has too many open to take them.
+                    false => Err(io::Error::other("they were lost")),
+                };
+                if let Err(error) = kept {
+                    log::error!(
+                        "function {function}: its session would not outlive a data half: the function's files: {error}"
+                    );
+                }
                 self.connect_at.insert(function.clone(), Instant::now());
             }
             FromData::FunctionDetached { function } => self.release(function),
             _ => {}
         }
         self.tell_registry(&report);
-        if let FromData::FrontEndGone { function, .. } | FromData::FunctionAttached { function } =
-            &report
+        if let FromData::FrontEndGone { function, .. }
+        | FromData::FunctionAttached { function, .. } = &report
         {
             self.hand_over(function);
         }

@@ -1,9 +1,10 @@
 //! Front ends, as the control half has them: their connections, and what is recorded of their sessions.
 //!
 //! ```text
-//!   listener or connect --> Door: one for each function in vhost-user
+//!   listener or connect --> Door: one for each function
 //!                             current: connection + Ledger --- hand_over() --> a data half, and the next one
 //!                             next:    who came before the last one was gone
+//!                             files:   what the function itself keeps
 //! ```
 //!
 //! Control accepts and connects itself, so that there is no moment in which a front end is known to a data half only. With
@@ -11,8 +12,9 @@
 //! [`Commit`] that the data half made of it is recorded. So a data half can die anywhere: the next one gets the connection,
 //! the state and the descriptors, and looks at the first message that is still in the socket.
 //!
-//! A data half may be in a hostile host's hand. What it can do here is bounded by [`Ledger::apply`] and `KEPT_MAX`; for what
-//! does not fit, that one front end loses its connection.
+//! A data half may be in a hostile host's hand. What it can do here is bounded by [`Ledger::apply`], as the function's attachment needs
+//! it ([`Bounds`]); for what does not fit, that one front end loses its connection. What is in records and files is for the next data half
+//! to check: nothing here looks into it.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -20,18 +22,14 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use bluff_vhost_user::keeper::{Commit, Ledger, Progress};
-use bluff_vhost_user::spec::MAX_DESCRIPTORS;
-use bluff_vhost_user::state::Key;
-use bluff_vhost_user::unix;
+use bluff_attachment::descriptor;
+use bluff_attachment::keeper::{Bounds, Commit, Key, Ledger, Progress};
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 
-use crate::message::record;
+use crate::message::{FILES_MAX, record};
 use crate::runtime_dir::BoundSocket;
 use crate::spec::Id;
 
-/// Most descriptors that are kept for one function: all that a session can name, and those of one more message.
-const KEPT_MAX: usize = MAX_DESCRIPTORS + unix::MAX_FILES;
 /// Connections that are accepted at one door in a turn.
 const ACCEPTS: usize = 32;
 /// Pause after `accept` has failed for want of descriptors or memory.
@@ -71,6 +69,10 @@ struct Door {
     token: u64,
     /// None in client mode.
     listener: Option<BoundSocket>,
+    /// What a session may have recorded.
+    bounds: Bounds,
+    /// What the function keeps, from its first data half on.
+    files: Vec<OwnedFd>,
     /// Until when nothing is accepted.
     paused: Option<Instant>,
     /// Whether nobody can be served: who comes is told so by the end of the connection.
@@ -93,10 +95,10 @@ struct Front {
 }
 
 impl Front {
-    fn new(socket: UnixStream) -> Self {
+    fn new(socket: UnixStream, bounds: Bounds) -> Self {
         Self {
             socket,
-            ledger: Ledger::new(),
+            ledger: Ledger::new(bounds),
             handed: false,
             blocked: None,
         }
@@ -133,11 +135,16 @@ impl Fronts {
         current.is_some_and(|front| front.handed)
     }
 
-    /// Opens a function's door; `listener` in server mode.
+    /// Opens a function's door; `listener` in server mode. `bounds` are for what is recorded of its sessions.
     ///
     /// # Errors
     /// Where the socket cannot be waited for.
-    pub fn open(&mut self, id: Id, listener: Option<BoundSocket>) -> io::Result<()> {
+    pub fn open(
+        &mut self,
+        id: Id,
+        listener: Option<BoundSocket>,
+        bounds: Bounds,
+    ) -> io::Result<()> {
         let token = self.next_token;
         if let Some(socket) = &listener {
             let data = EventData::new_u64(token);
@@ -148,6 +155,8 @@ impl Fronts {
         let door = Door {
             token,
             listener,
+            bounds,
+            files: Vec::new(),
             paused: None,
             barred: false,
             current: None,
@@ -156,6 +165,31 @@ impl Fronts {
         };
         self.doors.insert(id, door);
         Ok(())
+    }
+
+    /// Takes files that are to be kept for a function, until its door is closed. Where it has some these are of no use.
+    ///
+    /// # Errors
+    /// Where they are too many: then none is kept.
+    pub fn keep(&mut self, id: &Id, files: Vec<OwnedFd>) -> io::Result<()> {
+        if files.len() > FILES_MAX {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        if let Some(door) = self.doors.get_mut(id)
+            && door.files.is_empty()
+        {
+            door.files = files;
+        }
+        Ok(())
+    }
+
+    /// Duplicates of the files that are kept for a function, for its next data half.
+    ///
+    /// # Errors
+    /// Where descriptors are used up.
+    pub fn files(&self, id: &Id) -> io::Result<Vec<OwnedFd>> {
+        let kept = self.doors.get(id).into_iter().flat_map(|d| &d.files);
+        kept.map(OwnedFd::try_clone).collect()
     }
 
     /// Closes a function's door and connections.
@@ -192,7 +226,7 @@ impl Fronts {
     /// A connection that control has made.
     pub fn connected(&mut self, id: &Id, socket: OwnedFd) {
         if let Some(door) = self.doors.get_mut(id) {
-            door.current = Some(Front::new(socket.into()));
+            door.current = Some(Front::new(socket.into(), door.bounds));
         }
     }
 
@@ -213,10 +247,10 @@ impl Fronts {
             return Ok(None);
         };
         // One that has gone while nobody served it: its session is over, and its requests are not to be done again.
-        let has_gone = |f: &mut Front| !f.handed && unix::is_hung_up(f.socket.as_fd());
+        let has_gone = |f: &mut Front| !f.handed && descriptor::is_hung_up(f.socket.as_fd());
         while let Some(gone) = door.current.take_if(has_gone) {
             forget(&self.epoll, &gone);
-            door.current = door.next.take().map(Front::new);
+            door.current = door.next.take().map(|next| Front::new(next, door.bounds));
         }
         let waits = |front: &&mut Front| !front.handed && front.blocked.is_none();
         let Some(front) = door.current.as_mut().filter(waits) else {
@@ -251,7 +285,7 @@ impl Fronts {
         let done = match descriptors.is_empty() {
             // This process has too many open to take them.
             true => Err(io::Error::other("the descriptors of its step were lost")),
-            false => record::read(descriptors.remove(0).as_fd())
+            false => record::read(descriptors.remove(0).as_fd(), front.ledger.bounds().record)
                 .and_then(|bytes| Commit::decode(&bytes, descriptors))
                 .and_then(|commit| apply(front, commit)),
         };
@@ -283,7 +317,7 @@ impl Fronts {
         if let Some(front) = door.current.take() {
             forget(&self.epoll, &front);
         }
-        door.current = door.next.take().map(Front::new);
+        door.current = door.next.take().map(|next| Front::new(next, door.bounds));
     }
 
     /// When [`Fronts::turn`] has something to do at the latest.
@@ -391,11 +425,11 @@ impl Door {
         match &mut self.current {
             _ if self.barred => false,
             None => {
-                self.current = Some(Front::new(connection));
+                self.current = Some(Front::new(connection, self.bounds));
                 true
             }
             // It comes back before the data half has said that it was gone.
-            Some(front) if unix::is_hung_up(front.socket.as_fd()) => {
+            Some(front) if descriptor::is_hung_up(front.socket.as_fd()) => {
                 self.next = Some(connection);
                 false
             }
@@ -411,10 +445,6 @@ impl Door {
 }
 
 fn apply(front: &mut Front, commit: Commit) -> io::Result<(u64, Progress)> {
-    // Those that a step replaces go after those that it brings.
-    if front.ledger.descriptors() + commit.files.len() > KEPT_MAX {
-        return Err(io::ErrorKind::InvalidData.into());
-    }
     let seq = commit.seq;
     let progress = front.ledger.apply(front.socket.as_fd(), commit)?;
     Ok((seq, progress))

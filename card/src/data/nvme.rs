@@ -1,41 +1,38 @@
 //! NVMe functions, and the subsystems that they are controllers of.
 
 use std::collections::BTreeMap;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use bluff_attachment::keeper::{Descriptors, Keeper};
+use bluff_attachment::limit::Limit;
 use bluff_nvme::{
-    Controller, ControllerOptions, Counters, Identity, NamespaceOptions, QueueCounters, Runs,
+    Controller, ControllerOptions, Counters, Identity, Keep, NamespaceOptions, QueueCounters, Runs,
     Subsystem, SubsystemOptions,
 };
-use bluff_vfio_user::{Attachment, AttachmentEvent, Options, Resume};
-use bluff_vhost_user::limit::Limit;
+use bluff_vfio_user::keeper::BOUNDS;
+use bluff_vfio_user::{Attachment, AttachmentEvent, Options, Record, Resume};
 
+use super::formats::ByControl;
 use super::{Data, Stands};
-use crate::message::{FromData, SessionInfo};
+use crate::message::{FromData, SessionInfo, record};
 use crate::spec::{
-    DeviceSpec, FunctionSpec, Id, NamespaceSpec, SERIAL_MAX, SubsystemSpec, SubsystemUse,
+    DeviceSpec, FunctionSpec, Id, NamespaceSpec, SERIAL_MAX, SubsystemKey as Key, SubsystemSpec,
 };
 use crate::stats::{FunctionStatistics, QueueStatistics};
 
 /// How many NSIDs a subsystem has at least (NN): firmware asks for each in turn.
 const NSIDS: u32 = 256;
 
-/// What tells subsystems apart: the ID of one that is shared, or of the function that has it alone.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Key {
-    Shared(Id),
-    Own(Id),
-}
-
 /// A subsystem, while a function is in it.
 #[derive(Debug)]
 pub(super) struct OpenSubsystem {
     subsystem: Arc<Subsystem>,
+    keeper: Arc<ByControl>,
     nqn: String,
     /// The volumes of its namespaces, by NSID.
     volumes: BTreeMap<u32, Id>,
@@ -56,9 +53,36 @@ pub(super) struct Nvme {
     pub(super) messages: Arc<bluff_vfio_user::Counters>,
     /// The reactors that its queues are spread over.
     pub(super) reactors: Vec<u16>,
+    /// Descriptors of a session that it will go on with.
+    pub(super) restored: Descriptors,
+    /// Whether its controller was another data half's, so that it can go on with a session.
+    goes_on: bool,
 }
 
 impl Nvme {
+    /// The front end that control has handed over, in mid-session where something is recorded.
+    pub(super) fn resume(&mut self, descriptors: Vec<OwnedFd>) -> Result<Resume> {
+        let files = std::mem::take(&mut self.restored);
+        let mut descriptors = descriptors.into_iter();
+        let socket = descriptors.next().context("no connection came along")?;
+        let recorded = match descriptors.next() {
+            None => None,
+            Some(state) => {
+                // What its controller has done, and the doorbells that its host may have mapped, are nowhere else.
+                ensure!(self.goes_on, "its controller's files are gone");
+                let state = record::read(state.as_fd(), BOUNDS.record);
+                let state = state.context("the record of its session")?;
+                Some((Record::from_bytes(&state)?, files))
+            }
+        };
+        // One session: the next one finds the controller as new, in this process as in another.
+        self.goes_on = false;
+        Ok(Resume {
+            socket: UnixStream::from(socket),
+            recorded,
+        })
+    }
+
     pub(super) fn statistics(&self, id: &Id) -> FunctionStatistics {
         let queue = |(qid, counters): (u16, Arc<QueueCounters>)| {
             let get = |cell: &AtomicU64| cell.load(Ordering::Relaxed);
@@ -92,7 +116,8 @@ impl Data {
         spec: FunctionSpec,
         subsystem: Option<SubsystemSpec>,
         order: &[usize],
-    ) -> Result<()> {
+        files: Vec<OwnedFd>,
+    ) -> Result<Vec<OwnedFd>> {
         let DeviceSpec::Nvme {
             subsystem: used,
             serial,
@@ -100,10 +125,7 @@ impl Data {
         else {
             unreachable!("asked for by its kind");
         };
-        let key = match used {
-            SubsystemUse::Shared { subsystem } => Key::Shared(subsystem),
-            SubsystemUse::Own(_) => Key::Own(id.clone()),
-        };
+        let key = used.key(id);
         let subsystem = subsystem.context("no subsystem came along")?;
         let open = self.subsystem(&key, &subsystem)?;
         let mut serial = serial.unwrap_or_else(|| id.to_string());
@@ -121,9 +143,19 @@ impl Data {
             poll: self.poll(spec.poll),
             bound,
         };
-        let function = Controller::function(&open, options, runs);
+        let goes_on = !files.is_empty();
+        let keep = match (self.keeps, goes_on) {
+            (false, _) => Keep::Nothing,
+            (true, false) => Keep::Fresh,
+            (true, true) => Keep::Restored(files),
+        };
+        let function = Controller::function_kept(&open, options, runs, keep);
         let function = function.inspect_err(|_| self.forget_unused());
         let function = function.context("the controller")?;
+        let fresh = match goes_on {
+            true => Vec::new(),
+            false => (function.device().files()).context("the controller's files")?,
+        };
         let counters = function.device().counters().clone();
         let attachment = self.nvme_attachment(id, Box::new(function), bound);
         let messages = attachment.counters();
@@ -137,9 +169,11 @@ impl Data {
             counters,
             messages,
             reactors: order.iter().map(|i| *i as u16).collect(),
+            restored: Descriptors::new(),
+            goes_on,
         };
         self.functions.insert(id.clone(), Stands::Nvme(nvme));
-        Ok(())
+        Ok(fresh)
     }
 
     fn nvme_attachment(
@@ -173,18 +207,10 @@ impl Data {
         });
         let options = Options {
             bound,
+            keeper: (self.keeps).then(|| Box::new(self.recorder(id)) as Box<dyn Keeper>),
             ..Options::default()
         };
         Attachment::new(id.to_string(), function, options, listener)
-    }
-
-    /// Gives a function its front end.
-    pub(super) fn connect_nvme(&self, id: &Id, descriptors: Vec<OwnedFd>) -> Result<()> {
-        let mut descriptors = descriptors.into_iter();
-        let socket = descriptors.next().context("no connection came along")?;
-        let resume = Resume::from(UnixStream::from(socket));
-        self.vfio.handle().connection(id.as_str(), resume);
-        Ok(())
     }
 
     /// The subsystem, which is made for its first function.
@@ -193,16 +219,22 @@ impl Data {
             return Ok(open.subsystem.clone());
         }
         let nqn = spec.nqn.clone().context("the subsystem has no name")?;
+        // What control has sent with the function may be older than what it answers.
+        ensure!(
+            !self.records.are_awaited(key),
+            "a format of its subsystem is being recorded"
+        );
+        let keeper = Arc::new(ByControl::new(key, &self.records, &self.teller));
         let highest = spec.namespaces.iter().map(|n| n.nsid).max();
         let options = SubsystemOptions {
             nqn: nqn.clone(),
             shared: matches!(key, Key::Shared(_)),
             max_namespaces: highest.unwrap_or(0).max(NSIDS),
-            // Nothing outlives the daemon yet that could say what a host has formatted.
-            keeps_formats: false,
+            keeper: Some(keeper.clone()),
         };
         let mut open = OpenSubsystem {
             subsystem: Subsystem::new(options)?,
+            keeper,
             nqn,
             volumes: BTreeMap::new(),
             users: 0,
@@ -221,6 +253,7 @@ impl Data {
         let identity = Identity::hashed(&format!("{}/{}", open.nqn, namespace.volume));
         let options = NamespaceOptions {
             nsid: Some(namespace.nsid),
+            block_size: namespace.block_size,
             ..NamespaceOptions::new(identity)
         };
         open.subsystem.add(volume, options)?;
@@ -270,6 +303,11 @@ impl Data {
     }
 
     fn forget_unused(&mut self) {
-        self.subsystems.retain(|_, open| open.users > 0);
+        self.subsystems.retain(|_, open| {
+            if open.users == 0 {
+                open.keeper.retire();
+            }
+            open.users > 0
+        });
     }
 }

@@ -13,7 +13,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use bluff_vhost_user::keeper::{Commit, Direct, Keeper, Progress};
+use bluff_attachment::keeper::{Commit, Keeper, Progress};
+use bluff_vhost_user::keeper::{BOUNDS, Direct};
 use bluff_vhost_user::limit::Limit;
 use bluff_vhost_user::{Attachment, AttachmentEvent, Negotiated, Options, Resume, SessionState};
 use bluff_virtio::VirtioDevice;
@@ -56,10 +57,7 @@ impl Data {
             }
         });
         let keeper: Box<dyn Keeper> = match self.keeps {
-            true => Box::new(Recorder {
-                teller: self.teller.clone(),
-                function: id.clone(),
-            }),
+            true => Box::new(self.recorder(id)),
             false => Box::new(Direct::default()),
         };
         let options = Options {
@@ -73,11 +71,23 @@ impl Data {
         added.context("the thread of sessions")
     }
 
+    /// Who has control record a function's sessions.
+    pub(super) fn recorder(&self, id: &Id) -> Recorder {
+        Recorder {
+            teller: self.teller.clone(),
+            function: id.clone(),
+        }
+    }
+
     /// Takes a front end up, in mid-session where something is recorded.
     pub(super) fn connect(&mut self, id: &Id, descriptors: Vec<OwnedFd>) -> Result<()> {
         let function = match self.functions.get_mut(id).context("it is not attached")? {
             Stands::Blk(function) => function,
-            Stands::Nvme(_) => return self.connect_nvme(id, descriptors),
+            Stands::Nvme(nvme) => {
+                let resume = nvme.resume(descriptors)?;
+                self.vfio.handle().connection(id.as_str(), resume);
+                return Ok(());
+            }
         };
         let files = std::mem::take(&mut function.restored);
         let mut descriptors = descriptors.into_iter();
@@ -85,7 +95,8 @@ impl Data {
         let recorded = match descriptors.next() {
             None => None,
             Some(state) => {
-                let state = record::read(state.as_fd()).context("the record of its session")?;
+                let state = record::read(state.as_fd(), BOUNDS.record);
+                let state = state.context("the record of its session")?;
                 Some((SessionState::from_bytes(&state)?, files))
             }
         };
@@ -99,7 +110,7 @@ impl Data {
 }
 
 /// Has control record, consume and reply.
-struct Recorder {
+pub(super) struct Recorder {
     teller: Teller,
     function: Id,
 }

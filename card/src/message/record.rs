@@ -11,9 +11,6 @@ use std::os::unix::fs::FileExt;
 
 use rustix::fs::{MemfdFlags, SealFlags};
 
-/// Most bytes of a record: about ten times what the largest session comes to.
-pub const RECORD_MAX: usize = 1 << 20;
-
 const SEALS: SealFlags = SealFlags::WRITE
     .union(SealFlags::GROW)
     .union(SealFlags::SHRINK)
@@ -31,16 +28,16 @@ pub fn write(bytes: &[u8]) -> io::Result<OwnedFd> {
     Ok(file.into())
 }
 
-/// Reads a record.
+/// Reads a record of at most `most` bytes.
 ///
 /// # Errors
-/// `InvalidData` where it is none, or longer than [`RECORD_MAX`].
-pub fn read(record: BorrowedFd<'_>) -> io::Result<Vec<u8>> {
+/// `InvalidData` where it is none, or longer.
+pub fn read(record: BorrowedFd<'_>, most: usize) -> io::Result<Vec<u8>> {
     let no_record = || io::Error::from(io::ErrorKind::InvalidData);
     let seals = rustix::fs::fcntl_get_seals(record).map_err(|_| no_record())?;
     let length = rustix::fs::fstat(record)?.st_size;
     let length = usize::try_from(length).map_err(|_| no_record())?;
-    if !seals.contains(SEALS) || length > RECORD_MAX {
+    if !seals.contains(SEALS) || length > most {
         return Err(no_record());
     }
     let mut bytes = vec![0; length];
@@ -53,12 +50,14 @@ pub fn read(record: BorrowedFd<'_>) -> io::Result<Vec<u8>> {
 mod tests {
     use super::*;
 
+    const MOST: usize = 1 << 20;
+
     #[test]
     fn a_record_is_read_as_written_and_cannot_change() {
-        for length in [0, 1, 5000, RECORD_MAX] {
+        for length in [0, 1, 5000, MOST] {
             let bytes: Vec<u8> = (0..length).map(|i| i as u8).collect();
             let record = write(&bytes).unwrap();
-            assert_eq!(read(record.as_fd()).unwrap(), bytes);
+            assert_eq!(read(record.as_fd(), MOST).unwrap(), bytes);
             let file = File::from(record);
             assert!(file.write_all_at(b"x", 0).is_err());
             assert!(file.set_len(length as u64 + 1).is_err());
@@ -67,12 +66,12 @@ mod tests {
 
     #[test]
     fn what_is_no_record_is_refused() {
-        let long = write(&vec![0; RECORD_MAX + 1]).unwrap();
+        let long = write(&vec![0; MOST + 1]).unwrap();
         let file = tempfile::tempfile().unwrap();
         let (pipe, _end) = std::os::unix::net::UnixStream::pair().unwrap();
         let open = rustix::fs::memfd_create("x", MemfdFlags::ALLOW_SEALING).unwrap();
         for other in [long.as_fd(), file.as_fd(), pipe.as_fd(), open.as_fd()] {
-            let error = read(other).unwrap_err();
+            let error = read(other, MOST).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::InvalidData);
         }
     }

@@ -80,6 +80,7 @@ fn every_request() -> Vec<ToData> {
             function: id("blk0"),
             spec: function_spec(),
             subsystem: None,
+            files: FILES_MAX,
         },
         connection(false),
         connection(true),
@@ -122,6 +123,7 @@ fn every_report() -> Vec<FromData> {
         },
         FromData::FunctionAttached {
             function: id("blk0"),
+            files: FILES_MAX,
         },
         FromData::FunctionDetached {
             function: id("blk0"),

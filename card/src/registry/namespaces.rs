@@ -48,10 +48,7 @@ impl Registry {
             let complaint = format!("a subsystem has at most {NAMESPACES_MAX} namespaces");
             return Err(RegistryError::Invalid(complaint));
         }
-        let namespace = NamespaceSpec {
-            volume: volume.clone(),
-            nsid,
-        };
+        let namespace = NamespaceSpec::new(volume.clone(), nsid);
         check_new(&subsystem.namespaces, &namespace)?;
         self.check_use(volume, &user)?;
         match &self.volume(volume)?.state {
@@ -89,8 +86,9 @@ impl Registry {
         self.volume(&namespace.volume)?;
         let (_, subsystem) = self.namespaces_of(function)?;
         check_new(&subsystem.namespaces, &namespace)?;
+        let NamespaceSpec { volume, nsid, .. } = namespace;
         self.change_namespaces(function, |all| {
-            all.push(namespace);
+            all.push(NamespaceSpec::new(volume, nsid));
             all.sort_by_key(|n| n.nsid);
         });
         Ok(())
@@ -199,7 +197,7 @@ impl Registry {
 
 /// Whether a namespace could be beside these.
 fn check_new(others: &[NamespaceSpec], namespace: &NamespaceSpec) -> Result<(), RegistryError> {
-    let NamespaceSpec { volume, nsid } = namespace;
+    let NamespaceSpec { volume, nsid, .. } = namespace;
     if !(1..=NSID_MAX).contains(nsid) {
         let complaint = format!("a namespace has a number from 1 to {NSID_MAX}");
         return Err(RegistryError::Invalid(complaint));

@@ -55,6 +55,7 @@ fn running() -> Registry {
     registry
         .report(&FromData::FunctionAttached {
             function: id("blk0"),
+            files: 0,
         })
         .unwrap();
     registry.take_actions();
@@ -84,6 +85,7 @@ fn a_function_is_attached_when_its_volume_is_open() {
     registry
         .report(&FromData::FunctionAttached {
             function: id("blk0"),
+            files: 0,
         })
         .unwrap();
     assert_eq!(*state(&registry), FunctionState::Idle);
@@ -310,6 +312,7 @@ fn reports_that_do_not_fit_change_nothing() {
         },
         FromData::FunctionAttached {
             function: id("blk0"),
+            files: 0,
         },
         FromData::FunctionDetached {
             function: id("blk0"),
@@ -341,6 +344,7 @@ fn another_data_half_is_told_everything_again() {
     registry
         .report(&FromData::FunctionAttached {
             function: id("blk0"),
+            files: 0,
         })
         .unwrap();
     registry.delete_function(&id("blk0")).unwrap();
@@ -393,10 +397,7 @@ fn subscribers_see_what_happens_and_slow_ones_lose_their_place() {
 }
 
 fn namespace(volume: &str, nsid: u32) -> NamespaceSpec {
-    NamespaceSpec {
-        volume: id(volume),
-        nsid,
-    }
+    NamespaceSpec::new(id(volume), nsid)
 }
 
 fn nvme(subsystem: SubsystemUse) -> FunctionSpec {
@@ -502,7 +503,11 @@ fn namespaces_come_and_go_for_all_who_share_them() {
     registry
         .report(&FromData::NamespaceAdded {
             function: nvme0.clone(),
-            namespace: new,
+            // Which it was formatted to is not the data half's to say.
+            namespace: NamespaceSpec {
+                block_size: Some(4096),
+                ..new
+            },
         })
         .unwrap();
     let numbers = |registry: &Registry| -> Vec<u32> {
@@ -510,6 +515,8 @@ fn namespaces_come_and_go_for_all_who_share_them() {
         namespaces.iter().map(|n| n.nsid).collect()
     };
     assert_eq!(numbers(&registry), [1, 2, 5]);
+    let subsystem = &registry.subsystems()[&id("s0")];
+    assert!(subsystem.namespaces.iter().all(|n| n.block_size.is_none()));
     let users: Vec<_> = registry.users(&disk2).cloned().collect();
     assert_eq!(users, [nvme0, id("nvme1")]);
     assert!(registry.delete_volume(&disk2).is_err());

@@ -8,11 +8,13 @@
 //!
 //! `BLUFF_TEST_LONG=1` runs more rounds of each.
 
+mod formats;
 mod kill;
 mod libblkio;
 mod memory;
 mod neighbours;
 mod nvme;
+mod nvme_kill;
 mod orderly_end;
 mod sessions;
 mod silence;

@@ -13,10 +13,10 @@ use bluff_vfio_client::{Client, Options, Pci};
 use crate::support::daemon::{Daemon, Place};
 use crate::support::{LIMIT, until};
 
-const SIZE: u64 = 1 << 20;
+pub const SIZE: u64 = 1 << 20;
 
 /// Two controllers of one subsystem on disk0 and disk1, and disk2 that nobody has.
-fn place() -> Place {
+pub fn place() -> Place {
     let mut config = "[card]\npoll_us = 20\n".to_owned();
     for n in 0..3 {
         config += &format!(
@@ -38,13 +38,13 @@ fn place() -> Place {
     place
 }
 
-struct Host {
-    controller: Controller<ClientBar>,
-    memory: Arc<HostMemory>,
+pub struct Host {
+    pub controller: Controller<ClientBar>,
+    pub memory: Arc<HostMemory>,
 }
 
 impl Host {
-    fn connect(socket: &Path) -> Self {
+    pub fn connect(socket: &Path) -> Self {
         // The one before it may be there for a moment still.
         let client = until("a session", || {
             Client::connect(socket, Options::default()).ok()
@@ -65,12 +65,12 @@ impl Host {
         Traffic::new(queues.collect(), volumes, &self.memory, shape).unwrap()
     }
 
-    fn next_event(&mut self) -> u32 {
+    pub fn next_event(&mut self) -> u32 {
         until("an event", || self.controller.poll_event().unwrap())
     }
 }
 
-fn namespaces(daemon: &Daemon, request: Request) -> Result<NamespacesEntry, String> {
+pub fn namespaces(daemon: &Daemon, request: Request) -> Result<NamespacesEntry, String> {
     match daemon.ask(request) {
         Ok(Response::Namespaces(entry)) => Ok(entry),
         Ok(other) => panic!("{other:?}"),
@@ -83,7 +83,7 @@ fn nsids(entry: &NamespacesEntry) -> Vec<u32> {
 }
 
 /// Namespace Attribute Changed, by the log page of changed namespaces (NVMe Base 2.1 §5.1.2).
-const CHANGED: u32 = 0x04_00_02;
+pub const CHANGED: u32 = 0x04_00_02;
 
 #[test]
 fn two_controllers_share_a_subsystem() {

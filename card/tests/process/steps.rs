@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use bluff_card::message::{DESCRIPTORS_MAX, FromData, Link, Numbered, ToData, pair, record};
 use bluff_card::spec::{Attach, CardSpec, DeviceSpec, FunctionSpec, Id, SocketMode, VolumeSpec};
-use bluff_vhost_user::keeper::{Commit, Ledger, Progress};
+use bluff_vhost_user::keeper::{BOUNDS, Commit, Ledger, Progress};
 use rustix::event::{PollFd, PollFlags};
 use rustix::process::{Pid, Signal};
 
@@ -91,6 +91,7 @@ impl Half {
             spec,
             subsystem: None,
             descriptors: 1000,
+            files: 0,
         };
         half.say(message, Vec::new());
         while !matches!(half.hear().0, FromData::FunctionAttached { .. }) {}
@@ -144,7 +145,7 @@ impl Half {
         }
         match self.hear() {
             (FromData::Commit { .. }, mut descriptors) => {
-                let bytes = record::read(descriptors.remove(0).as_fd()).unwrap();
+                let bytes = record::read(descriptors.remove(0).as_fd(), BOUNDS.record).unwrap();
                 Some(Commit::decode(&bytes, descriptors).unwrap())
             }
             (FromData::FrontEnd { .. }, _) => None,
@@ -199,7 +200,7 @@ pub fn session(kind: Kind, death: Option<(Step, u64)>) -> Outcome {
     });
     let (connection, _) = listener.accept().unwrap();
     let mut death = death;
-    let mut ledger = Ledger::new();
+    let mut ledger = Ledger::new(BOUNDS);
     let mut half = Half::start(&disk);
     half.hand_over(&connection, &ledger);
     // The guest keeps its connection until it is looked at.
@@ -261,7 +262,7 @@ pub fn dies_with_writes_under_way<F>(dir: &Path, disk: &Path, freeze: impl FnOnc
         guest
     });
     let (connection, _) = listener.accept().unwrap();
-    let mut ledger = Ledger::new();
+    let mut ledger = Ledger::new(BOUNDS);
     let mut half = Half::start(disk);
     half.hand_over(&connection, &ledger);
     let completed = || shared.completed.load(Ordering::Relaxed);

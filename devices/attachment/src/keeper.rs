@@ -219,11 +219,23 @@ impl Keeper for Direct {
     }
 }
 
+/// What a session may have recorded at most, as its attachment bounds it. Whoever sends the records may be in a host's hand.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// Bytes that a step takes off the socket, and of its reply: the longest message.
+    pub message: usize,
+    /// Descriptors of a reply.
+    pub files: usize,
+    /// Descriptors that are kept at once: all that a session can name, and those of one more message.
+    pub kept: usize,
+    /// Bytes of a step with all that belongs to it, as [`Commit::encode`] has it.
+    pub record: usize,
+}
+
 /// What is recorded of one session, and who consumes and replies on its behalf: the control half.
-///
-/// `LONGEST` is how many bytes a message of the protocol has at most, `FILES` how many descriptors.
-#[derive(Debug, Default)]
-pub struct Ledger<const LONGEST: usize, const FILES: usize> {
+#[derive(Debug)]
+pub struct Ledger {
+    bounds: Bounds,
     seq: u64,
     state: Vec<u8>,
     files: Descriptors,
@@ -231,10 +243,22 @@ pub struct Ledger<const LONGEST: usize, const FILES: usize> {
     replies: u64,
 }
 
-impl<const LONGEST: usize, const FILES: usize> Ledger<LONGEST, FILES> {
+impl Ledger {
     /// Nothing is recorded yet.
-    pub fn new() -> Self {
-        Self::default()
+    pub fn new(bounds: Bounds) -> Self {
+        Self {
+            bounds,
+            seq: 0,
+            state: Vec::new(),
+            files: Descriptors::new(),
+            outbox: Outbox::default(),
+            replies: 0,
+        }
+    }
+
+    /// What may be recorded.
+    pub fn bounds(&self) -> &Bounds {
+        &self.bounds
     }
 
     /// The number of the last record; 0 where there is none.
@@ -272,16 +296,18 @@ impl<const LONGEST: usize, const FILES: usize> Ledger<LONGEST, FILES> {
     ///
     /// # Errors
     /// `InvalidData` where records are missing, one comes before the one before it is done, or one
-    /// speaks of more than a message: whoever sends them may be in the host's hand. Else whatever the
-    /// socket says.
+    /// is over the bounds: whoever sends them may be in the host's hand. Else whatever the socket
+    /// says.
     pub fn apply(&mut self, socket: BorrowedFd<'_>, commit: Commit) -> io::Result<Progress> {
         if commit.seq <= self.seq {
             return self.flush(socket);
         }
         let is_next = self.seq == 0 || commit.seq == self.seq + 1;
-        let fits = commit.consume <= LONGEST
-            && commit.reply.len() <= LONGEST
-            && commit.reply_files.len() <= FILES;
+        // Those that a step replaces go after those that it brings.
+        let fits = commit.consume <= self.bounds.message
+            && commit.reply.len() <= self.bounds.message
+            && commit.reply_files.len() <= self.bounds.files
+            && self.files.len() + commit.files.len() <= self.bounds.kept;
         if !is_next || !fits || !self.outbox.waiting.is_empty() {
             return Err(io::ErrorKind::InvalidData.into());
         }
@@ -305,12 +331,16 @@ impl<const LONGEST: usize, const FILES: usize> Ledger<LONGEST, FILES> {
     pub fn flush(&mut self, socket: BorrowedFd<'_>) -> io::Result<Progress> {
         self.outbox.flush(socket)
     }
+
+    fn start_over(&mut self) {
+        *self = Self::new(self.bounds);
+    }
 }
 
 /// A ledger in the same process, shared with whoever starts the session again.
-impl<const LONGEST: usize, const FILES: usize> Keeper for Arc<Mutex<Ledger<LONGEST, FILES>>> {
+impl Keeper for Arc<Mutex<Ledger>> {
     fn connected(&mut self, _socket: BorrowedFd<'_>) -> io::Result<()> {
-        *lock(self) = Ledger::new();
+        lock(self).start_over();
         Ok(())
     }
 
@@ -327,13 +357,11 @@ impl<const LONGEST: usize, const FILES: usize> Keeper for Arc<Mutex<Ledger<LONGE
     }
 
     fn ended(&mut self) {
-        *lock(self) = Ledger::new();
+        lock(self).start_over();
     }
 }
 
-fn lock<const LONGEST: usize, const FILES: usize>(
-    ledger: &Arc<Mutex<Ledger<LONGEST, FILES>>>,
-) -> std::sync::MutexGuard<'_, Ledger<LONGEST, FILES>> {
+fn lock(ledger: &Arc<Mutex<Ledger>>) -> std::sync::MutexGuard<'_, Ledger> {
     // A panic elsewhere leaves whole records: every field is set before anything can fail.
     ledger.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -345,7 +373,12 @@ mod tests {
     use super::*;
     use crate::descriptor::sealed_memory;
 
-    type Ledger = super::Ledger<5000, 8>;
+    const BOUNDS: Bounds = Bounds {
+        message: 5000,
+        files: 8,
+        kept: 3,
+        record: 1 << 20,
+    };
 
     fn commit(seq: u64) -> Commit {
         Commit {
@@ -387,7 +420,7 @@ mod tests {
     fn a_commit_that_arrives_twice_is_applied_once() {
         let (front, back) = UnixStream::pair().unwrap();
         stream::send(front.as_fd(), b"abcdef", &[]).unwrap();
-        let mut ledger = Ledger::new();
+        let mut ledger = Ledger::new(BOUNDS);
         for _ in 0..2 {
             assert_eq!(
                 ledger.apply(back.as_fd(), commit(1)).unwrap(),
@@ -405,10 +438,16 @@ mod tests {
             "one reply"
         );
         assert!(ledger.apply(back.as_fd(), commit(3)).is_err(), "a gap");
-        let lies: [fn(&mut Commit); 3] = [
+        let lies: [fn(&mut Commit); 4] = [
             |c| c.consume = usize::MAX,
             |c| c.reply = vec![0; 5001],
             |c| c.reply_files = (0..9).map(|_| sealed_memory(c"x", 1).unwrap()).collect(),
+            // With the one that is kept already.
+            |c| {
+                c.files = (10..13)
+                    .map(|k| (k, sealed_memory(c"x", 1).unwrap()))
+                    .collect()
+            },
         ];
         for lie in lies {
             let mut next = commit(2);

@@ -20,6 +20,7 @@ mod identify;
 mod logs;
 mod options;
 mod parse;
+mod saved;
 #[cfg(test)]
 pub(crate) mod tests;
 
@@ -41,6 +42,7 @@ use features::Features;
 pub(crate) use format::{Erase, FormatCommand};
 pub use options::{CommandLimits, ControllerOptions};
 use parse::Request;
+pub(crate) use saved::Saved;
 
 /// What a command moves, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

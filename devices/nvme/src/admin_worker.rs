@@ -16,11 +16,12 @@
 //! Unsafe, because admin data is copied from and to memory that a host shares.
 #![allow(unsafe_code)]
 
+mod keep;
 mod news;
 mod queues;
 mod storage;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::mpsc::Receiver;
@@ -39,23 +40,33 @@ use crate::interrupt::{Coalescing, Interrupts, Signal, Wire};
 use crate::queue::{
     CompletionQueue, InvalidValue, QueueError, Shadow, Side, SubmissionQueue, completion,
 };
+use crate::queues::{CreateCq, CreateSq};
 use crate::registers::{AdminQueues, Run as RunNumber, Stop};
 use crate::report::{QueueEvent, Shared};
 use crate::spec::{Command, Completion, Status, admin as opcode};
 use crate::subsystem::SubsystemEvent;
 use crate::token::Token;
 use crate::worker::{Message as ToWorker, WorkerHandle};
-use news::News;
+use news::{Formatted, News};
 use queues::Answer;
 use storage::{FlushAll, Format};
 
 /// Admin commands taken in one turn.
 const COMMANDS: usize = 8;
+/// Most commands that are not answered, requests of events aside.
+const PENDING: usize = 64;
 
 /// What the actor is told.
 pub(crate) enum Message {
     /// The controller was enabled.
     Start {
+        /// Which time.
+        run: RunNumber,
+        /// Where the admin queues are.
+        queues: AdminQueues,
+    },
+    /// Another process has enabled the controller, and it goes on.
+    Resume {
         /// Which time.
         run: RunNumber,
         /// Where the admin queues are.
@@ -96,8 +107,8 @@ pub(crate) enum Message {
     Drained(u64),
     /// The tables up to this one are all workers'.
     Taken(u64),
-    /// The format that this command of this run asked for is over, and what comes of it was told before.
-    Formatted(RunNumber, u16),
+    /// A format is over.
+    Formatted(Formatted),
     /// The controller is no more.
     End,
 }
@@ -122,6 +133,10 @@ pub(crate) struct AdminWorker {
     news: News,
     /// Something may have changed since the last turn that found nothing to do.
     stirred: bool,
+    /// Something may have changed since it was written down.
+    unkept: bool,
+    /// Another process has written down a run, and it is not known whether this one goes on with it.
+    undecided: bool,
     ended: bool,
 }
 
@@ -140,8 +155,18 @@ struct Run {
     counts: BTreeMap<u16, Arc<AtomicU64>>,
     /// Their vectors.
     vectors: BTreeMap<u16, Option<u16>>,
-    /// Completions that wait for memory.
-    parked: Vec<(Completion, Status)>,
+    /// The I/O queues that there are, those that are being deleted among them.
+    cqs: BTreeMap<u16, CreateCq>,
+    /// As above.
+    sqs: BTreeMap<u16, CreateSq>,
+    /// Commands that are answered later.
+    pending: Vec<Command>,
+    /// Commands that another process has taken and not answered, to be done again when there is memory.
+    again: VecDeque<Command>,
+    /// Completions that are not posted: what they tell is written down before, and they may wait for memory.
+    outbox: VecDeque<Completion>,
+    /// So many of them, the first, another process may have posted.
+    uncertain: usize,
     /// Completions that the host has not been told of.
     posted: u32,
     /// The memory of the admin queues has gone; until then it may come back.
@@ -178,6 +203,7 @@ impl AdminWorker {
         counters: Arc<Counters>,
         vectors: Vec<Vector>,
         runs: Runs,
+        restored: bool,
     ) {
         let core = core.clone();
         let reactor = runs.reactors[0].clone();
@@ -202,6 +228,8 @@ impl AdminWorker {
                     formats: 0,
                     news: News::default(),
                     stirred: true,
+                    unkept: false,
+                    undecided: restored,
                     ended: false,
                 })
             });
@@ -230,13 +258,23 @@ impl AdminWorker {
     }
 
     fn take(&mut self, cx: &mut Context<'_>, message: Message) {
+        self.unkept = true;
         match message {
             Message::Start { run, queues } => {
+                self.undecided = false;
                 let begun = self.begin(cx, run, &queues);
                 if let Err(e) = &begun {
                     log::debug!("the admin queues: {e}");
                 }
-                self.core.registers().started(run, begun.is_ok());
+                self.core.started(run, begun.is_ok());
+            }
+            Message::Resume { run, queues } => {
+                self.undecided = false;
+                if let Err(e) = self.resume(cx, run, &queues) {
+                    log::error!("a controller cannot go on: {e}");
+                    self.core.fail(run);
+                    self.core.routes().resuming = false;
+                }
             }
             Message::Stop { why, bound } => self.stop(cx, why, bound),
             Message::WorkersEnded => {
@@ -263,7 +301,7 @@ impl AdminWorker {
             }
             Message::Drained(number) => self.drained(number),
             Message::Taken(number) => self.taken(number),
-            Message::Formatted(run, cid) => self.formatted(run, cid),
+            Message::Formatted(formatted) => self.formatted(formatted),
             Message::End => self.end(),
         }
     }
@@ -283,7 +321,20 @@ impl AdminWorker {
         self.admin.reset(queues.page, cx.now());
         self.vectors.iter().for_each(|wire| wire.set_shared(false));
         self.apply_settings();
-        self.run = Some(Run {
+        self.run = Some(self.new_run(number, queues.page, sq, cq));
+        // Before the host can see that it is ready.
+        self.write_down(cx.now());
+        Ok(())
+    }
+
+    fn new_run(
+        &self,
+        number: RunNumber,
+        page: u64,
+        sq: SubmissionQueue,
+        cq: CompletionQueue,
+    ) -> Run {
+        Run {
             number,
             sq,
             cq,
@@ -291,18 +342,22 @@ impl AdminWorker {
                 Signal::Vector(self.vectors[0].clone()),
                 Coalescing::default(),
             ),
-            resolver: Resolver::new(queues.page.trailing_zeros() as u8),
-            page: queues.page,
+            resolver: Resolver::new(page.trailing_zeros() as u8),
+            page,
             shadow: None,
             workers: BTreeMap::new(),
             counts: BTreeMap::new(),
             vectors: BTreeMap::new(),
-            parked: Vec::new(),
+            cqs: BTreeMap::new(),
+            sqs: BTreeMap::new(),
+            pending: Vec::new(),
+            again: VecDeque::new(),
+            outbox: VecDeque::new(),
+            uncertain: 0,
             posted: 0,
             lost: None,
             failed: false,
-        });
-        Ok(())
+        }
     }
 
     /// All queues end.
@@ -420,9 +475,6 @@ impl AdminWorker {
                 cx.timer(cx.id(), until, 0);
             }
         }
-        for (entry, status) in std::mem::take(&mut run.parked) {
-            run.post(entry, status);
-        }
     }
 
     fn event(&mut self, event: QueueEvent) {
@@ -446,7 +498,7 @@ impl AdminWorker {
     fn fail(&mut self) {
         if let Some(run) = &mut self.run {
             run.failed = true;
-            self.core.registers().fail(run.number);
+            self.core.fail(run.number);
         }
     }
 
@@ -473,7 +525,7 @@ impl AdminWorker {
             let Some(run) = &mut self.run else {
                 return worked;
             };
-            if run.failed || !run.cq.is_on() || !run.sq.is_on() {
+            if !run.takes() {
                 return worked;
             }
             let (looked, room) = (run.sq.look(), run.cq.room());
@@ -493,7 +545,8 @@ impl AdminWorker {
                 return worked;
             }
             let run = self.run.as_mut().expect("it was there");
-            let Some(command) = run.sq.fetch() else {
+            let next = run.again.pop_front().or_else(|| run.sq.fetch());
+            let Some(command) = next else {
                 break;
             };
             run.cq.reserve();
@@ -580,9 +633,20 @@ impl AdminWorker {
                 self.run.as_mut().expect("it has a command").cq.release();
                 Ok(())
             }
-            Outcome::Queue(queue) => self.queue(command, queue),
-            Outcome::Format(format) => self.begin_format(command, &format),
+            Outcome::Queue(queue) => {
+                self.answer_later(command);
+                self.queue(command, queue)
+            }
+            Outcome::Format(format) => {
+                self.answer_later(command);
+                self.begin_format(command, &format)
+            }
         }
+    }
+
+    fn answer_later(&mut self, command: &Command) {
+        let run = self.run.as_mut().expect("it has a command");
+        run.pending.push(*command);
     }
 
     /// Answers event requests, as far as there is room.
@@ -603,8 +667,10 @@ impl AdminWorker {
     /// Answers a command whose completion is reserved.
     fn complete(&mut self, cid: u16, dw0: u32, status: Status) {
         if let Some(run) = &mut self.run {
-            let entry = completion(0, run.sq.head(), cid.into(), dw0);
-            run.post(entry, status);
+            let answered = run.pending.iter().position(|c| c.cid.get() == cid);
+            answered.map(|at| run.pending.remove(at));
+            let entry = completion(0, run.sq.head(), cid.into(), dw0, status);
+            run.outbox.push_back(entry);
         }
     }
 
@@ -618,7 +684,7 @@ impl AdminWorker {
             // The admin queue is not coalesced (Base 2.1 §5.1.25.2.2).
             let _ = run.interrupts.posted(posted, now);
         }
-        if run.interrupts.is_owed() && run.cq.is_on() && run.cq.is_read() == Ok(true) {
+        if run.interrupts.is_owed() && run.takes() && run.cq.is_read() == Ok(true) {
             run.interrupts.read();
         }
     }
@@ -631,11 +697,27 @@ impl Run {
         self.sq.is_quiet() && !self.interrupts.is_owed()
     }
 
-    fn post(&mut self, entry: Completion, status: Status) {
-        if self.cq.post(&entry, status) {
+    /// Whether commands are taken: not without memory, nor while too many are not answered.
+    fn takes(&self) -> bool {
+        // The host's head may be ahead of what we know to be posted.
+        let certain = self.uncertain == 0;
+        let there = self.cq.is_on() && self.sq.is_on();
+        there && certain && !self.failed && self.pending.len() < PENDING
+    }
+
+    /// Posts what is to be posted, as far as there is memory.
+    fn post(&mut self) {
+        while let Some(entry) = self.outbox.front() {
+            let posted = match self.uncertain {
+                0 => self.cq.post(entry),
+                _ => self.cq.post_unless_there(entry),
+            };
+            if !posted {
+                return;
+            }
+            self.outbox.pop_front();
+            self.uncertain = self.uncertain.saturating_sub(1);
             self.posted += 1;
-        } else {
-            self.parked.push((entry, status));
         }
     }
 }
@@ -665,10 +747,15 @@ impl Actor for AdminWorker {
         }
         let mut worked = self.go_on_stopping(cx);
         worked |= self.go_on_formatting(cx);
+        if let Some(run) = self.run.as_mut().filter(|run| run.uncertain > 0) {
+            run.post();
+        }
         worked |= self.serve(cx);
+        self.unkept |= worked;
+        self.commit(cx.now());
         self.publish(cx.now());
         // What does not wake it is looked for.
-        let full = |run: &mut Run| run.cq.is_on() && !matches!(run.cq.room(), Ok(1..));
+        let full = |run: &mut Run| run.takes() && !matches!(run.cq.room(), Ok(1..));
         self.stirred = worked
             || self.stopping.is_some()
             || self.format.is_some()
@@ -683,8 +770,11 @@ impl Actor for AdminWorker {
         let Some(run) = &mut self.run else {
             return true;
         };
-        if run.failed || !run.cq.is_on() || !run.sq.is_on() {
+        if !run.takes() {
             return true;
+        }
+        if !run.again.is_empty() {
+            return false;
         }
         match run.cq.room() {
             Ok(0) | Err(_) => !run.cq.arm(),

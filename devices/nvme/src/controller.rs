@@ -13,21 +13,23 @@
 
 use std::fmt;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use bluff_pci::config::{Identity as PciIdentity, Link, MsixPlace};
-use bluff_pci::{Bar, ConfigSpace, Device, Dma, Done, Function, IoEvent, Resources, Vector};
+use bluff_pci::{Bar, ConfigSpace, Device, Dma, Done, Error, Function, IoEvent, Resources, Vector};
 use bluff_reactor::{Handle, Poll, Waker};
 
 use crate::admin::{Admin, ControllerOptions};
 use crate::admin_worker::{AdminWorker, Message};
 use crate::bells::Bells;
 use crate::health::{Counters, Settings};
+use crate::journal::Journal;
 use crate::queue::{Doorbells, OFFSET, Side};
-use crate::registers::{Effect, Limits, Registers};
+use crate::registers::{Effect, Limits, Registers, Run};
 use crate::report::{QueueEvent, Shared};
 use crate::spec::registers::Cap;
 use crate::subsystem::{Membership, Subsystem, SubsystemError, SubsystemEvent};
@@ -52,6 +54,18 @@ pub struct Runs {
     pub bound: Duration,
 }
 
+/// What of a controller outlives the process that serves it.
+#[derive(Debug)]
+pub enum Keep {
+    /// Nothing.
+    Nothing,
+    /// Its [files](Controller::files), which are made now.
+    Fresh,
+    /// The files of a controller of the same subsystem, with the same options, that another process served. It goes on where that one ended when its function is
+    /// [loaded](bluff_pci::PciFunction::load), and is as after power on where it is not.
+    Restored(Vec<OwnedFd>),
+}
+
 /// Why a controller cannot be made.
 #[derive(Debug, thiserror::Error)]
 pub enum ControllerError {
@@ -61,6 +75,9 @@ pub enum ControllerError {
     /// There is no memory for its doorbells.
     #[error("memory for doorbells")]
     Doorbells(#[source] io::Error),
+    /// There is no memory for its journal, or what was restored is none.
+    #[error("the journal")]
+    Journal(#[source] io::Error),
 }
 
 /// A controller.
@@ -73,6 +90,43 @@ pub struct Controller {
     bells: Option<Bells>,
     queues: u16,
     runs: Runs,
+    /// Another process has begun what is in the journal.
+    restored: bool,
+}
+
+/// Its doorbells and its journal, and whether they are another process's.
+struct Files {
+    doorbells: Arc<Doorbells>,
+    journal: Option<Arc<Journal>>,
+    restored: bool,
+}
+
+impl Files {
+    fn new(keep: Keep, queues: u16) -> Result<Self, ControllerError> {
+        use ControllerError as E;
+        let count = u32::from(queues) + 1;
+        let fresh = || Doorbells::new(count).map_err(E::Doorbells);
+        let (doorbells, journal, restored) = match keep {
+            Keep::Nothing => (fresh()?, None, false),
+            Keep::Fresh => {
+                let journal = Journal::new(queues).map_err(E::Journal)?;
+                (fresh()?, Some(journal), false)
+            }
+            Keep::Restored(files) => {
+                let files: Result<[OwnedFd; 2], _> = files.try_into();
+                let wrong = |_| E::Journal(io::ErrorKind::InvalidData.into());
+                let [doorbells, journal] = files.map_err(wrong)?;
+                let doorbells = Doorbells::open(doorbells, count).map_err(E::Doorbells)?;
+                let journal = Journal::open(journal, queues).map_err(E::Journal)?;
+                (doorbells, Some(journal), true)
+            }
+        };
+        Ok(Self {
+            doorbells,
+            journal,
+            restored,
+        })
+    }
 }
 
 impl Controller {
@@ -88,6 +142,22 @@ impl Controller {
         options: ControllerOptions,
         runs: Runs,
     ) -> Result<Function<Self>, ControllerError> {
+        Self::function_kept(subsystem, options, runs, Keep::Nothing)
+    }
+
+    /// As [`Controller::function`], one that another process can go on with.
+    ///
+    /// # Errors
+    /// [`ControllerError`].
+    ///
+    /// # Panics
+    /// As [`Controller::function`].
+    pub fn function_kept(
+        subsystem: &Arc<Subsystem>,
+        options: ControllerOptions,
+        runs: Runs,
+        keep: Keep,
+    ) -> Result<Function<Self>, ControllerError> {
         assert!(!runs.reactors.is_empty() && (1..=1023).contains(&options.queues));
         let options = ControllerOptions {
             vendor: VENDOR,
@@ -96,8 +166,11 @@ impl Controller {
             vectors: options.queues + 1,
             ..options
         };
-        let doorbells = Doorbells::new(u32::from(options.queues) + 1);
-        let doorbells = doorbells.map_err(ControllerError::Doorbells)?;
+        let Files {
+            doorbells,
+            journal,
+            restored,
+        } = Files::new(keep, options.queues)?;
         let config = config(&options, &runs, &doorbells);
         let queues = options.queues;
         let mut made = None;
@@ -121,6 +194,7 @@ impl Controller {
             stopped: Mutex::default(),
             routes: Mutex::new(Routes::new(queues)),
             doorbells: Mutex::new(doorbells),
+            journal,
             admin: to_admin,
             subsystem: Arc::downgrade(subsystem),
             bound: runs.bound,
@@ -159,11 +233,12 @@ impl Controller {
                 bells: None,
                 queues,
                 runs: runs.clone(),
+                restored,
             }
         });
         let vectors: Vec<Vector> = made.expect("the function has made its device");
         AdminWorker::start(
-            &core, mailbox, admin, settings, shared, counters, vectors, runs,
+            &core, mailbox, admin, settings, shared, counters, vectors, runs, restored,
         );
         Ok(function)
     }
@@ -171,6 +246,20 @@ impl Controller {
     /// Its identifier in the subsystem (CNTLID).
     pub fn id(&self) -> u16 {
         self.membership.id()
+    }
+
+    /// Duplicates of its files, for whoever keeps them for the next process that serves it: [`Keep::Restored`]. None with [`Keep::Nothing`].
+    ///
+    /// # Errors
+    /// Where there are no descriptors left.
+    pub fn files(&self) -> io::Result<Vec<OwnedFd>> {
+        match &self.core.journal {
+            None => Ok(Vec::new()),
+            Some(journal) => Ok(vec![
+                self.core.doorbells().area().file.try_clone()?,
+                journal.file()?,
+            ]),
+        }
     }
 
     /// What it counts.
@@ -260,6 +349,8 @@ pub(crate) struct Routes {
     pub(crate) tails: Vec<Option<Arc<WorkerHandle>>>,
     /// By completion queue: its worker.
     pub(crate) heads: Vec<Option<Arc<WorkerHandle>>>,
+    /// Queues of another process are being made again. They look at their doorbells after this.
+    pub(crate) resuming: bool,
 }
 
 impl Routes {
@@ -268,6 +359,7 @@ impl Routes {
         Self {
             tails: none(),
             heads: none(),
+            resuming: false,
         }
     }
 
@@ -286,6 +378,8 @@ pub(crate) struct Core {
     routes: Mutex<Routes>,
     /// The registers of this host. Those of the one before stay with its queues, until these have ended.
     doorbells: Mutex<Arc<Doorbells>>,
+    /// Where it is written down what another process would need to go on.
+    pub(crate) journal: Option<Arc<Journal>>,
     pub(crate) admin: Mailbox,
     subsystem: std::sync::Weak<Subsystem>,
     bound: Duration,
@@ -329,11 +423,23 @@ impl Core {
         lock(&self.routes)
     }
 
+    /// Writes the registers down. With the lock held.
+    fn keep(&self, registers: &Registers) {
+        if let Some(journal) = &self.journal {
+            journal.set_registers(registers.save());
+        }
+    }
+
     /// Does what a change of the registers asks for. With the lock held, so that messages are in the order of the changes.
-    fn carry_out(&self, effects: Vec<Effect>, bound: Duration) {
+    fn carry_out(&self, registers: &Registers, effects: Vec<Effect>, bound: Duration) {
+        self.keep(registers);
         for effect in effects {
             match effect {
                 Effect::Start(run, queues) => self.admin.send(Message::Start { run, queues }),
+                Effect::Resume(run, queues) => {
+                    self.routes().resuming = true;
+                    self.admin.send(Message::Resume { run, queues });
+                }
                 Effect::Stop(why) => self.admin.send(Message::Stop { why, bound }),
                 Effect::SubsystemReset => {
                     unreachable!("told apart where the register is written")
@@ -344,12 +450,26 @@ impl Core {
         }
     }
 
+    /// As [`Registers::started`].
+    pub(crate) fn started(&self, run: Run, well: bool) {
+        let mut registers = self.registers();
+        registers.started(run, well);
+        self.keep(&registers);
+    }
+
+    /// As [`Registers::fail`].
+    pub(crate) fn fail(&self, run: Run) {
+        let mut registers = self.registers();
+        registers.fail(run);
+        self.keep(&registers);
+    }
+
     /// All queues have ended, and nothing uses memory.
     pub(crate) fn all_stopped(&self) {
         let mut registers = self.registers();
         let effects = registers.stopped();
         let goes_on = registers.is_stopping();
-        self.carry_out(effects, self.bound);
+        self.carry_out(&registers, effects, self.bound);
         // With the lock held: who comes later waits for the next stop.
         let waiting = match goes_on {
             true => Vec::new(),
@@ -384,7 +504,7 @@ impl Core {
         if matches!(event, SubsystemEvent::Reset) {
             let mut registers = self.registers();
             let effects = registers.subsystem_reset();
-            self.carry_out(effects, self.bound);
+            self.carry_out(&registers, effects, self.bound);
         } else {
             self.admin.send(Message::Subsystem(event));
         }
@@ -395,7 +515,7 @@ impl Core {
         let mut effects = registers.write(at, from);
         let resets = effects.contains(&Effect::SubsystemReset);
         effects.retain(|e| *e != Effect::SubsystemReset);
-        self.carry_out(effects, self.bound);
+        self.carry_out(&registers, effects, self.bound);
         drop(registers);
         if resets && let Some(subsystem) = self.subsystem() {
             // Which tells this controller, too.
@@ -425,7 +545,11 @@ impl Core {
                     Side::Tail => &routes.tails,
                     Side::Head => &routes.heads,
                 };
-                of.get(usize::from(qid)).and_then(Clone::clone)
+                let found = of.get(usize::from(qid)).and_then(Clone::clone);
+                if found.is_none() && routes.resuming {
+                    return;
+                }
+                found
             }
             None => None,
         };
@@ -467,14 +591,14 @@ impl Device for Controller {
         let stopping = registers.is_stopping();
         if stopping {
             lock(&self.core.stopped).push(done);
-            self.core.carry_out(effects, bound);
+            self.core.carry_out(&registers, effects, bound);
             drop(registers);
             self.counters.power_cycled(safe);
             // A stop that was told before has its own bound; this one may be shorter.
             self.core.admin.send(Message::Hurry { bound });
             self.forget_memory(bound, Box::new(|| {}));
         } else {
-            self.core.carry_out(effects, bound);
+            self.core.carry_out(&registers, effects, bound);
             drop(registers);
             self.counters.power_cycled(safe);
             self.forget_memory(bound, done);
@@ -482,7 +606,9 @@ impl Device for Controller {
     }
 
     fn io_events(&mut self, bar: u8) -> Vec<IoEvent> {
-        if bar != 0 || self.runs.poll == Poll::Always {
+        // Where another process may have to go on, the registers are those that it is given.
+        let kept = self.core.journal.is_some();
+        if bar != 0 || self.runs.poll == Poll::Always || kept {
             return Vec::new();
         }
         if self.bells.is_none() {
@@ -502,6 +628,22 @@ impl Device for Controller {
         if let Some(bells) = self.bells.take() {
             *lock(&self.core.doorbells) = bells.into_next();
         }
+    }
+
+    /// All of it is in the files that are kept.
+    fn load(&mut self, state: &[u8]) -> Result<(), Error> {
+        if !state.is_empty() {
+            return Err(Error::State("the device has none"));
+        }
+        let written = self.core.journal.as_ref().and_then(|j| j.registers());
+        let Some(written) = written.filter(|_| self.restored) else {
+            return Ok(());
+        };
+        let mut registers = self.core.registers();
+        let effects = registers.load(written);
+        let effects = effects.ok_or(Error::State("registers that cannot be"))?;
+        self.core.carry_out(&registers, effects, self.core.bound);
+        Ok(())
     }
 
     fn transactions_pending(&self) -> bool {

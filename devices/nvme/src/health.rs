@@ -4,11 +4,13 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64, O
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Instant;
 
+use serde::{Deserialize, Serialize};
+
 use crate::controller::Core;
 use crate::counters::QueueCounters;
 
 /// Sums of [`QueueCounters`].
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Totals {
     /// As in [`QueueCounters`].
     pub reads: u64,
@@ -48,6 +50,8 @@ impl Totals {
 #[derive(Debug)]
 pub struct Counters {
     since: Instant,
+    /// Seconds before that, in other processes.
+    earlier: AtomicU64,
     queues: Mutex<Queues>,
     /// Microseconds with I/O commands in flight, as far as workers have added them up.
     pub busy_us: AtomicU64,
@@ -82,6 +86,7 @@ impl Counters {
     pub fn new(now: Instant) -> Self {
         Self {
             since: now,
+            earlier: AtomicU64::new(0),
             queues: Mutex::default(),
             busy_us: AtomicU64::new(0),
             busy_until: AtomicU64::new(0),
@@ -160,10 +165,51 @@ impl Counters {
         }
     }
 
+    fn seconds(&self, now: Instant) -> u64 {
+        let here = now.saturating_duration_since(self.since).as_secs();
+        self.earlier.load(Ordering::Relaxed).saturating_add(here)
+    }
+
     /// Whole hours since it was made.
     pub fn hours(&self, now: Instant) -> u64 {
-        now.saturating_duration_since(self.since).as_secs() / 3600
+        self.seconds(now) / 3600
     }
+
+    /// As [`Counters::restore`] takes it.
+    pub(crate) fn save(&self, now: Instant) -> SavedCounters {
+        let get = |cell: &AtomicU64| cell.load(Ordering::Relaxed);
+        SavedCounters {
+            seconds: self.seconds(now),
+            totals: self.totals(),
+            busy_us: get(&self.busy_us),
+            error_entries: get(&self.error_entries),
+            power_cycles: get(&self.power_cycles),
+            unsafe_shutdowns: get(&self.unsafe_shutdowns),
+        }
+    }
+
+    /// Goes on with what another process has counted.
+    pub(crate) fn restore(&self, saved: &SavedCounters) {
+        let set = |cell: &AtomicU64, value| cell.store(value, Ordering::Relaxed);
+        set(&self.earlier, saved.seconds);
+        set(&self.busy_us, saved.busy_us);
+        set(&self.error_entries, saved.error_entries);
+        set(&self.power_cycles, saved.power_cycles);
+        set(&self.unsafe_shutdowns, saved.unsafe_shutdowns);
+        let mut queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
+        queues.ended = saved.totals;
+    }
+}
+
+/// [`Counters`] for another process.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct SavedCounters {
+    seconds: u64,
+    totals: Totals,
+    busy_us: u64,
+    error_entries: u64,
+    power_cycles: u64,
+    unsafe_shutdowns: u64,
 }
 
 /// What a host has set by features, for the workers. The admin side writes it, workers read it (relaxed: each value is for itself, and holds for the commands that
@@ -200,6 +246,39 @@ impl Settings {
             vector.store(false, Ordering::Relaxed);
         }
     }
+
+    /// As [`Settings::restore`] takes it.
+    pub fn save(&self) -> SavedSettings {
+        let vectors = (0..).zip(&self.uncoalesced);
+        let off = vectors.filter(|(_, off)| off.load(Ordering::Relaxed));
+        SavedSettings {
+            write_cache: self.write_cache.load(Ordering::Relaxed),
+            coalescing: self.coalescing.load(Ordering::Relaxed),
+            uncoalesced: off.map(|(vector, _)| vector).collect(),
+            arbitration: self.arbitration.load(Ordering::Relaxed),
+        }
+    }
+
+    /// What a host has set in another process.
+    pub fn restore(&self, saved: &SavedSettings) {
+        self.reset(saved.write_cache);
+        self.coalescing.store(saved.coalescing, Ordering::Relaxed);
+        self.arbitration.store(saved.arbitration, Ordering::Relaxed);
+        for vector in &saved.uncoalesced {
+            if let Some(off) = self.uncoalesced.get(usize::from(*vector)) {
+                off.store(true, Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+/// [`Settings`] for another process.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct SavedSettings {
+    write_cache: bool,
+    coalescing: u16,
+    uncoalesced: Vec<u16>,
+    arbitration: u32,
 }
 
 #[cfg(test)]

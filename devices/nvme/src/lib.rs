@@ -28,6 +28,7 @@ mod data;
 pub mod fuzzing;
 mod health;
 mod interrupt;
+mod journal;
 mod namespace;
 mod queue;
 mod queues;
@@ -40,13 +41,14 @@ mod worker;
 
 pub use admin::{CommandLimits, ControllerOptions};
 pub use attached::{AnaState, Attached, Identity, Table};
-pub use controller::{Controller, ControllerError, Runs};
+pub use controller::{Controller, ControllerError, Keep, Runs};
 pub use counters::QueueCounters;
 pub use health::{Counters, Totals};
 pub use namespace::{Namespace, NamespaceTable, Namespaces};
 pub use subsystem::{
-    ANA_GROUPS, Formatting, Listener, Membership, NamespaceOptions, Subsystem, SubsystemError,
-    SubsystemEvent, SubsystemOptions,
+    ANA_GROUPS, FormatKeeper, Formatting, Kept, Listener, Membership, NamespaceFormat,
+    NamespaceOptions, NotKept, Subsystem, SubsystemError, SubsystemEvent, SubsystemOptions,
+    Transient,
 };
 pub use token::Token;
 

@@ -33,6 +33,9 @@ pub(crate) enum QueueError {
     /// There is no doorbell of that number.
     #[error("queue {0} has no doorbell")]
     Doorbell(u16),
+    /// What another process has written down of it cannot be.
+    #[error("queue {0}: what is recorded of it cannot be")]
+    Position(u16),
 }
 
 /// A doorbell with a value that the queue cannot have (Base 2.1 §5.1.2.1, error event "Invalid Doorbell Write Value"). Said once

@@ -3,12 +3,14 @@
 //! A plain table: the admin worker asks it, does what comes of it with the actors that have the rings, and says when that is over. A submission queue that
 //! is being deleted is still there for everyone who asks.
 
+use serde::{Deserialize, Serialize};
+
 use crate::spec::Status;
 use crate::spec::admin::{RawAbort, RawCreateCq, RawCreateSq};
 use crate::spec::registers::{Cc, IOCQES, IOSQES};
 
 /// A completion queue to be made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct CreateCq {
     /// Its identifier.
     pub qid: u16,
@@ -21,7 +23,7 @@ pub(crate) struct CreateCq {
 }
 
 /// A submission queue to be made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct CreateSq {
     /// Its identifier.
     pub qid: u16,
@@ -95,6 +97,49 @@ impl QueueTable {
     /// As after a controller level reset.
     pub fn reset(&mut self) {
         *self = Self::new(self.limit, self.mqes_z, self.vectors);
+    }
+
+    /// Takes up the queues that another process had; `page`: a memory page in bytes. `false`: they cannot be.
+    #[must_use]
+    pub fn restore(
+        &mut self,
+        granted: (u16, u16),
+        cqs: &[CreateCq],
+        sqs: &[CreateSq],
+        page: u64,
+    ) -> bool {
+        self.reset();
+        let most = 1..=self.limit;
+        if !most.contains(&granted.0) || !most.contains(&granted.1) {
+            return false;
+        }
+        self.granted = granted;
+        let sized = 2..=u32::from(self.mqes_z) + 1;
+        let fits = |entries: u32, base: u64| sized.contains(&entries) && base.is_multiple_of(page);
+        for made in cqs {
+            let vector = made.vector.is_none_or(|vector| vector < self.vectors);
+            match slot(&mut self.cqs, made.qid, granted.1) {
+                Ok(slot @ None) if vector && fits(made.entries, made.base) => {
+                    *slot = Some(Cq::default());
+                }
+                _ => return false,
+            }
+        }
+        for made in sqs {
+            let cq = slot(&mut self.cqs, made.cqid, granted.1);
+            let sq = slot(&mut self.sqs, made.qid, granted.0);
+            match (cq, sq) {
+                (Ok(Some(cq)), Ok(sq @ None)) if fits(made.entries, made.base) => {
+                    cq.users += 1;
+                    *sq = Some(Sq {
+                        cqid: made.cqid,
+                        deleting: false,
+                    });
+                }
+                _ => return false,
+            }
+        }
+        true
     }
 
     /// Whether there is no I/O queue.

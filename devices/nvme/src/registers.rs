@@ -19,6 +19,7 @@
 //! tries is undefined. Reading has no side effect anywhere, so a read of any width gives the bytes as they stand. A write takes effect where it is just one register of 4 bytes, one of 8, or
 //! an aligned half of one; any other is dropped, since a part of CC or of a queue's address is nothing that a host can mean.
 
+mod saved;
 #[cfg(test)]
 mod tests;
 
@@ -35,7 +36,7 @@ pub(crate) struct Limits {
 
 /// Which time it was enabled. What is reported of an earlier one is not about this one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Run(u64);
+pub(crate) struct Run(pub u64);
 
 /// The admin queues, checked as far as can be without memory: sizes are 2 to 4096 entries, and addresses are aligned to `page`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +69,8 @@ pub(crate) enum Stop {
 pub(crate) enum Effect {
     /// Begin: features and logs as after a controller level reset, then these queues; then [`Registers::started`] with this run.
     Start(Run, AdminQueues),
+    /// Go on with a run that another process began; where that cannot be, [`Registers::fail`].
+    Resume(Run, AdminQueues),
     /// End all queues within the bound, also those of a start that is not over; then [`Registers::stopped`], once. It is not given again before that.
     Stop(Stop),
     /// Reset all controllers of the subsystem, this one among them, by [`Registers::subsystem_reset`].

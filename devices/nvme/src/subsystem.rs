@@ -22,11 +22,13 @@ use crate::attached::{AnaState, Attached, Identity, Table};
 use crate::namespace::Namespace;
 
 mod format;
+mod keep;
 #[cfg(test)]
 mod tests;
 
 use crate::token::Token;
 pub use format::Formatting;
+pub use keep::{FormatKeeper, Kept, NamespaceFormat, NotKept, Transient};
 
 /// Why something of a subsystem could not be done.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -78,9 +80,8 @@ pub struct SubsystemOptions {
     pub shared: bool,
     /// The largest valid NSID (NN), and so how many namespaces there can be. Firmware asks for each of them in turn.
     pub max_namespaces: u32,
-    /// A host may format a namespace to blocks of another size than its volume's. Then somebody has to keep that size for as long as the volume's contents, and give it with
-    /// [`NamespaceOptions::block_size`] when the namespace is made again, or its host finds everything elsewhere.
-    pub keeps_formats: bool,
+    /// Who keeps what hosts format namespaces to. With none, namespaces have their volumes' blocks, and formats do no more than erase.
+    pub keeper: Option<Arc<dyn FormatKeeper>>,
 }
 
 /// The block sizes that a namespace is offered with, as powers of two.
@@ -89,20 +90,20 @@ const SHIFTS: [u8; 2] = [9, 12];
 impl SubsystemOptions {
     /// The formats that a volume can have, as log2 of the block's bytes, in the order of Identify's list: what its blocks divide.
     pub(crate) fn formats(&self, geometry: &Geometry) -> impl Iterator<Item = u8> {
-        let (block, keeps) = (geometry.block_size, self.keeps_formats);
+        let (block, keeps) = (geometry.block_size, self.keeper.is_some());
         SHIFTS.into_iter().filter(move |shift| {
             let size = 1u32 << shift;
             size == block || keeps && block != 0 && size.is_multiple_of(block)
         })
     }
 
-    /// For one controller, and up to 256 namespaces, which may be formatted.
+    /// For one controller, and up to 256 namespaces, whose formats last as long as the subsystem.
     pub fn new(nqn: impl Into<String>) -> Self {
         Self {
             nqn: nqn.into(),
             shared: false,
             max_namespaces: 256,
-            keeps_formats: true,
+            keeper: Some(Arc::new(Transient)),
         }
     }
 }

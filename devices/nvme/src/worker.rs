@@ -4,12 +4,14 @@
 //!   batch: fetch --> begin: command --> namespace (space) --> ops --> channel       one turn: 32 commands, 1 MiB
 //!   steps:           those that take several: read, then compare; read, then write; a range in parts
 //!   control: messages: queues, memory, namespaces, aborts, the end
+//!   again:   what another process had in flight is done again
 //! ```
 //! A submission queue may share a completion queue with others, and all of them are on one reactor, so nothing here is locked.
 //!
 //! Whoever sends a message with a `done` is told by it; a worker that has ended drops messages, and their `done` with them. So who waits
 //! takes a drop for an answer too.
 
+mod again;
 mod batch;
 mod begin;
 mod bounce;
@@ -27,6 +29,7 @@ use bluff_reactor::{Actor, Context, Event, Handle, Poll, Turn, Waker};
 
 use crate::counters::QueueCounters;
 use crate::interrupt::{Coalescing, Signal};
+use crate::journal::QueueJournal;
 use crate::namespace::NamespaceTable;
 use crate::queue::{Doorbells, QueueError, Shadow};
 use crate::report::Shared;
@@ -58,6 +61,10 @@ pub(crate) struct Setup {
     pub(crate) dma: Dma,
     /// Bytes of a memory page (CC.MPS), as a power of two.
     pub(crate) page_shift: u8,
+    /// Where it is written down what is in flight, if it is.
+    pub(crate) journal: Option<QueueJournal>,
+    /// It goes on with what is written there: nothing is served before [`Message::Resume`].
+    pub(crate) resumes: bool,
     /// The namespaces that are attached.
     pub(crate) namespaces: NamespaceTable,
     /// What all workers of the controller share.
@@ -75,6 +82,8 @@ pub(crate) struct SqSetup {
     pub(crate) size: u32,
     /// What it counts.
     pub(crate) counters: Arc<QueueCounters>,
+    /// It goes on with what the worker's journal has of it.
+    pub(crate) resumes: bool,
 }
 
 /// A worker, from outside.

@@ -32,7 +32,7 @@ use crate::target::{
 use crate::{Errno, Error, Limits, Mapping};
 
 /// Mappings of the process that one client may have. Windows of 16 GiB, so more than the largest machines need; and far fewer than a process has.
-const MAX_MAPPINGS: usize = 2048;
+pub(crate) const MAX_MAPPINGS: usize = 2048;
 /// The sizes of configuration space (PCIe §7.2).
 const CONFIG_SIZE: u64 = 4096;
 /// Regions that go at once; with more, all others are copied.

@@ -26,8 +26,6 @@ impl Peer for BluffdNvme {
         match ability {
             // QEMU aborts when a vfio-user function with MSI-X is removed; see docs/vfio-user.md.
             Ability::Unplug => false,
-            // Nothing would keep the size.
-            Ability::Format => false,
             Ability::DataHalf => self.0.data == "process",
             _ => true,
         }

@@ -1,6 +1,8 @@
 use std::io::{Read, Write};
 
 use super::*;
+use bluff_vfio_user::keeper::BOUNDS as VFIO_USER;
+use bluff_vhost_user::keeper::BOUNDS as VHOST_USER;
 
 fn id() -> Id {
     "blk0".parse().unwrap()
@@ -13,10 +15,14 @@ struct Rig {
 
 impl Rig {
     fn new() -> Self {
+        Self::with(VHOST_USER)
+    }
+
+    fn with(bounds: Bounds) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let mut fronts = Fronts::new().unwrap();
         let listener = BoundSocket::bind(&dir.path().join("s"), 0o600).unwrap();
-        fronts.open(id(), Some(listener)).unwrap();
+        fronts.open(id(), Some(listener), bounds).unwrap();
         Self { dir, fronts }
     }
 
@@ -137,7 +143,7 @@ fn what_is_recorded_goes_to_the_next_data_half() {
     assert!(rig.commit(commit(2, 3, b"TWO")).is_err(), "whose?");
     let next = rig.fronts.hand_over(&id()).unwrap().unwrap();
     let (state, files) = next.recorded.unwrap();
-    assert_eq!(record::read(state.as_fd()).unwrap(), [1]);
+    assert_eq!(record::read(state.as_fd(), 1).unwrap(), [1]);
     assert_eq!(files.iter().map(|(key, _)| *key).collect::<Vec<_>>(), [1]);
     let mut waiting = [0; 8];
     let there = UnixStream::from(next.connection)
@@ -217,7 +223,7 @@ fn a_data_half_that_lies_costs_its_own_front_end() {
                 let file = |n| (first + n, record::write(b"").unwrap());
                 step.files = (0..50).map(file).collect();
                 rig.commit(step)?;
-                assert!(seq * 50 <= KEPT_MAX as u64);
+                assert!(seq * 50 <= VHOST_USER.kept as u64);
             }
             unreachable!()
         },
@@ -235,4 +241,105 @@ fn a_data_half_that_lies_costs_its_own_front_end() {
     let (mut front, _) = rig.handed();
     assert!(rig.fronts.commit(&id(), Vec::new()).is_err());
     assert!(has_ended(&mut front));
+}
+
+/// A step whose state and descriptors are more than any session over vhost-user has.
+fn large(seq: u64, files: u64) -> Commit {
+    let file = |n| (seq * 1000 + n, record::write(b"").unwrap());
+    Commit {
+        state: vec![seq as u8; 2 << 20],
+        files: (0..files).map(file).collect(),
+        ..commit(seq, 3, b"ONE")
+    }
+}
+
+#[test]
+fn each_attachment_has_its_bounds() {
+    let mut rig = Rig::with(VFIO_USER);
+    let (mut front, _) = rig.handed();
+    front.write_all(b"onetwo").unwrap();
+    assert_eq!(rig.commit(large(1, 40)).unwrap(), Some(1));
+    let mut next = large(2, 40);
+    next.dropped = (1000..1010).collect();
+    assert_eq!(rig.commit(next).unwrap(), Some(2));
+    rig.fronts.data_half_lost();
+    let next = rig.fronts.hand_over(&id()).unwrap().unwrap();
+    let (state, files) = next.recorded.unwrap();
+    let state = record::read(state.as_fd(), VFIO_USER.record).unwrap();
+    assert_eq!(state, vec![2; 2 << 20]);
+    let keys: Vec<_> = files.iter().map(|(key, _)| *key).collect();
+    let expected: Vec<_> = (1010..1040).chain(2000..2040).collect();
+    assert_eq!(keys, expected);
+
+    let mut rig = Rig::new();
+    let (mut front, _) = rig.handed();
+    front.write_all(b"one").unwrap();
+    assert!(rig.commit(large(1, 0)).is_err(), "its state is too long");
+    assert!(has_ended(&mut front));
+
+    let fewer = Bounds {
+        kept: 39,
+        ..VFIO_USER
+    };
+    let mut rig = Rig::with(fewer);
+    let (mut front, _) = rig.handed();
+    front.write_all(b"one").unwrap();
+    assert!(rig.commit(large(1, 40)).is_err(), "a share of descriptors");
+    assert!(has_ended(&mut front));
+}
+
+#[test]
+fn what_was_recorded_of_one_that_left_goes_to_nobody() {
+    let mut rig = Rig::with(VFIO_USER);
+    let (mut front, _) = rig.handed();
+    front.write_all(b"one").unwrap();
+    rig.commit(large(1, 40)).unwrap();
+    rig.fronts.keep(&id(), vec![file()]).unwrap();
+    rig.fronts.data_half_lost();
+    drop(front);
+    let _next = rig.connect();
+    assert_eq!(rig.turn(), []);
+    // The function stays what it was; its session is another.
+    assert_eq!(rig.fronts.files(&id()).unwrap().len(), 1);
+    let next = rig.fronts.hand_over(&id()).unwrap().unwrap();
+    assert!(next.recorded.is_none());
+}
+
+fn file() -> OwnedFd {
+    tempfile::tempfile().unwrap().into()
+}
+
+fn number(file: &OwnedFd) -> u64 {
+    rustix::fs::fstat(file).unwrap().st_ino
+}
+
+#[test]
+fn a_function_keeps_the_files_of_its_first_data_half() {
+    let mut rig = Rig::with(VFIO_USER);
+    let of = |rig: &Rig| -> Vec<u64> {
+        let files = rig.fronts.files(&id()).unwrap();
+        files.iter().map(number).collect()
+    };
+    assert!(of(&rig).is_empty());
+    let first = [file(), file()];
+    let numbers = first.each_ref().map(number);
+    rig.fronts.keep(&id(), first.into()).unwrap();
+    for _ in 0..2 {
+        rig.fronts.data_half_lost();
+        assert_eq!(of(&rig), numbers);
+        // The next one says nothing of files, or makes others up.
+        rig.fronts.keep(&id(), Vec::new()).unwrap();
+        rig.fronts.keep(&id(), vec![file()]).unwrap();
+        assert_eq!(of(&rig), numbers);
+    }
+    rig.fronts.close(&id());
+    assert!(of(&rig).is_empty());
+    // Of a function that is not there any more.
+    rig.fronts.keep(&id(), vec![file()]).unwrap();
+    assert!(of(&rig).is_empty());
+
+    let mut rig = Rig::with(VFIO_USER);
+    let many = (0..=FILES_MAX).map(|_| file()).collect();
+    assert!(rig.fronts.keep(&id(), many).is_err());
+    assert!(of(&rig).is_empty());
 }

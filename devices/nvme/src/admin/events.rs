@@ -5,12 +5,14 @@
 
 use std::collections::VecDeque;
 
+use serde::{Deserialize, Serialize};
+
 use crate::spec::feature::event as enable;
 use crate::spec::log::id;
 use crate::spec::{Status, log::warning};
 
 /// What can happen.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Event {
     /// Write to Invalid Doorbell Register.
     BadDoorbellQueue,
@@ -64,7 +66,7 @@ impl Event {
 /// Types of events: error, SMART / health, notice.
 const TYPES: usize = 3;
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(super) struct Events {
     /// Requests, the oldest first.
     requests: VecDeque<u16>,
@@ -87,6 +89,11 @@ impl Events {
         }
         self.requests.push_back(cid);
         Ok(())
+    }
+
+    /// Whether there are no more requests than a host can give.
+    pub fn is_bounded(&self, limit: usize) -> bool {
+        self.requests.len() <= limit
     }
 
     pub fn withdraw(&mut self, cid: u16) -> bool {

@@ -5,6 +5,7 @@
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
+use serde::{Deserialize, Serialize};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::Admin;
@@ -44,6 +45,7 @@ enum Threshold {
     Under,
 }
 
+/// Those that are neither in [`crate::health::Settings`] nor about queues.
 #[derive(Debug)]
 pub(super) struct Features {
     power: u32,
@@ -56,6 +58,30 @@ pub(super) struct Features {
     /// Advanced Command Retry Enable.
     retry: u8,
     host_id: [u8; 16],
+}
+
+/// [`Features`] for another process.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct SavedFeatures {
+    power: u32,
+    over: u16,
+    under: u16,
+    atomicity: u32,
+    events: u32,
+    /// Milliseconds, and the origin.
+    timestamp: (u64, u8),
+    /// When it was saved, in milliseconds of this machine's monotonic clock.
+    saved_at: u64,
+    retry: u8,
+    host_id: [u8; 16],
+}
+
+/// The clock that all processes of a machine share.
+fn monotonic_ms() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    (now.tv_sec as u64)
+        .saturating_mul(1000)
+        .saturating_add(now.tv_nsec as u64 / 1_000_000)
 }
 
 impl Features {
@@ -74,6 +100,39 @@ impl Features {
 
     pub fn reset(&mut self, now: Instant) {
         *self = Self::new(now);
+    }
+
+    /// As [`Features::restored`] takes it.
+    pub fn save(&self, now: Instant) -> SavedFeatures {
+        let (set, at, origin) = self.timestamp;
+        let passed = now.saturating_duration_since(at).as_millis() as u64;
+        SavedFeatures {
+            power: self.power,
+            over: self.over,
+            under: self.under,
+            atomicity: self.atomicity,
+            events: self.events,
+            timestamp: (set.wrapping_add(passed), origin),
+            saved_at: monotonic_ms(),
+            retry: self.retry,
+            host_id: self.host_id,
+        }
+    }
+
+    /// What another process of this machine has saved; the time stamp has gone on.
+    pub fn restored(saved: &SavedFeatures, now: Instant) -> Self {
+        let (set, origin) = saved.timestamp;
+        let passed = monotonic_ms().saturating_sub(saved.saved_at);
+        Self {
+            power: saved.power,
+            over: saved.over,
+            under: saved.under,
+            atomicity: saved.atomicity,
+            events: saved.events,
+            timestamp: (set.wrapping_add(passed), now, origin),
+            retry: saved.retry,
+            host_id: saved.host_id,
+        }
     }
 
     pub fn events_enabled(&self) -> u32 {

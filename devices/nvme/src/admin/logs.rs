@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
+use serde::{Deserialize, Serialize};
 use zerocopy::IntoBytes;
 use zerocopy::little_endian::{U16, U32, U64};
 
@@ -23,7 +24,7 @@ use crate::spec::{ALL_NAMESPACES, Status, io};
 const CHANGED: usize = 1024;
 
 /// What has changed since the host has looked.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(super) struct ChangedNamespaces(BTreeSet<u32>);
 
 impl ChangedNamespaces {

@@ -66,7 +66,7 @@ pub(crate) fn subsystem(shared: bool) -> Arc<Subsystem> {
         nqn: "nqn.2026-11.example:s0".into(),
         shared,
         max_namespaces: 32,
-        keeps_formats: true,
+        keeper: Some(Arc::new(crate::Transient)),
     })
     .unwrap()
 }

@@ -14,8 +14,8 @@ use std::sync::Arc;
 use super::{AdminWorker, Message};
 use crate::attached::Table;
 use crate::registers::Run as RunNumber;
-use crate::spec::Status;
-use crate::subsystem::SubsystemEvent;
+use crate::spec::{Command, Status};
+use crate::subsystem::{NotKept, SubsystemEvent};
 use crate::token::Token;
 use crate::worker::Message as ToWorker;
 
@@ -34,8 +34,17 @@ pub(super) struct News {
 
 enum What {
     Event(SubsystemEvent),
-    /// A format is over.
-    Formatted(RunNumber, u16),
+    Formatted(Formatted),
+}
+
+/// A format is over.
+pub(crate) struct Formatted {
+    /// The run whose host has asked for it.
+    pub(super) run: RunNumber,
+    pub(super) command: Command,
+    pub(super) nsids: Vec<u32>,
+    /// What comes of it was told before.
+    pub(super) kept: Result<(), NotKept>,
 }
 
 impl AdminWorker {
@@ -106,8 +115,16 @@ impl AdminWorker {
     }
 
     /// A format is over: what the host does next is done with the new one.
-    pub(super) fn formatted(&mut self, run: RunNumber, cid: u16) {
-        self.wait_or_say(What::Formatted(run, cid));
+    pub(super) fn formatted(&mut self, formatted: Formatted) {
+        let is_waiting = |run: &super::Run| run.number == formatted.run;
+        if self.run.as_ref().is_some_and(is_waiting) {
+            self.wait_or_say(What::Formatted(formatted));
+        } else if formatted.kept.is_ok() {
+            // It has outlived a reset. The host has begun anew, and may have seen the namespaces as they were.
+            for nsid in formatted.nsids {
+                self.hear(SubsystemEvent::NamespaceChanged(nsid));
+            }
+        }
     }
 
     fn wait_or_say(&mut self, what: What) {
@@ -123,9 +140,18 @@ impl AdminWorker {
     fn say(&mut self, what: What) {
         match what {
             What::Event(event) => self.admin.handle_event(&event),
-            What::Formatted(number, cid) => {
-                if self.run.as_ref().is_some_and(|run| run.number == number) {
-                    self.complete(cid, 0, Status::SUCCESS);
+            What::Formatted(Formatted {
+                run: number,
+                command,
+                kept,
+                ..
+            }) => {
+                if self.run.as_ref().is_none_or(|run| run.number != number) {
+                    return;
+                }
+                match kept {
+                    Ok(()) => self.complete(command.cid.get(), 0, Status::SUCCESS),
+                    Err(NotKept) => self.refuse(&command, Status::INTERNAL_ERROR),
                 }
             }
         }

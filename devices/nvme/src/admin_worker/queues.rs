@@ -9,7 +9,7 @@ use crate::admin::QueueCommand;
 use crate::controller::Core;
 use crate::interrupt::{Coalescing, Signal};
 use crate::queue::{QueueError, Shadow};
-use crate::queues::Abort;
+use crate::queues::{Abort, CreateCq, CreateSq};
 use crate::registers::Run as RunNumber;
 use crate::spec::{Command, Status};
 use crate::token::Token;
@@ -25,12 +25,8 @@ pub(crate) struct Answer {
 
 #[derive(Debug)]
 enum What {
-    CqMade(u16, Result<(), QueueError>),
-    SqMade {
-        qid: u16,
-        cqid: u16,
-        result: Result<(), QueueError>,
-    },
+    CqMade(CreateCq, Result<(), QueueError>),
+    SqMade(CreateSq, Result<(), QueueError>),
     SqDeleted(u16),
     CqDeleted(u16),
     /// Whether it was.
@@ -84,24 +80,10 @@ impl AdminWorker {
             }
             QueueCommand::CreateSq(raw) => {
                 let made = self.admin.queues.create_sq(&raw, cc)?;
-                let (qid, cqid) = (made.qid, made.cqid);
-                let gone = Err(QueueError::Doorbell(qid));
-                let reply = self.reply(
-                    command,
-                    What::SqMade {
-                        qid,
-                        cqid,
-                        result: gone,
-                    },
-                );
-                let queue = SqSetup {
-                    qid,
-                    base: made.base,
-                    size: made.entries,
-                    counters: self.counters.queue(qid),
-                };
-                let done = Box::new(move |result| reply.with(What::SqMade { qid, cqid, result }));
-                self.tell(cqid, ToWorker::AddSq { queue, done });
+                let gone = Err(QueueError::Doorbell(made.qid));
+                let reply = self.reply(command, What::SqMade(made, gone));
+                let done = move |result| reply.with(What::SqMade(made, result));
+                self.add_sq(&made, false, done);
             }
             QueueCommand::DeleteSq(qid) => {
                 let cqid = self.admin.queues.delete_sq(qid)?;
@@ -174,14 +156,47 @@ impl AdminWorker {
         true
     }
 
-    fn tell(&self, cqid: u16, message: ToWorker) {
+    pub(super) fn tell(&self, cqid: u16, message: ToWorker) {
         // Where there is none the message goes, and with it the reply, which so is given.
         if let Some(worker) = self.run.as_ref().and_then(|run| run.workers.get(&cqid)) {
             worker.send(message);
         }
     }
 
-    fn make_cq(&mut self, command: &Command, made: &crate::queues::CreateCq) {
+    fn make_cq(&mut self, command: &Command, made: &CreateCq) {
+        let made = *made;
+        let gone = Err(QueueError::Doorbell(made.qid));
+        let reply = self.reply(command, What::CqMade(made, gone));
+        self.start_worker(&made, false, move |result| {
+            reply.with(What::CqMade(made, result));
+        });
+    }
+
+    /// Gives a submission queue to its worker; `resumes`: another process has taken commands from it.
+    pub(super) fn add_sq(
+        &self,
+        made: &CreateSq,
+        resumes: bool,
+        done: impl FnOnce(Result<(), QueueError>) + Send + 'static,
+    ) {
+        let queue = SqSetup {
+            qid: made.qid,
+            base: made.base,
+            size: made.entries,
+            counters: self.counters.queue(made.qid),
+            resumes,
+        };
+        let done = Box::new(done);
+        self.tell(made.cqid, ToWorker::AddSq { queue, done });
+    }
+
+    /// Starts the worker of a completion queue; `resumes`: another process has posted to it.
+    pub(super) fn start_worker(
+        &mut self,
+        made: &CreateCq,
+        resumes: bool,
+        started: impl FnOnce(Result<(), QueueError>) + Send + 'static,
+    ) {
         let qid = made.qid;
         let signal = match made.vector {
             Some(vector) => {
@@ -217,11 +232,11 @@ impl AdminWorker {
             shadow: run.shadow,
             dma: self.dma.clone(),
             page_shift: run.page.trailing_zeros() as u8,
+            journal: self.core.journal.as_ref().map(|j| j.queue(qid)),
+            resumes,
             namespaces,
             shared: self.shared.clone(),
         };
-        let reply = self.reply(command, What::CqMade(qid, Err(QueueError::Doorbell(qid))));
-        let started = move |result| reply.with(What::CqMade(qid, result));
         let worker = Arc::new(WorkerHandle::start(reactor, self.poll, setup, started));
         let run = self.run.as_mut().expect("it has a command");
         run.counts.insert(qid, interrupts);
@@ -263,9 +278,11 @@ impl AdminWorker {
         let cid = command.cid.get();
         let run = self.run.as_mut().expect("checked by who calls");
         let made = match done {
-            What::CqMade(qid, result) => {
+            What::CqMade(made, result) => {
+                let qid = made.qid;
                 match (&result, run.workers.get(&qid)) {
                     (Ok(()), Some(worker)) => {
+                        run.cqs.insert(qid, made);
                         self.core.routes().heads[usize::from(qid)] = Some(worker.clone());
                     }
                     _ => {
@@ -275,9 +292,11 @@ impl AdminWorker {
                 }
                 result
             }
-            What::SqMade { qid, cqid, result } => {
-                match (&result, run.workers.get(&cqid)) {
+            What::SqMade(made, result) => {
+                let qid = made.qid;
+                match (&result, run.workers.get(&made.cqid)) {
                     (Ok(()), Some(worker)) => {
+                        run.sqs.insert(qid, made);
                         self.core.routes().tails[usize::from(qid)] = Some(worker.clone());
                     }
                     _ => self.admin.queues.deleted_sq(qid),
@@ -285,6 +304,7 @@ impl AdminWorker {
                 result
             }
             What::SqDeleted(qid) => {
+                run.sqs.remove(&qid);
                 self.admin.queues.deleted_sq(qid);
                 Ok(())
             }
@@ -292,6 +312,7 @@ impl AdminWorker {
                 run.workers.remove(&qid);
                 run.counts.remove(&qid);
                 run.vectors.remove(&qid);
+                run.cqs.remove(&qid);
                 self.admin.queues.deleted_cq(qid);
                 Ok(())
             }

@@ -10,11 +10,13 @@ use bluff_block::{BlockError, Buffers, ChannelHandle, Completion, InUse, Kind, O
 use bluff_memory::IoVec;
 use bluff_reactor::Context;
 
+use super::news::Formatted;
 use super::{AdminWorker, Message};
 use crate::admin::{Erase, FormatCommand};
 use crate::attached::Table;
 use crate::command::status_of;
 use crate::namespace::Namespace;
+use crate::registers::Run as RunNumber;
 use crate::spec::{Command, Status};
 use crate::subsystem::Formatting;
 use crate::worker::zeroes;
@@ -159,9 +161,10 @@ impl FlushAll {
     }
 }
 
-/// A Format NVM command under way.
+/// A Format NVM command under way, until all is erased. What then goes on is [`Formatting::finish`]'s.
 pub(super) struct Format {
     number: u64,
+    run: RunNumber,
     command: Command,
     erase: Erase,
     formatting: Formatting,
@@ -194,8 +197,10 @@ impl AdminWorker {
         };
         let (id, nsids) = (self.admin.id(), &format.nsids);
         let formatting = subsystem.begin_format(id, nsids, format.format, drained)?;
+        let run = self.run.as_ref().expect("it has a command").number;
         self.format = Some(Format {
             number,
+            run,
             command: *command,
             erase: format.erase,
             rest: formatting
@@ -238,6 +243,7 @@ impl AdminWorker {
             Err(e) => Err(e),
         };
         let Format {
+            run,
             command,
             formatting,
             now,
@@ -246,12 +252,19 @@ impl AdminWorker {
         drop(now);
         match outcome {
             Ok(()) => {
-                formatting.finish();
-                // After the table that was told just now.
-                if let Some(run) = &self.run {
-                    let formatted = Message::Formatted(run.number, command.cid.get());
-                    self.core.admin.send(formatted);
-                }
+                let nsids = formatting.namespaces().iter().map(|n| n.nsid()).collect();
+                let core = Arc::downgrade(&self.core);
+                // After the table that was told then.
+                formatting.finish(move |kept| {
+                    if let Some(core) = core.upgrade() {
+                        core.admin.send(Message::Formatted(Formatted {
+                            run,
+                            command,
+                            nsids,
+                            kept,
+                        }));
+                    }
+                });
             }
             Err(e) => {
                 drop(formatting);

@@ -54,7 +54,7 @@ impl Run {
             nqn: "nqn.2026-11.example:fuzz".into(),
             shared,
             max_namespaces: NSIDS,
-            keeps_formats: true,
+            keeper: Some(Arc::new(crate::Transient)),
         })
         .expect("a name");
         let heard = Arc::<Mutex<Vec<_>>>::default();
@@ -352,7 +352,7 @@ fn play(data: &[u8]) -> Reached {
                 }
             }
             7 => match (run.formatting.take(), c.byte() % 2) {
-                (Some(formatting), 0) => formatting.finish(),
+                (Some(formatting), 0) => formatting.finish(|kept| assert!(kept.is_ok())),
                 (formatting, _) => drop(formatting),
             },
             8 => run.now += Duration::from_millis(u64::from(c.word())),

@@ -15,6 +15,7 @@ use zerocopy::{FromBytes, IntoBytes};
 use super::slow::{Desk, Slow};
 use crate::QueueCounters;
 use crate::interrupt::{Coalescing, Signal};
+use crate::journal::Journal;
 use crate::namespace::{Namespace, Namespaces};
 use crate::queue::{Doorbells, Shadow};
 use crate::report::{QueueEvent, Shared};
@@ -45,6 +46,13 @@ pub(crate) const LONG: Duration = Duration::from_secs(1000);
 fn zeroes() -> OwnedFd {
     let file = File::options().read(true).write(true).open("/dev/zero");
     OwnedFd::from(file.expect("/dev/zero can be opened"))
+}
+
+fn options() -> Options {
+    Options {
+        uring: UringUse::Off,
+        ..Options::default()
+    }
 }
 
 /// A region of fresh memory.
@@ -117,6 +125,8 @@ pub(crate) struct Host {
     pub(crate) namespaces: Vec<Arc<Namespace>>,
     /// Whether the shadow doorbells are in use.
     pub(crate) shadow: bool,
+    /// Where workers write down what is in flight.
+    pub(crate) journal: Option<Arc<Journal>>,
     next_cid: u16,
     /// Wakes the worker after each doorbell.
     pub(crate) trapped: bool,
@@ -150,11 +160,7 @@ impl Default for Plan {
 
 impl Host {
     pub(crate) fn new(namespaces: Vec<Arc<Namespace>>) -> Self {
-        let options = Options {
-            uring: UringUse::Off,
-            ..Options::default()
-        };
-        let reactor = Reactor::new(&options).expect("a reactor");
+        let reactor = Reactor::new(&options()).expect("a reactor");
         let events: Arc<Mutex<Vec<QueueEvent>>> = Arc::default();
         let sink = events.clone();
         Self {
@@ -169,6 +175,7 @@ impl Host {
             events,
             namespaces,
             shadow: false,
+            journal: None,
             next_cid: 0,
             trapped: true,
         }
@@ -176,28 +183,11 @@ impl Host {
 
     /// Creates a completion queue and its submission queues, which have the numbers from `qid` on.
     pub(crate) fn create(&mut self, qid: u16, plan: &Plan) -> Queues {
-        let interrupts: Arc<AtomicU64> = Arc::default();
         let base = BASE + u64::from(qid) * 0x4000;
-        let setup = Setup {
-            qid,
-            base,
-            size: plan.cq_size,
-            signal: plan.signal.clone(),
-            coalescing: plan.coalescing,
-            interrupts: interrupts.clone(),
-            doorbells: self.doorbells.clone(),
-            shadow: self.shadow.then_some(SHADOW),
-            dma: Dma::On(self.memory.clone()),
-            page_shift: plan.page_shift,
-            namespaces: Namespaces::new(16, self.namespaces.clone()),
-            shared: self.shared.clone(),
-        };
         // A host clears it before it creates the queue.
         let zeroes = vec![0; plan.cq_size as usize * 16];
         self.memory.write(base, &zeroes).expect("a place for it");
-        let worker = WorkerHandle::start(&self.handle, plan.poll, setup, |result| {
-            result.expect("its memory is there");
-        });
+        let (worker, interrupts) = self.worker(qid, plan, false);
         let mut queues = Queues {
             qid,
             base,
@@ -213,6 +203,62 @@ impl Host {
         }
         self.turns(2);
         queues
+    }
+
+    /// The process has died, and another one goes on with its queues.
+    pub(crate) fn go_on(&mut self, queues: &mut Queues, plan: &Plan) {
+        let reactor = Reactor::new(&options()).expect("a reactor");
+        self.handle = reactor.handle();
+        self.reactor = reactor;
+        (queues.worker, queues.interrupts) = self.worker(queues.qid, plan, true);
+        for sq in &mut queues.sqs {
+            sq.counters = Arc::default();
+            queues.worker.send(Message::AddSq {
+                queue: SqSetup {
+                    qid: sq.qid,
+                    base: sq.base,
+                    size: sq.size,
+                    counters: sq.counters.clone(),
+                    resumes: true,
+                },
+                done: Box::new(|result| result.expect("its memory is there")),
+            });
+        }
+        queues.worker.send(Message::Resume);
+        queues.worker.send(Message::Dma {
+            dma: Dma::On(self.memory.clone()),
+            bound: LONG,
+            done: Box::new(|| {}),
+        });
+    }
+
+    fn worker(&mut self, qid: u16, plan: &Plan, resumes: bool) -> (WorkerHandle, Arc<AtomicU64>) {
+        let interrupts: Arc<AtomicU64> = Arc::default();
+        let base = BASE + u64::from(qid) * 0x4000;
+        let setup = Setup {
+            qid,
+            base,
+            size: plan.cq_size,
+            signal: plan.signal.clone(),
+            coalescing: plan.coalescing,
+            interrupts: interrupts.clone(),
+            doorbells: self.doorbells.clone(),
+            shadow: self.shadow.then_some(SHADOW),
+            dma: match resumes {
+                // It is turned on after that.
+                true => Dma::Off,
+                false => Dma::On(self.memory.clone()),
+            },
+            page_shift: plan.page_shift,
+            journal: self.journal.as_ref().map(|j| j.queue(qid)),
+            resumes,
+            namespaces: Namespaces::new(16, self.namespaces.clone()),
+            shared: self.shared.clone(),
+        };
+        let worker = WorkerHandle::start(&self.handle, plan.poll, setup, |result| {
+            result.expect("its memory is there");
+        });
+        (worker, interrupts)
     }
 
     pub(crate) fn add_sq(&mut self, queues: &mut Queues, qid: u16, size: u32) {
@@ -231,6 +277,7 @@ impl Host {
                 base,
                 size,
                 counters,
+                resumes: false,
             },
             done: Box::new(|result| result.expect("its memory is there")),
         });

@@ -29,6 +29,7 @@ impl Device {
                     assert!(!self.stopping, "two stops at a time");
                     self.stopping = true;
                 }
+                Effect::Resume(..) => panic!("nothing was saved"),
                 Effect::SubsystemReset | Effect::Mask(_) => {}
             }
         }

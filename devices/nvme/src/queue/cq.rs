@@ -22,6 +22,8 @@ pub(crate) struct CompletionQueue {
     doorbell: Doorbell,
     /// What is written next.
     tail: u16,
+    /// How many there ever were.
+    posted: u64,
     /// What the host reads next, as far as we have looked.
     head: u16,
     /// Inverted in each round; an entry with it is new (Base 2.1 §4.2.4).
@@ -42,18 +44,64 @@ impl CompletionQueue {
         size: u32,
         doorbells: &Arc<Doorbells>,
     ) -> Result<Self, QueueError> {
+        let this = Self::resume(qid, base, size, doorbells, 0, 0)?;
+        this.doorbell.clear();
+        Ok(this)
+    }
+
+    /// One that another process has posted to: `posted` entries ever, of which the host had read those before `head`.
+    ///
+    /// # Errors
+    /// As [`CompletionQueue::new`]; and [`QueueError::Position`] for a head that is none.
+    pub(crate) fn resume(
+        qid: u16,
+        base: u64,
+        size: u32,
+        doorbells: &Arc<Doorbells>,
+        posted: u64,
+        head: u16,
+    ) -> Result<Self, QueueError> {
         assert!((2..=1 << 16).contains(&size), "checked at its creation");
+        if u32::from(head) >= size {
+            return Err(QueueError::Position(qid));
+        }
+        let size_64 = u64::from(size);
         Ok(Self {
             qid,
             size,
             entries: Entries::new(base, size),
             doorbell: Doorbell::new(qid, Side::Head, doorbells)?,
-            tail: 0,
-            head: 0,
-            phase: true,
+            tail: (posted % size_64) as u16,
+            posted,
+            head,
+            phase: (posted / size_64).is_multiple_of(2),
             reserved: 0,
             bad: None,
         })
+    }
+
+    /// How many entries were ever posted.
+    #[inline(always)]
+    pub(crate) fn posted(&self) -> u64 {
+        self.posted
+    }
+
+    /// What the host reads next, as far as we have looked.
+    #[inline(always)]
+    pub(crate) fn head(&self) -> u16 {
+        self.head
+    }
+
+    /// As [`CompletionQueue::reserve`], where nobody has looked whether there is room.
+    ///
+    /// # Errors
+    /// [`QueueError::Position`]: there is none.
+    pub(crate) fn reserve_again(&mut self) -> Result<(), QueueError> {
+        if self.unread() + self.reserved + 1 >= self.size {
+            return Err(QueueError::Position(self.qid));
+        }
+        self.reserved += 1;
+        Ok(())
     }
 
     /// Its identifier.
@@ -85,7 +133,7 @@ impl CompletionQueue {
 
     /// Entries that the host has not read, as far as we have looked.
     #[inline(always)]
-    fn unread(&self) -> u32 {
+    pub(crate) fn unread(&self) -> u32 {
         match self.tail.checked_sub(self.head) {
             Some(n) => u32::from(n),
             None => u32::from(self.tail) + self.size - u32::from(self.head),
@@ -143,9 +191,9 @@ impl CompletionQueue {
 
     /// Answers a command, in an entry that was reserved for it. `false`: there is no memory now; nothing has happened.
     #[inline(always)]
-    pub(crate) fn post(&mut self, completion: &Completion, status: Status) -> bool {
+    pub(crate) fn post(&mut self, completion: &Completion) -> bool {
         let entry = Completion {
-            status: Completion::field(status, self.phase),
+            status: completion.status | U16::from(u16::from(self.phase)),
             ..*completion
         };
         // The phase tag is in the last word, which is stored with release: whoever sees it sees all of the entry, and the data
@@ -154,7 +202,30 @@ impl CompletionQueue {
         if !self.entries.store(u32::from(self.tail), words) {
             return false;
         }
+        self.advance();
+        true
+    }
+
+    /// As [`CompletionQueue::post`], for a completion that may have been posted before this queue was [resumed](CompletionQueue::resume).
+    pub(crate) fn post_unless_there(&mut self, completion: &Completion) -> bool {
+        match self.entries.load(u32::from(self.tail)) {
+            None => false,
+            Some(words) => {
+                let found: Completion = zerocopy::transmute!(words);
+                // The tag is in the lowest bit.
+                if (found.status.get() & 1 != 0) != self.phase {
+                    return self.post(completion);
+                }
+                self.advance();
+                true
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn advance(&mut self) {
         self.reserved -= 1;
+        self.posted += 1;
         self.tail = match u32::from(self.tail) + 1 {
             n if n == self.size => {
                 self.phase = !self.phase;
@@ -162,7 +233,6 @@ impl CompletionQueue {
             }
             n => n as u16,
         };
-        true
     }
 
     /// Whether the host has read everything; looks.
@@ -188,15 +258,21 @@ impl CompletionQueue {
     }
 }
 
-/// A completion of a command, but for its status.
+/// A completion of a command, but for its phase tag.
 #[inline(always)]
-pub(crate) fn completion(sq_id: u16, sq_head: u16, cid: U16, dw0: u32) -> Completion {
+pub(crate) fn completion(
+    sq_id: u16,
+    sq_head: u16,
+    cid: U16,
+    dw0: u32,
+    status: Status,
+) -> Completion {
     Completion {
         dw0: dw0.into(),
         dw1: 0.into(),
         sq_head: sq_head.into(),
         sq_id: sq_id.into(),
         cid,
-        status: 0.into(),
+        status: Completion::field(status, false),
     }
 }

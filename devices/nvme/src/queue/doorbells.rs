@@ -27,6 +27,7 @@
 #![allow(unsafe_code)]
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use bluff_memory::{GuestMemory, Mapping, Space};
@@ -61,8 +62,29 @@ impl Doorbells {
     /// # Errors
     /// Where there is no memory for them.
     pub(crate) fn new(queues: u32) -> io::Result<Arc<Self>> {
-        let len = (u64::from(queues) * 8).next_multiple_of(PAGE);
-        let area = Area::new(OFFSET, len)?;
+        Self::map(Area::new(OFFSET, Self::bytes(queues))?, queues)
+    }
+
+    /// Those that another process had, by their file: a host may have mapped it.
+    ///
+    /// # Errors
+    /// Where it is not such a file.
+    pub(crate) fn open(file: OwnedFd, queues: u32) -> io::Result<Arc<Self>> {
+        let area = Area {
+            offset: OFFSET,
+            len: Self::bytes(queues),
+            file: Arc::new(file),
+            file_offset: OFFSET,
+        };
+        Self::map(area, queues)
+    }
+
+    fn bytes(queues: u32) -> u64 {
+        (u64::from(queues) * 8).next_multiple_of(PAGE)
+    }
+
+    fn map(area: Area, queues: u32) -> io::Result<Arc<Self>> {
+        let len = area.len;
         let file = area.file.try_clone()?;
         let mapping = Mapping::new(file, area.file_offset, len).map_err(io::Error::other)?;
         Ok(Arc::new(Self {
@@ -181,7 +203,7 @@ impl Pair {
 }
 
 impl Doorbell {
-    /// The doorbell of a queue that is being made: its register is 0 (Base 2.1 §3.1.4.16).
+    /// The doorbell of a queue, with the value that it has.
     pub(super) fn new(
         qid: u16,
         side: Side,
@@ -189,7 +211,7 @@ impl Doorbell {
     ) -> Result<Self, QueueError> {
         let place = doorbells.place(qid, side);
         let register = place.ok_or(QueueError::Doorbell(qid))?;
-        let this = Self {
+        Ok(Self {
             qid,
             side,
             doorbells: doorbells.clone(),
@@ -197,14 +219,13 @@ impl Doorbell {
             shadow: None,
             memory: None,
             told: 0,
-        };
-        this.set_register(0);
-        Ok(this)
+        })
     }
 
-    fn set_register(&self, value: u16) {
+    /// That of a queue that is being made: its register is 0 (Base 2.1 §3.1.4.16).
+    pub(super) fn clear(&self) {
         if let Some(register) = self.doorbells.register(self.qid, self.side) {
-            register.store(u32::from(value).to_le(), Ordering::Relaxed);
+            register.store(0, Ordering::Relaxed);
         }
     }
 

@@ -18,6 +18,8 @@ pub(crate) struct SubmissionQueue {
     doorbell: Doorbell,
     /// What is taken next.
     head: u16,
+    /// How many were ever taken.
+    taken: u64,
     /// Where the host's entries end, as far as we have looked.
     tail: u16,
     /// A value that made no sense, and was said.
@@ -35,14 +37,32 @@ impl SubmissionQueue {
         size: u32,
         doorbells: &Arc<Doorbells>,
     ) -> Result<Self, QueueError> {
+        let this = Self::resume(qid, base, size, doorbells, 0)?;
+        this.doorbell.clear();
+        Ok(this)
+    }
+
+    /// One that another process has taken `taken` commands from.
+    ///
+    /// # Errors
+    /// As [`SubmissionQueue::new`].
+    pub(crate) fn resume(
+        qid: u16,
+        base: u64,
+        size: u32,
+        doorbells: &Arc<Doorbells>,
+        taken: u64,
+    ) -> Result<Self, QueueError> {
         assert!((2..=1 << 16).contains(&size), "checked at its creation");
+        let head = (taken % u64::from(size)) as u16;
         Ok(Self {
             qid,
             size,
             entries: Entries::new(base, size),
             doorbell: Doorbell::new(qid, Side::Tail, doorbells)?,
-            head: 0,
-            tail: 0,
+            head,
+            taken,
+            tail: head,
             bad: None,
         })
     }
@@ -50,6 +70,12 @@ impl SubmissionQueue {
     /// Its identifier.
     pub(crate) fn qid(&self) -> u16 {
         self.qid
+    }
+
+    /// How many commands were ever taken.
+    #[inline(always)]
+    pub(crate) fn taken(&self) -> u64 {
+        self.taken
     }
 
     /// The head, as completions tell it: entries before it may be used again (Base 2.1 §4.2.1, SQHD).
@@ -125,6 +151,7 @@ impl SubmissionQueue {
             n if n == self.size => 0,
             n => n as u16,
         };
+        self.taken += 1;
         self.doorbell.quiet(self.head, self.size, self.size / 2);
         // Loaded and kept as the bytes are.
         Some(zerocopy::transmute!(words))

@@ -1,9 +1,9 @@
-//! Formatting: the namespace is blocked, commands in flight drain on every controller, and somebody erases; then the namespace is another one.
+//! Formatting: the namespace is blocked, commands in flight drain on every controller, and somebody erases; then the new format is recorded, and the namespace is another one.
 
 use std::fmt;
 use std::sync::Arc;
 
-use super::{Subsystem, SubsystemEvent};
+use super::{Kept, NamespaceFormat, NotKept, Subsystem, SubsystemEvent};
 use crate::attached::Table;
 use crate::namespace::Namespace;
 use crate::spec::Status;
@@ -17,7 +17,8 @@ pub struct Formatting {
     namespaces: Table,
     /// log2 of the new block's bytes.
     shifts: Vec<(u32, u8)>,
-    finished: bool,
+    /// Nothing of it is to be undone any more.
+    over: bool,
 }
 
 impl fmt::Debug for Formatting {
@@ -74,7 +75,7 @@ impl Subsystem {
             controller,
             namespaces,
             shifts,
-            finished: false,
+            over: false,
         })
     }
 }
@@ -100,9 +101,26 @@ impl Formatting {
         &self.namespaces
     }
 
-    /// All of them read as zeroes: they have their new format, all controllers get new tables, and the hosts of the others are told.
-    pub fn finish(mut self) {
-        self.finished = true;
+    /// All of them read as zeroes, also after a loss of power. The new formats are recorded, where somebody keeps them; then they are what hosts see, and `then` is called, on any
+    /// thread, which may be before this returns. Until then the namespaces stay blocked, whatever becomes of the controller.
+    pub fn finish(self, then: impl FnOnce(Result<(), NotKept>) + Send + Sync + 'static) {
+        let format = |(nsid, shift): &(u32, u8)| NamespaceFormat {
+            nsid: *nsid,
+            block_size: 1 << shift,
+        };
+        let formats: Vec<_> = self.shifts.iter().map(format).collect();
+        let keeper = self.subsystem.options.keeper.clone();
+        let kept = Kept::new(self, then);
+        match keeper {
+            Some(keeper) => keeper.keep(&formats, kept),
+            // There are no others than the volumes' own.
+            None => kept.answer(Ok(())),
+        }
+    }
+
+    /// They have their new format: all controllers get new tables, and the hosts of the others are told.
+    pub(super) fn hold(mut self) {
+        self.over = true;
         let state = &mut *self.subsystem.lock();
         for (nsid, shift) in &self.shifts {
             if let Some(entry) = state.namespaces.get_mut(nsid) {
@@ -116,11 +134,16 @@ impl Formatting {
             }
         }
     }
+
+    /// Nobody knows which format they have: they stay blocked.
+    pub(super) fn leave(mut self) {
+        self.over = true;
+    }
 }
 
 impl Drop for Formatting {
     fn drop(&mut self) {
-        if !self.finished {
+        if !self.over {
             let state = self.subsystem.lock();
             for (nsid, _) in &self.shifts {
                 if let Some(entry) = state.namespaces.get(nsid) {

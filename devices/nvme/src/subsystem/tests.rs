@@ -246,7 +246,7 @@ fn a_format_is_told_to_all_that_have_the_namespace() {
             vec!["drain 1".into()]
         )
     );
-    formatting.finish();
+    formatting.finish(|kept| assert!(kept.is_ok()));
     assert_eq!(take(&heard), ["[1, 2]", "[1, 2]"]);
     assert_eq!(take(&other), ["[1]", "changed 1"]);
 }
@@ -273,7 +273,7 @@ fn drained_is_called_when_the_last_token_goes() {
     assert!(!*drained.lock().unwrap());
     kept.lock().unwrap().pop();
     assert!(*drained.lock().unwrap());
-    formatting.finish();
+    formatting.finish(|kept| assert!(kept.is_ok()));
     assert_eq!(s.allocated(0).get(1, 32).unwrap().shift(), 12);
 }
 
@@ -293,17 +293,36 @@ fn a_volume_that_is_resized_after_its_namespace_has_gone() {
 
 #[test]
 fn formats_are_what_the_volumes_blocks_divide() {
-    for (block, keeps_formats, formats) in [
+    for (block, keeps, formats) in [
         (512, true, vec![9, 12]),
         (4096, true, vec![12]),
         (512, false, vec![9]),
         (4096, false, vec![12]),
     ] {
         let options = SubsystemOptions {
-            keeps_formats,
+            keeper: keeps.then(|| Arc::new(Transient) as _),
             ..SubsystemOptions::new("nqn.x")
         };
         let geometry = Geometry::new(block, 1 << 20);
         assert_eq!(options.formats(&geometry).collect::<Vec<_>>(), formats);
     }
+}
+
+#[test]
+fn without_a_keeper_a_format_erases_and_no_more() {
+    let s = Subsystem::new(SubsystemOptions {
+        keeper: None,
+        ..SubsystemOptions::new("nqn.x")
+    });
+    let s = s.unwrap();
+    s.add(volume(), options("a")).unwrap();
+    assert!(s.begin_format(0, &[1], 1, || ()).is_err());
+    let ended = Arc::new(Mutex::new(None));
+    let end = ended.clone();
+    let formatting = s.begin_format(0, &[1], 0, || ()).unwrap();
+    formatting.finish(move |kept| *end.lock().unwrap() = Some(kept));
+    assert_eq!(*ended.lock().unwrap(), Some(Ok(())));
+    let table = s.allocated(0);
+    let namespace = table.get(1, 32).unwrap();
+    assert_eq!((namespace.shift(), namespace.check()), (9, Ok(())));
 }

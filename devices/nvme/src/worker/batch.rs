@@ -18,12 +18,13 @@ use crate::command::status_of;
 use crate::counters::{QueueCounters, Tally, add};
 use crate::data::Resolver;
 use crate::interrupt::{Interrupts, Told};
+use crate::journal::QueueJournal;
 use crate::namespace::NamespaceTable;
 use crate::queue::{
     CompletionQueue, Doorbells, InvalidValue, QueueError, Shadow, Side, SubmissionQueue, completion,
 };
 use crate::report::{CommandError, QueueEvent, Shared};
-use crate::spec::{Completion as Entry, Status, io};
+use crate::spec::{Command, Completion as Entry, Status, io};
 
 /// Commands taken in one turn.
 const COMMANDS: u32 = 32;
@@ -37,7 +38,7 @@ pub(super) struct Sq {
     pub(super) queue: SubmissionQueue,
     counters: Arc<QueueCounters>,
     tally: Tally,
-    in_flight: u64,
+    pub(super) in_flight: u64,
     /// Something is to be added to its counters.
     dirty: bool,
     /// No more is taken from it.
@@ -71,9 +72,19 @@ pub(super) struct Io {
     pub(super) scratch: Vec<u8>,
     pub(super) shared: Arc<Shared>,
     /// Completions posted in this turn.
-    posted: u32,
-    /// Completions that wait for memory to be posted to.
-    pub(super) parked: Vec<(Entry, Status)>,
+    pub(super) posted: u32,
+    /// Completions that wait for memory to be posted to, and the slots that are kept for them.
+    pub(super) parked: Vec<(Entry, u32)>,
+    /// Where it is written down what is in flight, if it is.
+    pub(super) journal: Option<QueueJournal>,
+    /// Nothing is taken before it is known what was in flight.
+    pub(super) resuming: bool,
+    /// Another process may have posted what waits for memory: so the host's head may be ahead of what we know of.
+    pub(super) uncertain: bool,
+    /// What another process had in flight, and is to be done again.
+    pub(super) again: VecDeque<(u32, Command)>,
+    /// The head that is written down.
+    head: u16,
     /// Nothing is answered any more, and nothing begun.
     pub(super) mute: bool,
     /// Since when there are commands in flight, as far as that was not counted.
@@ -87,9 +98,21 @@ impl Io {
             Dma::Off => None,
             Dma::On(memory) => Some(memory),
         };
-        let mut cq = CompletionQueue::new(setup.qid, setup.base, setup.size, &setup.doorbells)?;
-        cq.set_memory(memory.as_ref(), setup.shadow.as_ref(), true)?;
+        let (qid, base, size) = (setup.qid, setup.base, setup.size);
+        let mut cq = match &setup.journal {
+            Some(journal) if setup.resumes => {
+                let (posted, head) = journal.position();
+                CompletionQueue::resume(qid, base, size, &setup.doorbells, posted, head)?
+            }
+            _ => CompletionQueue::new(qid, base, size, &setup.doorbells)?,
+        };
+        let fresh = !setup.resumes;
+        cq.set_memory(memory.as_ref(), setup.shadow.as_ref(), fresh)?;
+        if let Some(journal) = setup.journal.as_ref().filter(|_| fresh) {
+            journal.begin();
+        }
         Ok(Self {
+            head: cq.head(),
             cq,
             interrupts: Interrupts::new(setup.signal, setup.coalescing),
             interrupt_count: setup.interrupts,
@@ -110,6 +133,10 @@ impl Io {
             shared: setup.shared,
             posted: 0,
             parked: Vec::new(),
+            journal: setup.journal,
+            resuming: setup.resumes,
+            uncertain: false,
+            again: VecDeque::new(),
             mute: false,
             busy: None,
         })
@@ -117,8 +144,19 @@ impl Io {
 
     /// Takes a submission queue on.
     pub(super) fn add_sq(&mut self, setup: SqSetup) -> Result<(), QueueError> {
-        let mut queue = SubmissionQueue::new(setup.qid, setup.base, setup.size, &self.doorbells)?;
-        queue.set_memory(self.memory.as_ref(), self.shadow.as_ref(), true)?;
+        let (qid, base, size) = (setup.qid, setup.base, setup.size);
+        let mut queue = match &self.journal {
+            Some(journal) if setup.resumes => {
+                let taken = journal.count_taken(qid);
+                SubmissionQueue::resume(qid, base, size, &self.doorbells, taken)?
+            }
+            _ => SubmissionQueue::new(qid, base, size, &self.doorbells)?,
+        };
+        let fresh = !setup.resumes;
+        queue.set_memory(self.memory.as_ref(), self.shadow.as_ref(), fresh)?;
+        if let Some(journal) = self.journal.as_ref().filter(|_| fresh) {
+            journal.begin_sq(qid);
+        }
         let sq = Some(Sq {
             queue,
             counters: setup.counters,
@@ -141,7 +179,7 @@ impl Io {
         let mut worked = self.collect(now);
         // What waits for a channel goes first.
         worked |= self.submit(cx);
-        if takes && self.may_take() && self.take(cx) {
+        if takes && self.may_take() && self.take_or_redo(cx) {
             worked = true;
             self.submit(cx);
             // What was completed at once is seen at once.
@@ -150,12 +188,13 @@ impl Io {
         if self.posted > 0 {
             self.publish(cx, now);
         }
-        if self.interrupts.is_owed() && self.cq.is_on() {
+        if self.interrupts.is_owed() && self.cq.is_on() && self.is_settled() {
             match self.cq.is_read() {
                 Ok(true) => self.interrupts.read(),
                 Ok(false) => {}
                 Err(value) => self.invalid(self.cq.qid(), Side::Head, value),
             }
+            self.note_head();
         }
         if worked {
             self.count();
@@ -164,13 +203,38 @@ impl Io {
         worked
     }
 
+    /// Whether it is known what another process has done.
+    #[inline(always)]
+    fn is_settled(&self) -> bool {
+        !self.resuming && !self.uncertain
+    }
+
     /// Whether commands are taken: not while a channel is too busy for what it has, unless there are others.
     fn may_take(&self) -> bool {
-        let memory = self.cq.is_on() && !self.mute;
+        let memory = self.cq.is_on() && !self.mute && self.is_settled();
         let mut spaces = self.spaces.iter().flatten();
         match (spaces.next(), spaces.next()) {
             (Some(only), None) => memory && only.ops.is_empty(),
             _ => memory,
+        }
+    }
+
+    #[inline(always)]
+    fn take_or_redo(&mut self, cx: &mut Context<'_>) -> bool {
+        match self.again.is_empty() {
+            true => self.take(cx),
+            false => self.redo(cx, COMMANDS),
+        }
+    }
+
+    /// Writes down how far the host has read, before anything is posted that hangs on it.
+    #[inline(always)]
+    fn note_head(&mut self) {
+        if let Some(journal) = &self.journal
+            && self.head != self.cq.head()
+        {
+            self.head = self.cq.head();
+            journal.set_head(self.head);
         }
     }
 
@@ -185,6 +249,7 @@ impl Io {
             }
         }
         .min(COMMANDS);
+        self.note_head();
         let (before, mut bytes, count) = (room, 0, self.sqs.len());
         // A queue that takes all of a turn is the last one in the next.
         self.first = (self.first + 1) % count.max(1);
@@ -313,14 +378,35 @@ impl Io {
         } else {
             tally(&mut sq.tally, slot.opcode, slot.len);
         }
-        let entry = completion(sq.queue.qid(), sq.queue.head(), slot.cid, 0);
-        self.slots.give(index);
+        let entry = completion(sq.queue.qid(), sq.queue.head(), slot.cid, 0, status);
         if mute {
             self.cq.release();
-        } else if self.cq.post(&entry, status) {
-            self.posted += 1;
+            self.slots.give(index);
         } else {
-            self.parked.push((entry, status));
+            if let Some(journal) = &self.journal {
+                journal.complete(index, self.cq.posted(), &entry);
+            }
+            let posted = self.cq.post(&entry);
+            self.note_posted(index, entry, posted);
+        }
+    }
+
+    /// A completion was posted, or has to wait for memory.
+    #[inline(always)]
+    fn note_posted(&mut self, index: u32, entry: Entry, posted: bool) {
+        if posted {
+            self.posted += 1;
+            self.slots.give(index);
+            if let Some(journal) = &self.journal {
+                journal.set_posted(self.cq.posted());
+                journal.strike(index);
+            }
+        } else {
+            self.slots.keep(index);
+            self.parked.push((entry, index));
+            if let Some(journal) = &self.journal {
+                journal.unpost(index);
+            }
         }
     }
 
@@ -339,13 +425,26 @@ impl Io {
 
     /// Posts what waited for memory.
     pub(super) fn unpark(&mut self) {
-        for (entry, status) in std::mem::take(&mut self.parked) {
-            if self.cq.post(&entry, status) {
-                self.posted += 1;
-            } else {
-                self.parked.push((entry, status));
+        for (entry, index) in std::mem::take(&mut self.parked) {
+            if let Some(journal) = &self.journal {
+                journal.complete(index, self.cq.posted(), &entry);
+            }
+            // Of another process's it is not known.
+            if !self.cq.post_unless_there(&entry) {
+                self.parked.push((entry, index));
+                if let Some(journal) = &self.journal {
+                    journal.unpost(index);
+                }
+                continue;
+            }
+            self.posted += 1;
+            self.slots.release(index);
+            if let Some(journal) = &self.journal {
+                journal.set_posted(self.cq.posted());
+                journal.strike(index);
             }
         }
+        self.uncertain &= !self.parked.is_empty();
     }
 
     /// Tells the host, as it wants to be told.
@@ -374,10 +473,12 @@ impl Io {
     /// A doorbell may have been rung. The head is looked at while we work only where that matters; one that makes no sense is told of here, too.
     pub(super) fn look_at_head(&mut self) {
         if self.cq.is_on()
+            && self.is_settled()
             && let Err(value) = self.cq.look()
         {
             self.invalid(self.cq.qid(), Side::Head, value);
         }
+        self.note_head();
     }
 
     /// Counts the time in which commands are in flight (SMART, Controller Busy Time).
@@ -428,7 +529,12 @@ impl Io {
             // Nothing is taken now, whatever the host does; something else will wake us.
             return true;
         }
-        match self.cq.room() {
+        if !self.again.is_empty() {
+            return false;
+        }
+        let room = self.cq.room();
+        self.note_head();
+        match room {
             // Only when the host has read on is there anything to do.
             Ok(0) => return !self.cq.arm(),
             Ok(_) => {}

@@ -29,6 +29,20 @@ impl Io {
             nsid: command.nsid.get(),
             lba: 0,
         });
+        if let Some(journal) = &self.journal {
+            let queue = &self.sqs[usize::from(sq)]
+                .as_ref()
+                .expect("it is served")
+                .queue;
+            let number = self.slots.get(index).number;
+            journal.take(index, number, queue.qid(), queue.taken() - 1, command);
+        }
+        self.begin_in(cx, index, command)
+    }
+
+    /// As [`Io::begin`], in this slot.
+    #[inline(always)]
+    pub(super) fn begin_in(&mut self, cx: &mut Context<'_>, index: u32, command: &Command) -> u64 {
         match self.prepare(cx, index, command) {
             Ok(()) => {
                 let slot = self.slots.get(index);

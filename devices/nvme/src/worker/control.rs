@@ -87,6 +87,8 @@ pub(crate) enum Message {
         /// They are used.
         done: Done,
     },
+    /// All submission queues that there were are there again, and what was in flight can be done again.
+    Resume,
     /// Interrupts are put together in another way.
     Coalesce(Coalescing),
     /// The end. What is in flight is completed within the bound (`answer`), or nobody hears of it any more, and nothing begins.
@@ -208,6 +210,12 @@ impl Worker {
                 self.io.shadow = Some(shadow);
                 self.resolve(cx, true);
                 done();
+            }
+            Message::Resume => {
+                if let Err(e) = self.io.resume() {
+                    self.io.broken(&e);
+                    self.state = State::Broken;
+                }
             }
             Message::Coalesce(coalescing) => self.io.interrupts.coalesce(coalescing),
             Message::Stop {
@@ -437,6 +445,7 @@ impl Io {
             }
         }
         let mut soon = self.drop_waiting(&chosen);
+        soon |= self.again.iter().any(|(index, _)| chosen.contains(index));
         // What no channel has taken is cancelled by ourselves, and never submitted.
         let own = self.done.len();
         let slots = &self.slots;
@@ -492,6 +501,10 @@ impl Io {
     fn forget_waiting(&mut self) {
         let waiting: Vec<u32> = self.waiting.iter().copied().collect();
         self.drop_waiting(&waiting);
+        for (index, _) in std::mem::take(&mut self.again) {
+            self.slots.get(index).status = Status::ABORT_REQUESTED;
+            self.end(index);
+        }
         let done = &mut self.done;
         for space in self.spaces.iter_mut().flatten() {
             done.extend(space.ops.drain(..).map(|op| Completion {

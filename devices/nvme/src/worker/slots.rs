@@ -8,7 +8,7 @@ use super::steps::Steps;
 use crate::spec::Status;
 
 /// Most commands of one worker that are in flight at once; the rest waits in its queues.
-pub(super) const MOST: usize = 1024;
+pub(super) const MOST: usize = crate::journal::COMMANDS as usize;
 
 /// The place of a space for commands that concern all of them.
 pub(super) const ALL: u32 = u32::MAX;
@@ -68,6 +68,8 @@ pub(super) struct Origin {
 pub(super) struct Slots {
     slots: Vec<Slot>,
     free: Vec<u32>,
+    /// How many are in neither: their command has ended, and its completion waits for memory.
+    kept: usize,
     /// How many commands there have ever been.
     taken: u64,
 }
@@ -76,7 +78,7 @@ impl Slots {
     /// How many commands are in flight.
     #[inline]
     pub(super) fn in_flight(&self) -> usize {
-        self.slots.len() - self.free.len()
+        self.slots.len() - self.free.len() - self.kept
     }
 
     /// How many commands there have ever been: the number of the next one.
@@ -97,16 +99,33 @@ impl Slots {
             Some(index) => index,
             None => self.make(),
         };
+        let number = self.taken;
+        self.taken += 1;
+        self.occupy(index, number, origin);
+        index
+    }
+
+    /// Takes this slot, for a command of this number that another process had in flight. Below [`MOST`].
+    pub(super) fn adopt(&mut self, index: u32, number: u64, origin: Origin) {
+        while self.slots.len() <= index as usize {
+            let next = self.make();
+            self.free.push(next);
+        }
+        self.free.retain(|free| *free != index);
+        self.taken = self.taken.max(number.saturating_add(1));
+        self.occupy(index, number, origin);
+    }
+
+    #[inline(always)]
+    fn occupy(&mut self, index: u32, number: u64, origin: Origin) {
         let slot = &mut self.slots[index as usize];
         slot.busy = true;
-        slot.number = self.taken;
-        self.taken += 1;
+        slot.number = number;
         slot.opcode = origin.opcode;
         slot.cid = origin.cid;
         slot.nsid = origin.nsid;
         slot.lba = origin.lba;
         slot.sq = origin.sq;
-        index
     }
 
     #[cold]
@@ -140,6 +159,24 @@ impl Slots {
     /// Gives a slot back: nothing of its command is left.
     #[inline(always)]
     pub(super) fn give(&mut self, index: u32) {
+        self.end(index);
+        self.free.push(index);
+    }
+
+    /// A command has ended; its slot is not free before [`Slots::release`].
+    pub(super) fn keep(&mut self, index: u32) {
+        self.end(index);
+        self.kept += 1;
+    }
+
+    /// Gives a slot back that was kept.
+    pub(super) fn release(&mut self, index: u32) {
+        self.kept -= 1;
+        self.free.push(index);
+    }
+
+    #[inline(always)]
+    fn end(&mut self, index: u32) {
         let slot = &mut self.slots[index as usize];
         debug_assert!(slot.busy && slot.pending == 0);
         slot.busy = false;
@@ -149,7 +186,6 @@ impl Slots {
         (slot.len, slot.space, slot.parts) = (0, ALL, 0);
         (slot.status, slot.cause, slot.revoked) = (Status::SUCCESS, None, false);
         slot.steps = None;
-        self.free.push(index);
     }
 
     #[inline(always)]

@@ -7,6 +7,7 @@ mod rig;
 mod commands;
 mod ends;
 mod events;
+mod formats;
 mod health;
 mod hostile;
 mod namespaces;

@@ -21,7 +21,7 @@ const SIZE: u64 = 1 << 20;
 const NAMESPACE_CHANGED: u32 = 0x04_00_02;
 
 /// Has the host hear of namespaces (Base 2.1 §5.1.25.1.5).
-fn listen(host: &mut Host) {
+pub fn listen(host: &mut Host) {
     host.enable_with_event();
     host.controller
         .set_feature(feature::EVENTS, 0, 1 << 8)
@@ -40,7 +40,7 @@ fn event(host: &mut Host) -> u32 {
 }
 
 /// Waits until the host hears that this namespace has changed.
-fn changed(host: &mut Host, nsid: u32) {
+pub fn changed(host: &mut Host, nsid: u32) {
     assert_eq!(event(host), NAMESPACE_CHANGED);
     let page = host
         .controller

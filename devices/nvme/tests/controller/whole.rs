@@ -14,6 +14,7 @@ use bluff_block::{
 pub struct Whole {
     inner: Ram,
     lock: Arc<Mutex<()>>,
+    cached: bool,
 }
 
 impl Whole {
@@ -22,13 +23,24 @@ impl Whole {
         Self {
             inner: Ram::new(block, size).unwrap(),
             lock: Arc::default(),
+            cached: false,
+        }
+    }
+
+    /// One that says that it has a volatile cache.
+    pub fn with_cache(block: u32, size: u64) -> Self {
+        Self {
+            cached: true,
+            ..Self::new(block, size)
         }
     }
 }
 
 impl Volume for Whole {
     fn geometry(&self) -> Geometry {
-        self.inner.geometry()
+        let mut geometry = self.inner.geometry();
+        geometry.volatile_cache = self.cached;
+        geometry
     }
 
     fn open(&self, context: &OpenContext) -> Result<Box<dyn Channel>, BlockError> {

@@ -6,13 +6,17 @@ use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 
-use bluff_vfio_user::keeper::{Commit, Keeper, Ledger, Progress};
+use bluff_vfio_user::keeper::{BOUNDS, Commit, Keeper, Ledger, Progress};
 use bluff_vfio_user::{Limits, PciTarget, Record, Resume, Session};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::support::*;
 
 type Shared = Arc<Mutex<Ledger>>;
+
+fn unrecorded() -> Shared {
+    Arc::new(Mutex::new(Ledger::new(BOUNDS)))
+}
 
 /// When the process dies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -164,7 +168,7 @@ fn script(client: &mut Client) -> usize {
 #[test]
 fn a_session_goes_on_wherever_its_process_dies() {
     // How many steps there are.
-    let ledger = Shared::default();
+    let ledger = unrecorded();
     let card = Card::new();
     let port = card.add_kept("a", Some(Box::new(ledger.clone())));
     let mut client = port.fresh();
@@ -184,7 +188,7 @@ fn a_session_goes_on_wherever_its_process_dies() {
 
     for step in 1..=steps {
         for death in [Death::Before(step), Death::After(step)] {
-            let ledger = Shared::default();
+            let ledger = unrecorded();
             let (ours, theirs) = UnixStream::pair().unwrap();
             let next = serve(death, ledger.clone(), theirs);
             let mut client = Client::over(ours);
@@ -201,7 +205,7 @@ fn a_session_goes_on_wherever_its_process_dies() {
 /// A look at a message may show the descriptors of the next one.
 #[test]
 fn descriptors_stay_with_their_message() {
-    let ledger = Shared::default();
+    let ledger = unrecorded();
     let card = Card::new();
     let port = card.add_kept("a", Some(Box::new(ledger.clone())));
     let mut client = port.fresh();
@@ -237,7 +241,7 @@ fn descriptors_stay_with_their_message() {
 
 #[test]
 fn a_client_that_does_not_read_is_waited_for() {
-    let ledger = Shared::default();
+    let ledger = unrecorded();
     let card = Card::new();
     let port = card.add_kept("a", Some(Box::new(ledger.clone())));
     let mut client = port.fresh();
@@ -258,7 +262,7 @@ fn a_client_that_does_not_read_is_waited_for() {
 
 #[test]
 fn records_that_lie_are_refused() {
-    let ledger = Shared::default();
+    let ledger = unrecorded();
     let card = Card::new();
     let port = card.add_kept("a", Some(Box::new(ledger.clone())));
     let mut client = port.fresh();

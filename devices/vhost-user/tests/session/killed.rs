@@ -6,7 +6,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use bluff_vhost_user::keeper::{Commit, Keeper, Ledger, Progress};
+use bluff_vhost_user::keeper::{BOUNDS, Commit, Keeper, Ledger, Progress};
 use bluff_vhost_user::session::{Done, Session, Step};
 use bluff_vhost_user::state::{Descriptors, SessionState};
 use bluff_vhost_user::{
@@ -192,7 +192,7 @@ struct Outcome {
 fn play(script: &[Line], cut: usize, kills: &[usize]) -> (Outcome, usize) {
     let (front, back) = UnixStream::pair().unwrap();
     let front = Raw::new(front);
-    let mut ledger = Ledger::new();
+    let mut ledger = Ledger::new(BOUNDS);
     let mut half = Half::new(&ledger);
     let mut kills = kills.iter();
     let mut steps = Steps {
@@ -279,7 +279,7 @@ fn what_a_ring_had_in_flight_is_there_for_the_next_process() {
     let script = script(false);
     let (front, back) = UnixStream::pair().unwrap();
     let front = Raw::new(front);
-    let mut ledger = Ledger::new();
+    let mut ledger = Ledger::new(BOUNDS);
     let mut half = Half::new(&ledger);
     let mut steps = Steps {
         left: None,
@@ -335,7 +335,7 @@ fn what_was_in_flight_is_forgotten_when_the_reset_is_recorded() {
         }
         let (front, back) = UnixStream::pair().unwrap();
         let front = Raw::new(front);
-        let mut ledger = Ledger::new();
+        let mut ledger = Ledger::new(BOUNDS);
         let mut half = Half::new(&ledger);
         let mut steps = Steps {
             left: None,
@@ -475,10 +475,18 @@ impl Keeper for Remote {
 }
 
 /// What the control process holds.
-#[derive(Default)]
 struct Kept {
     ledger: Ledger,
     socket: Option<OwnedFd>,
+}
+
+impl Default for Kept {
+    fn default() -> Self {
+        Self {
+            ledger: Ledger::new(BOUNDS),
+            socket: None,
+        }
+    }
 }
 
 fn control_process(wire: UnixStream, kept: Arc<Mutex<Kept>>, handle: LoopHandle) {
@@ -504,7 +512,7 @@ fn control_process(wire: UnixStream, kept: Arc<Mutex<Kept>>, handle: LoopHandle)
         let mut kept = kept.lock().unwrap();
         if len == 0 {
             *kept = Kept {
-                ledger: Ledger::new(),
+                ledger: Ledger::new(BOUNDS),
                 socket: files.pop(),
             };
             continue;

@@ -124,7 +124,7 @@ fn c08_format_during_io() {
         [1]
     );
     other.heard.lock().unwrap().clear();
-    formatting.finish();
+    formatting.finish(|kept| assert!(kept.is_ok()));
     let told = other
         .heard
         .lock()

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bluff_testing::is_emulated;
 use bluff_vhost_user::framing;
-use bluff_vhost_user::keeper::Ledger;
+use bluff_vhost_user::keeper::{BOUNDS, Ledger};
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
 use super::{file, settled, still_serves};
@@ -276,7 +276,7 @@ fn b16_data_that_cannot_be_read_keeps_nothing_busy() {
         let sent = unsafe { libc::send(socket.as_raw_fd(), [7u8].as_ptr().cast(), 1, flags) };
         sent == 1
     };
-    let kept = Arc::new(Mutex::new(Ledger::new()));
+    let kept = Arc::new(Mutex::new(Ledger::new(BOUNDS)));
     let function = Function::with(device(2), Duration::from_millis(300), |o| {
         o.keeper = Box::new(kept);
     });

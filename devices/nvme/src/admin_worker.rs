@@ -258,7 +258,7 @@ impl AdminWorker {
         number: RunNumber,
         queues: &AdminQueues,
     ) -> Result<(), QueueError> {
-        let doorbells = &self.core.doorbells;
+        let doorbells = &self.core.doorbells();
         let mut sq = SubmissionQueue::new(0, queues.sq, queues.sq_entries.into(), doorbells)?;
         let mut cq = CompletionQueue::new(0, queues.cq, queues.cq_entries.into(), doorbells)?;
         sq.set_memory(self.memory(), None, true)?;

@@ -20,11 +20,12 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use bluff_pci::config::{Identity as PciIdentity, Link, MsixPlace};
-use bluff_pci::{Bar, ConfigSpace, Device, Dma, Done, Error, Function, Resources, Vector};
+use bluff_pci::{Bar, ConfigSpace, Device, Dma, Done, Error, Function, IoEvent, Resources, Vector};
 use bluff_reactor::{Handle, Poll, Waker};
 
 use crate::admin::{Admin, ControllerOptions};
 use crate::admin_worker::{AdminWorker, Message};
+use crate::bells::Bells;
 use crate::health::{Counters, Settings};
 use crate::journal::Journal;
 use crate::queue::{Doorbells, OFFSET, Side};
@@ -85,6 +86,10 @@ pub struct Controller {
     core: Arc<Core>,
     membership: Membership,
     counters: Arc<Counters>,
+    /// Doorbells by descriptor, since its host has asked for them.
+    bells: Option<Bells>,
+    queues: u16,
+    runs: Runs,
     /// Another process has begun what is in the journal.
     restored: bool,
 }
@@ -167,10 +172,11 @@ impl Controller {
             restored,
         } = Files::new(keep, options.queues)?;
         let config = config(&options, &runs, &doorbells);
+        let queues = options.queues;
         let mut made = None;
         // Joining tells the controller its namespaces, so it has to be there first.
         let (sender, mailbox) = mpsc::channel();
-        let shared = Mailbox {
+        let to_admin = Mailbox {
             sender,
             waker: Arc::default(),
             reactor: runs.reactors[0].clone(),
@@ -186,10 +192,10 @@ impl Controller {
         let core = Arc::new(Core {
             registers: Mutex::new(registers),
             stopped: Mutex::default(),
-            routes: Mutex::new(Routes::new(options.queues)),
-            doorbells,
+            routes: Mutex::new(Routes::new(queues)),
+            doorbells: Mutex::new(doorbells),
             journal,
-            admin: shared,
+            admin: to_admin,
             subsystem: Arc::downgrade(subsystem),
             bound: runs.bound,
             rung_nowhere: AtomicBool::new(false),
@@ -202,6 +208,7 @@ impl Controller {
             }
         })?;
         let counters = Arc::new(Counters::new(Instant::now()));
+        counters.belong_to(Arc::downgrade(&core));
         let settings = Arc::new(Settings::new(options.vectors));
         let admin = Admin::new(
             Arc::new(options),
@@ -212,7 +219,7 @@ impl Controller {
             Instant::now(),
         );
         let weak = Arc::downgrade(&core);
-        let queues = Shared::new(counters.clone(), move |event: QueueEvent| {
+        let shared = Shared::new(counters.clone(), move |event: QueueEvent| {
             if let Some(core) = weak.upgrade() {
                 core.queue_event(event);
             }
@@ -223,12 +230,15 @@ impl Controller {
                 core: core.clone(),
                 membership,
                 counters: counters.clone(),
+                bells: None,
+                queues,
+                runs: runs.clone(),
                 restored,
             }
         });
         let vectors: Vec<Vector> = made.expect("the function has made its device");
         AdminWorker::start(
-            &core, mailbox, admin, settings, queues, counters, vectors, runs, restored,
+            &core, mailbox, admin, settings, shared, counters, vectors, runs, restored,
         );
         Ok(function)
     }
@@ -246,7 +256,7 @@ impl Controller {
         match &self.core.journal {
             None => Ok(Vec::new()),
             Some(journal) => Ok(vec![
-                self.core.doorbells.area().file.try_clone()?,
+                self.core.doorbells().area().file.try_clone()?,
                 journal.file()?,
             ]),
         }
@@ -366,7 +376,8 @@ pub(crate) struct Core {
     /// Who waits for the end of all queues.
     stopped: Mutex<Vec<Done>>,
     routes: Mutex<Routes>,
-    pub(crate) doorbells: Arc<Doorbells>,
+    /// The registers of this host. Those of the one before stay with its queues, until these have ended.
+    doorbells: Mutex<Arc<Doorbells>>,
     /// Where it is written down what another process would need to go on.
     pub(crate) journal: Option<Arc<Journal>>,
     pub(crate) admin: Mailbox,
@@ -402,6 +413,10 @@ impl Core {
     /// The subsystem, while there is one.
     pub(crate) fn subsystem(&self) -> Option<Arc<Subsystem>> {
         self.subsystem.upgrade()
+    }
+
+    pub(crate) fn doorbells(&self) -> Arc<Doorbells> {
+        lock(&self.doorbells).clone()
     }
 
     pub(crate) fn routes(&self) -> MutexGuard<'_, Routes> {
@@ -518,7 +533,7 @@ impl Core {
             return;
         }
         let value = u32::from_le_bytes(value);
-        let rung = self.doorbells.ring(at - OFFSET, value);
+        let rung = lock(&self.doorbells).ring(at - OFFSET, value);
         let found = match rung {
             Some((0, _)) => {
                 self.admin.wake();
@@ -587,6 +602,31 @@ impl Device for Controller {
             drop(registers);
             self.counters.power_cycled(safe);
             self.forget_memory(bound, done);
+        }
+    }
+
+    fn io_events(&mut self, bar: u8) -> Vec<IoEvent> {
+        // Where another process may have to go on, the registers are those that it is given.
+        let kept = self.core.journal.is_some();
+        if bar != 0 || self.runs.poll == Poll::Always || kept {
+            return Vec::new();
+        }
+        if self.bells.is_none() {
+            let made = Bells::new(&self.core, self.queues, &self.runs.reactors);
+            // Without them doorbells are messages.
+            self.bells = made
+                .inspect_err(|e| log::debug!("events of doorbells: {e}"))
+                .ok();
+        }
+        let now = self.core.doorbells();
+        self.bells
+            .as_ref()
+            .map_or_else(Vec::new, |bells| bells.io_events(&now))
+    }
+
+    fn drop_io_events(&mut self) {
+        if let Some(bells) = self.bells.take() {
+            *lock(&self.core.doorbells) = bells.into_next();
         }
     }
 

@@ -1,11 +1,12 @@
 //! What a controller counts, for its host (SMART / Health Information) and for an operator; and what the host has set for its workers.
 
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
+use crate::controller::Core;
 use crate::counters::QueueCounters;
 
 /// Sums of [`QueueCounters`].
@@ -68,6 +69,8 @@ pub struct Counters {
     pub spare: AtomicU8,
     /// As above.
     pub spare_threshold: AtomicU8,
+    /// Whose they are.
+    controller: OnceLock<Weak<Core>>,
 }
 
 #[derive(Debug, Default)]
@@ -93,6 +96,19 @@ impl Counters {
             kelvins: AtomicU16::new(0),
             spare: AtomicU8::new(100),
             spare_threshold: AtomicU8::new(0),
+            controller: OnceLock::new(),
+        }
+    }
+
+    /// Whom [`Counters::health_changed`] tells.
+    pub(crate) fn belong_to(&self, controller: Weak<Core>) {
+        let _ = self.controller.set(controller);
+    }
+
+    /// The temperature or the spare is another: where that is a warning the host hears of it now, and not with its next admin command.
+    pub fn health_changed(&self) {
+        if let Some(core) = self.controller.get().and_then(Weak::upgrade) {
+            core.admin.wake();
         }
     }
 

@@ -19,6 +19,7 @@
 mod admin;
 mod admin_worker;
 mod attached;
+mod bells;
 mod command;
 mod controller;
 mod counters;

@@ -64,11 +64,16 @@ pub trait Device: Send {
         false
     }
 
-    /// Registers of a BAR that can be written by way of a descriptor.
+    /// Registers of a BAR that can be written by way of a descriptor, until [`Device::drop_io_events`]. Whoever asks again gets the same
+    /// descriptors.
     fn io_events(&mut self, bar: u8) -> Vec<IoEvent> {
         let _ = bar;
         Vec::new()
     }
+
+    /// The host has gone: nothing that was given by [`Device::io_events`] may have an effect on the next one, whoever still holds it.
+    /// A reset follows.
+    fn drop_io_events(&mut self) {}
 
     /// State that is neither in the host's memory nor in what the function keeps.
     fn save(&self) -> Vec<u8> {

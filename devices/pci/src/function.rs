@@ -360,6 +360,7 @@ impl<D: Device> PciFunction for Function<D> {
             line.unmask(reason::CLIENT);
         });
         self.memory = GuestMemory::empty();
+        self.device.drop_io_events();
         self.begin_reset(ResetKind::Conventional, bound, done);
     }
 

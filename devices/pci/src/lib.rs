@@ -47,4 +47,4 @@ pub use function::Function;
 pub use intx::Intx;
 pub use layout::{Area, Bar, BarKind, Layout, PAGE};
 pub use msix::Vector;
-pub use seam::{Done, Interrupt, IoEvent, PciEvent, PciFunction, Region, Written};
+pub use seam::{Done, Interrupt, IoEvent, IoStore, PciEvent, PciFunction, Region, Written};

@@ -1,11 +1,11 @@
 //! The seam between an attachment and a PCI function.
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bluff_memory::GuestMemory;
 use bluff_reactor::Notifier;
-use vmm_sys_util::eventfd::EventFd;
 
 use crate::{Error, Layout};
 
@@ -43,8 +43,8 @@ pub enum Written {
 }
 
 /// A register that a host can write by way of a descriptor, so that the write wakes whom it concerns at once.
-/// The value is lost, so it is for registers whose write says all (a doorbell with its value elsewhere).
-#[derive(Debug)]
+/// Without a [`IoEvent::store`] the value is lost: that is for registers whose write says all.
+#[derive(Clone, Debug)]
 pub struct IoEvent {
     /// Offset in the BAR, in bytes.
     pub offset: u64,
@@ -52,8 +52,19 @@ pub struct IoEvent {
     pub len: u32,
     /// Only writes of this value, where there is one.
     pub value: Option<u64>,
-    /// What is signalled.
-    pub event: EventFd,
+    /// What is signalled: an eventfd. Several registers may have the same one.
+    pub event: Arc<OwnedFd>,
+    /// Where the value is stored before the event is signalled.
+    pub store: Option<IoStore>,
+}
+
+/// Memory that a value written by way of a descriptor is stored to, as wide as the write.
+#[derive(Clone, Debug)]
+pub struct IoStore {
+    /// The memory, which the attachment's host may map and write as it likes: nothing in it can be trusted. Its size is sealed.
+    pub file: Arc<OwnedFd>,
+    /// Where in it, in bytes: aligned to the width of the write.
+    pub offset: u64,
 }
 
 /// Something that the attachment has to know of.
@@ -88,7 +99,8 @@ pub trait PciFunction: Send {
     /// What of it is fixed.
     fn layout(&self) -> &Layout;
 
-    /// Registers of a BAR that can be written by way of a descriptor; none is a good answer.
+    /// Registers of a BAR that can be written by way of a descriptor; none is a good answer. They can be until [`PciFunction::detach`]; whoever asks
+    /// again before that gets the same descriptors.
     fn io_events(&mut self, bar: u8) -> Vec<IoEvent>;
 
     /// Reads. Any length and alignment that lies in the region has an answer, be it all ones.

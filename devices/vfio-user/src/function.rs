@@ -336,7 +336,8 @@ impl Target for PciTarget {
             offset: io.offset,
             size: io.len.into(),
             value: io.value,
-            file: Arc::new(descriptor::owned(io.event)),
+            file: io.event,
+            store: io.store,
         });
         all.collect()
     }

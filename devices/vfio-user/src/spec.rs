@@ -145,6 +145,8 @@ pub mod irq {
 
 /// `VFIO_USER_IO_FD_TYPE_IOEVENTFD`.
 pub const IO_FD_TYPE_IOEVENTFD: u32 = 0;
+/// `VFIO_USER_IO_FD_TYPE_IOEVENTFD_SHADOW` of libvfio-user: the value is stored in memory before the event is signalled.
+pub const IO_FD_TYPE_IOEVENTFD_SHADOW: u32 = 2;
 /// `KVM_IOEVENTFD_FLAG_DATAMATCH`.
 pub const IOEVENTFD_DATAMATCH: u32 = 1;
 
@@ -294,6 +296,28 @@ wire!(
         flags: U32,
         /// Not used.
         padding: U32,
+        /// Only writes of this value signal.
+        datamatch: U64,
+    }
+);
+wire!(
+    /// A sub-region whose values are stored (libvfio-user, `vfio_user_sub_region_ioeventfd_t`): not in QEMU's specification, which has no other
+    /// way that keeps a value and that a kernel has.
+    RawStoredIoEventFd, 48 {
+        /// Offset in the region.
+        offset: U64,
+        /// Bytes; zero for any.
+        size: U64,
+        /// Which of the descriptors is signalled.
+        fd_index: U32,
+        /// [`IO_FD_TYPE_IOEVENTFD_SHADOW`].
+        kind: U32,
+        /// [`IOEVENTFD_DATAMATCH`].
+        flags: U32,
+        /// Which of the descriptors is the memory that values are stored to.
+        memory_index: U32,
+        /// Where in it.
+        memory_offset: U64,
         /// Only writes of this value signal.
         datamatch: U64,
     }

@@ -3,6 +3,8 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use bluff_pci::IoStore;
+
 use crate::{Errno, Mapping};
 
 /// Names an answer that comes later: given with the call, given back to [`Session::finished`](crate::Session::finished).
@@ -65,6 +67,8 @@ pub struct IoEventFd {
     pub value: Option<u64>,
     /// What is signalled.
     pub file: Arc<OwnedFd>,
+    /// Where the value is stored before that; otherwise it is lost.
+    pub store: Option<IoStore>,
 }
 
 /// A type of interrupts (vfio-user, "VFIO_USER_DEVICE_GET_IRQ_INFO").

@@ -1,9 +1,11 @@
 //! The controller's registers and doorbells, over whatever reaches them.
 
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use bluff_vfio_client::spec::region;
-use bluff_vfio_client::{Area, Client, Mapped};
+use bluff_vfio_client::{Area, Client, Event, Mapped};
 
 #[cfg(feature = "vfio-user-crate")]
 mod vfio_user_crate;
@@ -83,11 +85,81 @@ impl Areas {
     }
 }
 
+/// Doorbells that are rung by a store and an event, by number.
+#[derive(Debug, Default)]
+struct Events(Vec<Option<Stored>>);
+
+/// One of them: what a kernel has of a "shadow ioeventfd".
+#[derive(Debug)]
+struct Stored {
+    memory: Arc<Mapped>,
+    at: usize,
+    event: Arc<Event>,
+}
+
+impl Events {
+    /// Those of a BAR that keep their value. One that loses it is of no use for a doorbell.
+    fn of(client: &Client) -> Result<Self, BarError> {
+        let mut all = Self::default();
+        let mut mapped: Vec<(Arc<OwnedFd>, Arc<Mapped>)> = Vec::new();
+        let mut events: Vec<(Arc<OwnedFd>, Arc<Event>)> = Vec::new();
+        for io in client.io_event_fds(region::BAR0)? {
+            let number = doorbell_number(io.offset);
+            let (Some(number), Some(store), 4, None) = (number, io.store, io.size, io.value) else {
+                continue;
+            };
+            let known = mapped.iter().find(|m| Arc::ptr_eq(&m.0, &store.file));
+            let memory = match known {
+                Some((_, memory)) => memory.clone(),
+                None => {
+                    let len = File::from(store.file.try_clone()?).metadata()?.len();
+                    let memory = Arc::new(Mapped::new(store.file.as_fd(), 0, len, true)?);
+                    mapped.push((store.file, memory.clone()));
+                    memory
+                }
+            };
+            let at = usize::try_from(store.offset)?;
+            if !at.is_multiple_of(4) || at.checked_add(4).is_none_or(|end| end > memory.len()) {
+                return Err("a doorbell's memory is not in its file".into());
+            }
+            let known = events.iter().find(|e| Arc::ptr_eq(&e.0, &io.file));
+            let event = match known {
+                Some((_, event)) => event.clone(),
+                None => {
+                    let event = Arc::new(Event::from(io.file.try_clone()?));
+                    events.push((io.file, event.clone()));
+                    event
+                }
+            };
+            if all.0.len() <= number {
+                all.0.resize_with(number + 1, || None);
+            }
+            all.0[number] = Some(Stored { memory, at, event });
+        }
+        Ok(all)
+    }
+
+    #[inline(always)]
+    fn find(&self, offset: u64) -> Option<&Stored> {
+        if self.0.is_empty() {
+            return None;
+        }
+        self.0.get(doorbell_number(offset)?)?.as_ref()
+    }
+}
+
+fn doorbell_number(offset: u64) -> Option<usize> {
+    let at = offset.checked_sub(crate::spec::register::DOORBELLS)?;
+    let number = usize::try_from(at / 4).ok()?;
+    (at.is_multiple_of(4) && number < 1 << 16).then_some(number)
+}
+
 /// A BAR behind a [`Client`]: by a store where the server lets it be mapped, by a message elsewhere.
 #[derive(Debug)]
 pub struct ClientBar {
     client: Arc<Client>,
     areas: Areas,
+    events: Events,
     /// Whether writes want no reply.
     posted: bool,
 }
@@ -103,7 +175,26 @@ impl ClientBar {
             client: client.clone(),
             posted: areas.is_empty(),
             areas: Areas(areas),
+            events: Events::default(),
         })
+    }
+
+    /// As a hypervisor whose kernel signals doorbells: where the server has descriptors that keep the value, by these; otherwise as
+    /// [`ClientBar::new`].
+    ///
+    /// # Errors
+    /// As [`ClientBar::new`]; descriptors that make no sense.
+    pub fn by_events(client: &Arc<Client>) -> Result<Self, BarError> {
+        let events = Events::of(client)?;
+        Ok(Self {
+            events,
+            ..Self::new(client)?
+        })
+    }
+
+    /// The event of a doorbell, where it is rung by one.
+    pub fn event(&self, offset: u64) -> Option<&Arc<Event>> {
+        Some(&self.events.find(offset)?.event)
     }
 
     /// All by messages, whatever can be mapped.
@@ -111,6 +202,7 @@ impl ClientBar {
         Self {
             client: client.clone(),
             areas: Areas::default(),
+            events: Events::default(),
             posted,
         }
     }
@@ -168,7 +260,14 @@ impl Bar for ClientBar {
         match self.areas.find(offset, 4) {
             // The store releases, and the socket is no weaker.
             Some((mapped, at)) => mapped.store32(at, value),
-            None => self.write(offset, &value.to_le_bytes())?,
+            None => match self.events.find(offset) {
+                Some(stored) => {
+                    stored.memory.store32(stored.at, value);
+                    // A call of the kernel, which whoever it wakes comes after.
+                    stored.event.signal();
+                }
+                None => self.write(offset, &value.to_le_bytes())?,
+            },
         }
         Ok(())
     }

@@ -116,7 +116,7 @@ impl AdminWorker {
         if !self.admin.restore(&admin, cqs, sqs, page, cx.now()) {
             return Err(ResumeError::Invalid);
         }
-        let doorbells = self.core.doorbells.clone();
+        let doorbells = self.core.doorbells();
         let (size, taken) = (queues.sq_entries.into(), record.taken);
         let mut sq = SubmissionQueue::resume(0, queues.sq, size, &doorbells, taken)?;
         let (size, posted, head) = (queues.cq_entries.into(), record.posted, record.head);

@@ -228,7 +228,7 @@ impl AdminWorker {
             signal,
             coalescing: self.coalescing(made.vector),
             interrupts: interrupts.clone(),
-            doorbells: self.core.doorbells.clone(),
+            doorbells: self.core.doorbells(),
             shadow: run.shadow,
             dma: self.dma.clone(),
             page_shift: run.page.trailing_zeros() as u8,

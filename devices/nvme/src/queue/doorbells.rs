@@ -9,7 +9,7 @@
 //!
 //! # Why no ring is lost
 //! *Trapped*: the store comes before the wake, which is a lock and a message; who is woken looks after it. *Mapped*: nobody is woken, so
-//! its reader must not sleep ([`bluff_reactor::Poll::Always`]).
+//! its reader must not sleep ([`bluff_reactor::Poll::Always`]). *By descriptor*: stored before the event, see [`crate::bells`].
 //! *Shadow*: as a ring's event index. The host stores the shadow, has a full fence, and reads the event index; we store the
 //! event index, have a full fence, and read the shadow ([`Doorbell::ask`]). Of two fences in a single order one comes first (C11
 //! §7.17.4, "sequentially consistent fences"), so at least one side reads what the other has stored: either we see
@@ -94,9 +94,14 @@ impl Doorbells {
         }))
     }
 
-    /// What a host may map.
+    /// What a host may map, or have its kernel store to.
     pub(crate) fn area(&self) -> &Area {
         &self.area
+    }
+
+    /// Where a doorbell is in their area.
+    pub(crate) fn offset(qid: u16, side: Side) -> u64 {
+        u64::from(qid) * 8 + if side == Side::Head { 4 } else { 0 }
     }
 
     /// A trapped write to the doorbell at `offset` of their area; then its reader is to be woken. `None`: there is none there.

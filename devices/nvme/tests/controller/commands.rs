@@ -299,6 +299,56 @@ fn c06_aborts() {
     queues.run(0, &write, PATIENCE).unwrap();
 }
 
+/// What the controller tells is as long as was asked for, in however many pieces the buffer is; the rest of the page is zero, and the rest of memory as it was.
+#[test]
+fn c03_answers_over_several_pages() {
+    let card = Card::new(Poll::Never, 1);
+    card.ram(512, SIZE);
+    let port = card.port("port", 2);
+    let mut host = port.host();
+    host.enable();
+    let smart = host.controller.log_page(log::SMART, u32::MAX, 0, 512);
+    let health = smart.unwrap();
+    for (offset, asked) in [
+        (0, 16 << 10),
+        (0xffc, 512),
+        (0xe00, 4096),
+        (0x10, 200 << 10),
+    ] {
+        let mut buffer = Buffer::scattered(&host.memory, offset, asked).unwrap();
+        let pages = buffer.pages().to_vec();
+        // All of its pages, and what comes of a command for it: before it, in it, behind it.
+        let mut run = |command: Command| {
+            for page in &pages {
+                let at = page & !0xfff;
+                host.memory.memory().write(at, &[0x5a; 4096]).unwrap();
+            }
+            let pointer = buffer.prp().unwrap();
+            host.controller.admin(&command.data(pointer)).unwrap();
+            let mut all = vec![0; 4096 * pages.len()];
+            for (page, to) in pages.iter().zip(all.chunks_mut(4096)) {
+                host.memory.memory().read(page & !0xfff, to).unwrap();
+            }
+            let told = all.split_off(offset as usize);
+            assert!(all.iter().all(|b| *b == 0x5a), "{offset:#x} {asked}");
+            told
+        };
+        let found = run(Command::log_page(log::SMART, u32::MAX, 0, asked as u32));
+        let (told, rest) = found.split_at(asked as usize);
+        // But for how long the controller has been in use.
+        assert_eq!(told[..32], health[..32], "{offset:#x} {asked}");
+        assert!(told[512..].iter().all(|b| *b == 0), "{offset:#x} {asked}");
+        assert!(rest.iter().all(|b| *b == 0x5a), "{offset:#x} {asked}");
+        if asked == 4096 {
+            // Of Identify there is always a page.
+            let found = run(Command::identify(2, 0));
+            assert_eq!(found[..4], [1, 0, 0, 0]);
+            assert!(found[4..4096].iter().all(|b| *b == 0));
+            assert!(found[4096..].iter().all(|b| *b == 0x5a));
+        }
+    }
+}
+
 /// An event request can be given back; one that there is no room to complete stays, and is not forgotten.
 #[test]
 fn event_requests_are_aborted_or_stay() {

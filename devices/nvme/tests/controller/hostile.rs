@@ -1,10 +1,13 @@
 //! A host that does what it likes. Neighbours notice nothing, and a reset brings the controller back.
 
-use bluff_nvme_host::spec::{admin, log, register as reg};
-use bluff_nvme_host::verify::{Shape, Volume};
-use bluff_nvme_host::{Bar, Buffer, Command, Pointer};
+use std::os::fd::AsFd;
+
+use bluff_nvme_host::spec::{admin, log, register as reg, sgl, status};
+use bluff_nvme_host::verify::{Shape, Traffic, Volume};
+use bluff_nvme_host::{Bar, Buffer, Command, HostMemory, Pointer};
 use bluff_reactor::Poll;
 use bluff_testing::{Chance, times};
+use bluff_vfio_client::{Client, DmaMap};
 
 use crate::rig::*;
 
@@ -321,5 +324,248 @@ fn c15_a_completion_queue_that_nobody_reads() {
         full.ring().unwrap();
         traffic.verify(PATIENCE).unwrap();
         host.controller.disable().unwrap();
+    }
+}
+
+/// Where the host has put BAR 0.
+const BAR: u64 = BASE + (1 << 32);
+const PAGE: u64 = 4096;
+
+/// Maps a function's own BAR back to it, as QEMU does: what can be mapped with its file, the rest without one.
+fn map_back(client: &Client) -> bool {
+    let info = client.region_info(0).unwrap();
+    let both = |address, size, offset, file| DmaMap {
+        address,
+        size,
+        offset,
+        read: true,
+        write: true,
+        file,
+    };
+    let Some(file) = &info.file else {
+        client.dma_map(both(BAR, info.size, 0, None)).unwrap();
+        return false;
+    };
+    let area = info.areas[0];
+    assert_eq!((area.offset, area.size), (reg::DOORBELLS, PAGE));
+    client.dma_map(both(BAR, PAGE, 0, None)).unwrap();
+    let at = info.offset + area.offset;
+    client
+        .dma_map(both(BAR + PAGE, PAGE, at, Some(file.as_fd())))
+        .unwrap();
+    true
+}
+
+/// Data, lists, queues and shadow doorbells in the function's own BAR.
+#[test]
+fn c01_pointers_into_the_own_bar() {
+    for poll in POLLS {
+        let card = Card::shared(poll, 1);
+        let volumes = [card.ram(512, SIZE)];
+        let own = [card.ram(512, SIZE)];
+        let ports = [card.port("bad", 4), card.port("good", 4)];
+        let mut bad = ports[0].host();
+        let mut good = ports[1].host();
+        good.enable();
+        let mut beside = good.traffic(1, 1, false, &volumes, Shape::default());
+        let is_mapped = map_back(&bad.client);
+        assert_eq!(is_mapped, poll == Poll::Always);
+        bad.enable();
+        let mut queues = bad.queues(2, 1, 64, false);
+        let mut good_data = Buffer::new(&bad.memory, 4 * PAGE).unwrap();
+        let first = good_data.pages()[0];
+        // A list of which an entry is in the BAR.
+        let list = Buffer::new(&bad.memory, PAGE).unwrap();
+        let places = |at: u64| {
+            list.write(&at.to_le_bytes());
+            let prp = |one, two| Pointer {
+                psdt: 0,
+                words: [one, two],
+            };
+            let of = |kind: u8| Pointer {
+                psdt: 1,
+                words: [at, 4096 | u64::from(kind) << 56],
+            };
+            [
+                (prp(at, 0), 8),
+                (prp(first, at), 16),
+                (prp(first, at), 24),
+                (prp(first, list.pages()[0]), 24),
+                (of(sgl::DATA), 8),
+                (of(sgl::SEGMENT), 8),
+                (of(sgl::LAST_SEGMENT), 8),
+            ]
+        };
+        // Registers are no memory: nothing is read or written there.
+        let before = bad.controller.bar().read32(reg::CC).unwrap();
+        let unmapped = match is_mapped {
+            true => vec![BAR],
+            false => vec![BAR, BAR + PAGE],
+        };
+        for at in unmapped {
+            for (pointer, blocks) in places(at) {
+                for command in [
+                    Command::read(own[0].nsid, 0, blocks),
+                    Command::write(own[0].nsid, 0, blocks),
+                    Command::compare(own[0].nsid, 0, blocks),
+                ] {
+                    let done = queues[0].run(0, &command.data(pointer), PATIENCE);
+                    assert_eq!(refused(done), status::TRANSFER_ERROR, "{pointer:?}");
+                }
+            }
+            let identify = Command::identify(1, 0).data(Pointer {
+                psdt: 0,
+                words: [at, 0],
+            });
+            let done = bad.controller.admin(&identify);
+            assert_eq!(refused(done), status::TRANSFER_ERROR);
+            for command in [
+                Command::create_sq(4, 16, at, 1),
+                Command::create_cq(4, 16, at, None),
+            ] {
+                let done = bad.controller.admin(&command);
+                assert_eq!(refused(done), status::INVALID_FIELD);
+            }
+        }
+        assert_eq!(bad.controller.bar().read32(reg::CC).unwrap(), before);
+        beside.run(100, 16, PATIENCE).unwrap();
+        if is_mapped {
+            // Doorbells are memory like any other. What commands write there are values, of any kind, for queues whose entries are there, too; what
+            // becomes of it is their host's affair.
+            let mut chance = Chance::new(7);
+            let bytes: Vec<u8> = (0..4 * PAGE).map(|_| chance.word() as u8).collect();
+            good_data.write(&bytes);
+            let fill = Command::write(own[0].nsid, 0, 32).data(good_data.prp().unwrap());
+            queues[0].run(0, &fill, PATIENCE).unwrap();
+            let admin = bad.controller.admin_queue().unwrap();
+            for command in [
+                Command::create_cq(3, 16, BAR + PAGE, None),
+                Command::create_sq(3, 16, BAR + PAGE, 3),
+                Command::create_sq(4, 16, BAR + PAGE, 2),
+            ] {
+                admin.run(0, &command, PATIENCE).unwrap();
+            }
+            for round in 0..times(50, 2000) {
+                for (pointer, blocks) in places(BAR + PAGE) {
+                    let slba = chance.below(8);
+                    let command = match round % 3 {
+                        0 => Command::write(own[0].nsid, slba, blocks),
+                        _ => Command::read(own[0].nsid, slba, blocks),
+                    };
+                    // What is answered is not looked at, so it is not waited for either.
+                    for queue in &mut queues {
+                        queue.sqs[0].push(&command.data(pointer));
+                        let tail = chance.below(64) as u32;
+                        queue.bar().doorbell(queue.sqs[0].doorbell(), tail).unwrap();
+                    }
+                }
+                beside.run(16, 16, PATIENCE).unwrap();
+            }
+        }
+        beside.verify(PATIENCE).unwrap();
+        drop(queues);
+        bring_back(&mut bad, &own);
+        beside.run(100, 16, PATIENCE).unwrap();
+        beside.verify(PATIENCE).unwrap();
+    }
+}
+
+/// Shadow doorbells that cannot be, that are given again in the middle of work, and whose memory goes.
+#[test]
+fn c10_shadow_doorbells_over_the_socket() {
+    for poll in [ADAPTIVE, Poll::Never] {
+        let card = Card::new(poll, 2);
+        let volumes = [card.ram(512, SIZE)];
+        let port = card.port("port", 4);
+        let mut host = port.host();
+        host.enable_with_event();
+        map_back(&host.client);
+        // Memory that the controller may read and not write.
+        let readable = HostMemory::flat(2 * BAR, 16 * PAGE).unwrap();
+        let file = readable.memory().regions()[0].as_fd();
+        let map = DmaMap {
+            address: 2 * BAR,
+            size: 16 * PAGE,
+            offset: 0,
+            read: true,
+            write: false,
+            file: Some(file),
+        };
+        host.client.dma_map(map).unwrap();
+        let two = Buffer::new(&host.memory, 2 * PAGE).unwrap();
+        let (one, other) = (two.pages()[0], two.pages()[1]);
+        let mut traffic = host.traffic(2, 2, true, &volumes, Shape::default());
+        for (doorbells, events) in [
+            (one + 4, other),
+            (one, other + 0x800),
+            (0, other),
+            (one, 0),
+            (BAR, other),
+            (one, BAR + PAGE),
+            (u64::MAX - 4095, other),
+            (one, !0xfff),
+            (BASE + (64 << 20), other),
+            (2 * BAR, 2 * BAR + PAGE),
+            (one, 2 * BAR),
+        ] {
+            traffic.run(50, 16, PATIENCE).unwrap();
+            let command = Command::doorbell_buffers(doorbells, events);
+            let done = host.controller.admin(&command);
+            let found = refused(done);
+            assert_eq!(found, status::INVALID_FIELD, "{doorbells:#x} {events:#x}");
+            // It is as if it had not been asked for.
+            traffic.run(50, 16, PATIENCE).unwrap();
+        }
+        traffic.settle(PATIENCE).unwrap();
+        let mut queues = traffic.into_queues();
+        // Again and again, with commands on their way. The pages of before are the host's again.
+        let mut before = None;
+        for _ in 0..times(20, 1000) {
+            for queues in &mut queues {
+                for i in 0..8 {
+                    queues.submit(i % 2, &Command::flush(1)).unwrap();
+                }
+                queues.ring().unwrap();
+            }
+            let mut all: Vec<_> = queues.iter_mut().collect();
+            host.controller.shadow_doorbells(&mut all).unwrap();
+            let now = host.controller.shadow_pages().unwrap();
+            let old: Option<(u64, u64)> = before.replace(now);
+            let is_reused = |page| page == now.0 || page == now.1;
+            let old = old.map_or(Vec::new(), |(a, b)| vec![a, b]);
+            let old: Vec<_> = old.into_iter().filter(|page| !is_reused(*page)).collect();
+            let mark = [0x5a; PAGE as usize];
+            for page in &old {
+                host.memory.memory().write(*page, &mark).unwrap();
+            }
+            for queues in &mut queues {
+                until(|| {
+                    while queues.poll().unwrap().is_some() {}
+                    queues.ring().unwrap();
+                    queues.in_flight() == 0
+                });
+            }
+            for page in old {
+                let mut bytes = [0; PAGE as usize];
+                host.memory.memory().read(page, &mut bytes).unwrap();
+                assert!(bytes == mark, "written to after it was given up");
+            }
+        }
+        let mut traffic = Traffic::new(queues, &volumes, &host.memory, Shape::default()).unwrap();
+        traffic.run(200, 16, PATIENCE).unwrap();
+        traffic.verify(PATIENCE).unwrap();
+        // Both in one page: an event index is a value, then, and sense cannot be had of that. Then their memory goes.
+        let away = HostMemory::flat(3 * BAR, 16 * PAGE).unwrap();
+        away.share(&host.client).unwrap();
+        for (doorbells, events) in [(one, one), (3 * BAR, 3 * BAR + PAGE)] {
+            let command = Command::doorbell_buffers(doorbells, events);
+            host.controller.admin(&command).unwrap();
+        }
+        host.client.dma_unmap(3 * BAR, 16 * PAGE).unwrap();
+        host.controller
+            .wait_status(reg::CFS, reg::CFS, "CFS")
+            .unwrap();
+        traffic.abandon();
+        bring_back(&mut host, &volumes);
     }
 }

@@ -6,11 +6,14 @@ mod rig;
 
 mod commands;
 mod ends;
+mod events;
 mod formats;
+mod health;
 mod hostile;
 mod namespaces;
 mod ordinary;
 mod pauses;
 mod queues;
 mod several;
+mod slow;
 mod whole;

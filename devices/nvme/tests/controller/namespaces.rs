@@ -87,6 +87,110 @@ fn what_a_host_hears_of_it_can_use() {
     }
 }
 
+/// Every command that reaches the last block or one behind it, and its status.
+fn reach(queues: &mut HostQueues, nsid: u32, data: &mut Buffer, last: u64) -> Vec<Status> {
+    let at = data.prp().unwrap();
+    let mut found = Vec::new();
+    let mut run = |queues: &mut HostQueues, command: &Command| {
+        let done = queues.run(0, command, PATIENCE);
+        found.push(done.map_or_else(|e| e.status().unwrap(), |c| c.status));
+    };
+    for command in [
+        Command::write(nsid, last, 1),
+        Command::read(nsid, last, 1),
+        Command::compare(nsid, last, 1),
+    ] {
+        run(queues, &command.data(at));
+    }
+    run(queues, &Command::verify(nsid, last, 1));
+    run(queues, &Command::write_zeroes(nsid, last, 1, false));
+    data.write(&bluff_nvme_host::copy_ranges(&[(last, 1)]));
+    run(queues, &Command::copy(nsid, SIZE / 2 / 512, 1).data(at));
+    data.write(&bluff_nvme_host::copy_ranges(&[(0, 1)]));
+    run(queues, &Command::copy(nsid, last, 1).data(at));
+    data.write(&bluff_nvme_host::dsm_ranges(&[(last, 1)]));
+    run(queues, &Command::deallocate(nsid, 1).data(at));
+    found
+}
+
+/// A volume that grows and shrinks under I/O: the host hears of it, has the new size at once, and nothing behind it; not with commands that were on their way, either.
+#[test]
+fn r17_a_volume_resized_online() {
+    for poll in POLLS {
+        let card = Card::new(poll, 2);
+        let inner = Arc::new(crate::whole::Whole::new(512, SIZE));
+        let stall = Fault::new(inner.clone(), Vec::new());
+        let handle = stall.handle();
+        let nsid = card.add(Arc::new(stall), 512);
+        // Verified load on what is there always.
+        let kept = [Volume::new(nsid, 512, SIZE / 2)];
+        let port = card.port("port", 4);
+        let mut host = port.host();
+        listen(&mut host);
+        let mut beside = host.traffic(1, 1, true, &kept, Shape::default());
+        let mut queues = host.controller.create_queues(3, 1, 64, None).unwrap();
+        let mut data = Buffer::new(&host.memory, 512).unwrap();
+        let block = |bytes: u64| bytes / 512;
+        for round in 0..times(6, 300) {
+            for size in [2 * SIZE, SIZE / 2 + 4096, SIZE] {
+                // Commands for the end of the larger one, which the volume has and the worker has checked, or are about to.
+                let is_held = round % 2 == 0;
+                if is_held {
+                    handle.set(vec![FaultOptions::all(Action::Stall)]);
+                }
+                let before = handle.struck();
+                let at = data.prp().unwrap();
+                let was = host.controller.identify_namespace(nsid).unwrap().nsze();
+                let cids: Vec<_> = (0..32)
+                    .map(|i| {
+                        let write = Command::write(nsid, was - 1 - i % 8, 1).data(at);
+                        queues.submit(0, &write).unwrap()
+                    })
+                    .collect();
+                queues.ring().unwrap();
+                if is_held {
+                    until(|| handle.struck() == before + 32);
+                } else {
+                    beside.fill(16).unwrap();
+                }
+                inner.resize(size).unwrap();
+                handle.clear();
+                handle.resume();
+                changed(&mut host, nsid);
+                let identify = host.controller.identify_namespace(nsid).unwrap();
+                assert_eq!(identify.nsze(), block(size));
+                for cid in cids {
+                    let done = queues.finish(0, cid, PATIENCE).unwrap();
+                    let found = done.completion.status;
+                    let may = size < was * 512 && found == status::LBA_RANGE;
+                    assert!(found.is_ok() || may, "{found}, {was} to {}", block(size));
+                    let shrunk = is_held && size < was * 512;
+                    assert!(!shrunk || !found.is_ok(), "written behind the end");
+                }
+                let last = block(size) - 1;
+                if size > was * 512 {
+                    // What has come back holds nothing of before.
+                    data.fill(0xff);
+                    let read = Command::read(nsid, last, 1).data(data.prp().unwrap());
+                    queues.run(0, &read, PATIENCE).unwrap();
+                    assert_eq!(data.read(), [0; 512], "{round} {size}");
+                }
+                let there = reach(&mut queues, nsid, &mut data, last);
+                assert!(
+                    there.iter().all(|s| s.is_ok() || *s == status::COMPARE),
+                    "{there:?}"
+                );
+                let behind = reach(&mut queues, nsid, &mut data, last + 1);
+                assert!(behind.iter().all(|s| *s == status::LBA_RANGE), "{behind:?}");
+                let far = reach(&mut queues, nsid, &mut data, u64::MAX);
+                assert!(far.iter().all(|s| *s == status::LBA_RANGE), "{far:?}");
+                beside.run(100, 16, PATIENCE).unwrap();
+            }
+        }
+        beside.verify(PATIENCE).unwrap();
+    }
+}
+
 #[test]
 fn a_namespace_that_goes_takes_its_commands_with_it() {
     let card = Card::new(ADAPTIVE, 2);

@@ -95,7 +95,7 @@ fn d01_unmap_with_io_in_flight() {
 
 /// Bus mastering off and on, and D3hot and back: I/O waits, or is to be done again; nothing moves meanwhile.
 #[test]
-fn pauses_under_io() {
+fn c09_pauses_under_io() {
     for poll in POLLS {
         for silent in [false, true] {
             let card = Card::new(poll, 2);

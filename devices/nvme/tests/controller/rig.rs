@@ -88,6 +88,16 @@ impl Card {
         verify::Volume::new(nsid, block, size)
     }
 
+    /// Waits until all reactors sleep.
+    pub fn sleep(&self) {
+        // Of one that sleeps, the time awake stands still.
+        let sleeps = |r: &(Handle, JoinHandle<()>)| {
+            let counters = r.0.counters();
+            counters.awake() == counters.awake()
+        };
+        until(|| self.reactors.iter().all(sleeps));
+    }
+
     /// A controller with so many I/O queues.
     pub fn port(&self, name: &str, queues: u16) -> Port {
         let mut options = ControllerOptions::new(name);
@@ -235,6 +245,14 @@ impl Host {
         self.controller = HostController::new(bar, &memory).unwrap();
         self.controller.set_limit(PATIENCE);
         self.memory = memory;
+        self
+    }
+
+    /// The same, with doorbells by descriptor from now on.
+    pub fn by_events(mut self) -> Self {
+        let bar = ClientBar::by_events(&self.client).unwrap();
+        self.controller = HostController::new(bar, &self.memory).unwrap();
+        self.controller.set_limit(PATIENCE);
         self
     }
 

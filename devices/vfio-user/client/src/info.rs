@@ -1,6 +1,7 @@
 //! What the device says of itself: regions, areas to map, interrupt types.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -11,6 +12,9 @@ use crate::{Client, Error, Mapped, Reply};
 const MAX_LIST: usize = 1024;
 /// The largest region info that is asked for.
 const MAX_ARGSZ: u32 = 64 << 10;
+/// Of a sub-region: an ioeventfd, and one with memory.
+const IOEVENTFD: u32 = 0;
+const IOEVENTFD_SHADOW: u32 = 2;
 
 /// A device ("VFIO_USER_DEVICE_GET_INFO").
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,7 +72,18 @@ pub struct IoEventFd {
     /// Only writes of this value.
     pub value: Option<u64>,
     /// What is to be signalled; several may share one.
-    pub file: OwnedFd,
+    pub file: Arc<OwnedFd>,
+    /// Where the value is to be stored before that; otherwise it is lost.
+    pub store: Option<Store>,
+}
+
+/// Memory for a value ("shadow ioeventfd" of libvfio-user).
+#[derive(Clone, Debug)]
+pub struct Store {
+    /// To be mapped; several may share one.
+    pub file: Arc<OwnedFd>,
+    /// Where in it.
+    pub offset: u64,
 }
 
 impl Client {
@@ -166,20 +181,37 @@ impl Client {
         }
         // "Each array entry i is at offset i * ((argsz - 32) / count)", which means the header of 16 bytes.
         let stride = rest.len() / count;
+        let mut files = Vec::new();
+        for file in &reply.files {
+            files.push(Arc::new(file.try_clone()?));
+        }
+        let file = |index: u32| {
+            let file = files.get(index as usize).cloned();
+            file.ok_or(reply.wrong("an entry has a descriptor that did not come"))
+        };
         let entries = (0..count).map(|i| {
-            let entry = rest.get(i * stride..).unwrap_or_default();
-            let (entry, _) = spec::SubRegion::read_from_prefix(entry)
-                .map_err(|_| reply.wrong("an entry is too short"))?;
-            if entry.kind.get() != 0 {
-                return Err(reply.wrong("an entry is no ioeventfd"));
-            }
-            let file = reply.files.get(entry.fd_index.get() as usize);
-            let file = file.ok_or(reply.wrong("an entry has a descriptor that did not come"))?;
+            let bytes = rest.get(i * stride..(i + 1) * stride).unwrap_or_default();
+            let short = || reply.wrong("an entry is too short");
+            let (entry, _) = spec::SubRegion::read_from_prefix(bytes).map_err(|_| short())?;
+            let (store, value) = match entry.kind.get() {
+                IOEVENTFD => (None, entry.datamatch.get()),
+                IOEVENTFD_SHADOW => {
+                    let stored = spec::StoredSubRegion::read_from_prefix(bytes);
+                    let (stored, _) = stored.map_err(|_| short())?;
+                    let store = Store {
+                        file: file(stored.memory_index.get())?,
+                        offset: stored.memory_offset.get(),
+                    };
+                    (Some(store), stored.datamatch.get())
+                }
+                _ => return Err(reply.wrong("an entry is no ioeventfd")),
+            };
             Ok(IoEventFd {
                 offset: entry.offset.get(),
                 size: entry.size.get(),
-                value: (entry.flags.get() & 1 != 0).then_some(entry.datamatch.get()),
-                file: file.try_clone()?,
+                value: (entry.flags.get() & 1 != 0).then_some(value),
+                file: file(entry.fd_index.get())?,
+                store,
             })
         });
         entries.collect()

@@ -40,7 +40,7 @@ pub use client::{Agreed, Client, Options, Reply, Sent};
 pub use dma::{DmaMap, DmaMemory};
 pub use error::Error;
 pub use event::Event;
-pub use info::{Area, DeviceInfo, IoEventFd, IrqInfo, RegionInfo};
+pub use info::{Area, DeviceInfo, IoEventFd, IrqInfo, RegionInfo, Store};
 pub use irq::{IrqAction, IrqData};
 pub use mapped::Mapped;
 pub use pci::Pci;

@@ -288,6 +288,27 @@ wire!(
     }
 );
 wire!(
+    /// The same with memory for the value (libvfio-user, `vfio_user_sub_region_ioeventfd_t`).
+    StoredSubRegion, 48 {
+        /// From the region's beginning.
+        offset: U64,
+        /// Bytes of an access; zero: any.
+        size: U64,
+        /// Index of the descriptor.
+        fd_index: U32,
+        /// Two: an ioeventfd with memory.
+        kind: U32,
+        /// 1: only writes of `datamatch`.
+        flags: U32,
+        /// Index of the memory.
+        memory_index: U32,
+        /// Where in it.
+        memory_offset: U64,
+        /// The value.
+        datamatch: U64,
+    }
+);
+wire!(
     /// The head of `DEVICE_SET_IRQS`.
     SetIrqs, 20 {
         /// Bytes of this structure and its data.

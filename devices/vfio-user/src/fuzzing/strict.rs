@@ -103,6 +103,7 @@ impl Target for Strict {
             size: 4,
             value,
             file: self.file.clone(),
+            store: None,
         };
         match index {
             0 => vec![at(0x1000, None), at(0x1004, Some(1))],

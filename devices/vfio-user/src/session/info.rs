@@ -1,5 +1,6 @@
 //! What the device has: regions, interrupts, event descriptors.
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use zerocopy::IntoBytes;
@@ -9,9 +10,9 @@ use crate::Error;
 use crate::capabilities::Agreed;
 use crate::spec::{
     self, RawArea, RawDeviceInfo, RawIoEventFd, RawIoFds, RawIrqInfo, RawRegionInfo, RawSparse,
-    device,
+    RawStoredIoEventFd, device,
 };
-use crate::target::{Region, Target};
+use crate::target::{IoEventFd, Region, Target};
 
 impl<T: Target> Session<T> {
     /// The region, if there is one.
@@ -95,7 +96,7 @@ impl<T: Target> Session<T> {
         Ok(reply)
     }
 
-    /// Descriptors beyond those that the client takes are left out: these writes come as messages.
+    /// What needs descriptors beyond those that the client takes is left out: these writes come as messages.
     pub(super) fn io_fds(
         &mut self,
         agreed: &Agreed,
@@ -103,40 +104,38 @@ impl<T: Target> Session<T> {
         argsz: u32,
     ) -> Result<Reply, Error> {
         self.region(index)?;
-        let mut reply = Reply::default();
-        let mut list = Vec::new();
+        let mut files = Vec::new();
+        let mut taken = Vec::new();
         for io in self.target.io_event_fds(index) {
-            let known = reply.files.iter().position(|f| Arc::ptr_eq(f, &io.file));
-            let fd_index = match known {
-                Some(i) => i,
-                None if reply.files.len() < agreed.client_fds => {
-                    reply.files.push(io.file);
-                    reply.files.len() - 1
-                }
-                None => continue,
-            };
-            let flags = io.value.map_or(0, |_| spec::IOEVENTFD_DATAMATCH);
-            list.push(RawIoEventFd {
-                offset: io.offset.into(),
-                size: io.size.into(),
-                fd_index: (fd_index as u32).into(),
-                kind: spec::IO_FD_TYPE_IOEVENTFD.into(),
-                flags: flags.into(),
-                padding: 0.into(),
-                datamatch: io.value.unwrap_or(0).into(),
-            });
+            let before = files.len();
+            let event = place_of(&mut files, &io.file);
+            let memory = io.store.as_ref().map(|s| place_of(&mut files, &s.file));
+            if files.len() > agreed.client_fds {
+                files.truncate(before);
+                continue;
+            }
+            taken.push((io, event, memory));
+        }
+        // Entries of both kinds have one length, as the client finds them by it ("each array entry i").
+        let stride = match taken.iter().any(|(_, _, memory)| memory.is_some()) {
+            true => size_of::<RawStoredIoEventFd>(),
+            false => size_of::<RawIoEventFd>(),
+        };
+        let mut list = Vec::new();
+        for (io, event, memory) in &taken {
+            list.extend_from_slice(&io_entry(io, *event, *memory));
+            list.resize(list.len().next_multiple_of(stride), 0);
         }
         let raw = RawIoFds {
-            argsz: ((size_of::<RawIoFds>() + list.as_bytes().len()) as u32).into(),
+            argsz: ((size_of::<RawIoFds>() + list.len()) as u32).into(),
             flags: 0.into(),
             index: index.into(),
-            count: (list.len() as u32).into(),
+            count: (taken.len() as u32).into(),
         };
-        reply.payload = raw.as_bytes().to_vec();
-        if argsz < raw.argsz.get() {
-            reply.files.clear();
-        } else {
-            reply.payload.extend_from_slice(list.as_bytes());
+        let mut reply = Reply::of(&[raw.as_bytes()]);
+        if argsz >= raw.argsz.get() {
+            reply.payload.extend_from_slice(&list);
+            reply.files = files;
         }
         Ok(reply)
     }
@@ -151,4 +150,42 @@ impl<T: Target> Session<T> {
         };
         Ok(Reply::of(&[raw.as_bytes()]))
     }
+}
+
+/// Where a descriptor is in a reply; there once, however often it is named.
+fn place_of(files: &mut Vec<Arc<OwnedFd>>, file: &Arc<OwnedFd>) -> u32 {
+    let known = files.iter().position(|f| Arc::ptr_eq(f, file));
+    let place = known.unwrap_or_else(|| {
+        files.push(file.clone());
+        files.len() - 1
+    });
+    place as u32
+}
+
+fn io_entry(io: &IoEventFd, event: u32, memory: Option<u32>) -> Vec<u8> {
+    let flags = io.value.map_or(0, |_| spec::IOEVENTFD_DATAMATCH);
+    let datamatch = io.value.unwrap_or(0);
+    let (Some(memory), Some(store)) = (memory, &io.store) else {
+        let raw = RawIoEventFd {
+            offset: io.offset.into(),
+            size: io.size.into(),
+            fd_index: event.into(),
+            kind: spec::IO_FD_TYPE_IOEVENTFD.into(),
+            flags: flags.into(),
+            padding: 0.into(),
+            datamatch: datamatch.into(),
+        };
+        return raw.as_bytes().to_vec();
+    };
+    let raw = RawStoredIoEventFd {
+        offset: io.offset.into(),
+        size: io.size.into(),
+        fd_index: event.into(),
+        kind: spec::IO_FD_TYPE_IOEVENTFD_SHADOW.into(),
+        flags: flags.into(),
+        memory_index: memory.into(),
+        memory_offset: store.offset.into(),
+        datamatch: datamatch.into(),
+    };
+    raw.as_bytes().to_vec()
 }

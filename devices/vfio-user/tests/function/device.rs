@@ -1,5 +1,6 @@
 //! A device that does DMA when its registers say so, and what a test sees of it.
 
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
@@ -111,7 +112,7 @@ pub struct Echo {
     memory: Option<Arc<GuestMemory>>,
     data: u64,
     result: u64,
-    event: EventFd,
+    event: Arc<OwnedFd>,
 }
 
 impl Device for Echo {
@@ -183,7 +184,8 @@ impl Device for Echo {
             offset,
             len: 4,
             value: None,
-            event: self.event.try_clone().unwrap(),
+            event: self.event.clone(),
+            store: None,
         };
         match bar {
             0 => vec![event(AREA), event(AREA + 4)],
@@ -218,7 +220,9 @@ pub fn function() -> (Function<Echo>, Seen, Area) {
         memory: None,
         data: 0,
         result: 0,
-        event: EventFd::new(EFD_NONBLOCK).unwrap(),
+        event: Arc::new(bluff_attachment::descriptor::owned(
+            EventFd::new(EFD_NONBLOCK).unwrap(),
+        )),
     });
     (function, seen, area)
 }

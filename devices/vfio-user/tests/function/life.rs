@@ -59,7 +59,8 @@ fn writes_by_descriptor_are_offered() {
         );
         let (raw, _): (spec::RawIoFds, _) = reply.read();
         assert_eq!(raw.count.get(), count, "region {index}");
-        assert_eq!(reply.files.len(), count as usize);
+        // Both registers have the same one.
+        assert_eq!(reply.files.len(), usize::from(count > 0));
     }
 }
 

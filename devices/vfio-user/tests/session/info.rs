@@ -1,9 +1,11 @@
 //! What a client can find out.
 
-use bluff_vfio_user::IoEventFd;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+
+use bluff_pci::IoStore;
+use bluff_vfio_user::IoEventFd;
 use zerocopy::FromBytes;
 
 use crate::support::*;
@@ -154,6 +156,7 @@ fn event_descriptors_are_offered_where_the_function_has_them() {
         size: 4,
         value,
         file: file.clone(),
+        store: None,
     };
     client.function().io_event_fds = vec![
         at(0x1000, &one, None),
@@ -203,11 +206,57 @@ fn event_descriptors_that_the_client_cannot_take_are_left_out() {
         size: 0,
         value: None,
         file: Arc::new(UnixStream::pair().unwrap().0.into()),
+        store: None,
     };
     client.function().io_event_fds = vec![io(0), io(4)];
     let reply = client.ask(command::DEVICE_GET_REGION_IO_FDS, &words(&[4096, 0, 0, 0]));
     let (raw, list) = reply.read::<spec::RawIoFds>();
     assert_eq!((raw.count.get(), list.len(), reply.files), (1, 40, 1));
+}
+
+#[test]
+fn values_that_are_stored_have_their_memory_beside_them() {
+    let mut client = Client::fresh();
+    let three = r#"{"capabilities":{"max_msg_fds":3}}"#;
+    assert_eq!(client.version(three).errno, 0);
+    let file = || Arc::new(OwnedFd::from(UnixStream::pair().unwrap().0));
+    let (one, two, three, memory) = (file(), file(), file(), file());
+    let io = |offset: u64, file: &Arc<OwnedFd>, stored: bool| IoEventFd {
+        offset,
+        size: 4,
+        value: None,
+        file: file.clone(),
+        store: stored.then(|| IoStore {
+            file: memory.clone(),
+            offset: offset - 0xff8,
+        }),
+    };
+    client.function().io_event_fds = vec![
+        io(0x1000, &one, true),
+        io(0x1004, &one, true),
+        io(0x1008, &two, false),
+        // There is no room for this one's descriptor.
+        io(0x100c, &three, true),
+        io(0x1010, &two, true),
+    ];
+    let reply = client.ask(command::DEVICE_GET_REGION_IO_FDS, &words(&[4096, 0, 0, 0]));
+    let (raw, list) = reply.read::<spec::RawIoFds>();
+    assert_eq!((raw.argsz.get(), raw.count.get()), (16 + 4 * 48, 4));
+    assert_eq!(reply.files, 3);
+    // By libvfio-user's offsets: descriptor, type, memory, and where in it.
+    let entries: Vec<_> = list.chunks_exact(48).collect();
+    let word = |i: usize, at: usize| entries[i][at..at + 4].to_vec();
+    let double =
+        |i: usize, at: usize| u64::from_le_bytes(entries[i][at..at + 8].try_into().unwrap());
+    assert_eq!(entries.len(), 4);
+    for (i, offset, fd) in [(0, 0x1000, 0), (1, 0x1004, 0), (3, 0x1010, 2)] {
+        assert_eq!((double(i, 0), double(i, 8)), (offset, 4));
+        assert_eq!(word(i, 16), [fd, 0, 0, 0]);
+        assert_eq!(word(i, 20), [2, 0, 0, 0]);
+        assert_eq!(word(i, 28), [1, 0, 0, 0]);
+        assert_eq!((double(i, 32), double(i, 40)), (offset - 0xff8, 0));
+    }
+    assert_eq!((word(2, 16), word(2, 20)), (vec![2, 0, 0, 0], vec![0; 4]));
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 
-use super::{Context, Host, MIB, QUEUES, wait_until};
+use super::{Context, Host, MIB, QUEUES, Served, wait_until};
 use crate::runner::is_long;
 
 /// Verified I/O on all queues of two namespaces, and a file system; then the driver is unbound and bound, and the guest reset, each in the
@@ -71,30 +71,39 @@ fn bind_again(host: &Host<'_>) -> Result<()> {
 }
 
 /// What a guest sends over the socket while it works: nothing where doorbells are mapped, and next to nothing where they have shadows.
+///
+/// With shadows a queue that finds nothing for its polling time of 1 ms sleeps, and the next doorbell is a message. Other programs that take the guest's processors away for as
+/// long make for such moments. So the figure, one in a hundred, is asked of long runs, which have the machine to themselves; without shadows there would be a message for each request.
 pub(super) fn doorbells(context: &Context<'_>) -> Result<()> {
-    let seconds = if is_long() { 60 } else { 5 };
-    for (poll, most) in [("always", 0.0), ("adaptive", 0.01)] {
+    let shadowed = if is_long() { 0.01 } else { 0.05 };
+    for (poll, most) in [("always", 0.0), ("adaptive", shadowed)] {
         let mut function = context.nvme().with(context.namespace(1, 64 * MIB, 512)?);
         function.poll = poll;
         let mut served = context.serve(&function)?;
         let guest = served.attach(context.guest()?).start()?;
         let host = Host::new(&guest)?;
-        let disk = host.disk(1)?;
-        let before = served.messages()?;
-        guest.sh(&format!(
-            "fio --name=load --filename={} --ioengine=libaio --direct=1 --rw=randrw --bs=4k --iodepth=16 --numjobs={QUEUES} \
-             --time_based --runtime={seconds} --group_reporting >/tmp/fio",
-            disk.path()
-        ))?;
-        let after = served.messages()?;
-        let (messages, requests) = (after.0 - before.0, after.1 - before.1);
-        println!("poll = {poll:?}: {messages} messages for {requests} requests");
-        ensure!(requests > 1000, "only {requests} requests in {seconds} s");
+        let found = share_of_messages(&mut *served, &host)?;
         ensure!(
-            messages as f64 <= requests as f64 * most,
-            "poll = {poll:?}: {messages} messages for {requests} requests"
+            found <= most,
+            "poll = {poll:?}: {found} messages for each request, more than {most}"
         );
         served.check()?;
     }
     Ok(())
+}
+
+/// Messages for each request of a load of depth 16.
+fn share_of_messages(served: &mut dyn Served, host: &Host<'_>) -> Result<f64> {
+    let seconds = if is_long() { 60 } else { 5 };
+    let before = served.messages()?;
+    host.guest.sh(&format!(
+        "fio --name=load --filename={} --ioengine=libaio --direct=1 --rw=randrw --bs=4k --iodepth=16 --numjobs={QUEUES} \
+         --time_based --runtime={seconds} --group_reporting >/tmp/fio",
+        host.disk(1)?.path()
+    ))?;
+    let after = served.messages()?;
+    let (messages, requests) = (after.0 - before.0, after.1 - before.1);
+    println!("{messages} messages for {requests} requests");
+    ensure!(requests > 1000, "only {requests} requests in {seconds} s");
+    Ok(messages as f64 / requests as f64)
 }

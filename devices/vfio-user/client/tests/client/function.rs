@@ -135,6 +135,7 @@ impl Target for Function {
             size: 4,
             value,
             file: self.io_event.clone(),
+            store: None,
         };
         match region {
             BAR => vec![event(DOORBELLS, None), event(DOORBELLS + 8, Some(7))],

@@ -284,7 +284,7 @@ impl Admin {
                     .report(Event::NamespaceChanged, self.features.events_enabled());
             }
             SubsystemEvent::AnaChanged => {
-                self.ana_changes += 1;
+                self.ana_changes = self.ana_changes.wrapping_add(1);
                 self.events
                     .report(Event::AnaChanged, self.features.events_enabled());
             }
@@ -294,7 +294,8 @@ impl Admin {
 
     /// A command has failed, and the error log is to say why. The completion may then have the bit "More".
     pub fn report_error(&mut self, report: &ErrorReport) {
-        let count = self.counters.error_entries.load(Ordering::Relaxed) + 1;
+        let count = self.counters.error_entries.load(Ordering::Relaxed);
+        let count = count.wrapping_add(1);
         self.counters.error_entries.store(count, Ordering::Relaxed);
         self.errors.push(count, report);
     }

@@ -338,8 +338,9 @@ impl QueueJournal {
         self.journal
             .store(self.at + at + TAKEN, &[taken, sq.into(), 0]);
         // From here on it is in flight.
-        self.mark(at + NUMBER, number + 1);
-        self.journal.mark(self.journal.taken(sq), taken + 1);
+        self.mark(at + NUMBER, number.wrapping_add(1));
+        self.journal
+            .mark(self.journal.taken(sq), taken.wrapping_add(1));
     }
 
     /// A command's completion is about to be posted, as the `place`-th of the queue (from 0). Its phase tag is that of the place.
@@ -348,7 +349,7 @@ impl QueueJournal {
         let at = self.entry(index);
         let words: [u64; 2] = zerocopy::transmute!(*completion);
         self.journal.store(self.at + at + COMPLETION, &words);
-        self.mark(at + PLACE, place + 1);
+        self.mark(at + PLACE, place.wrapping_add(1));
         step();
     }
 

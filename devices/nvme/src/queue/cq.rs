@@ -225,7 +225,8 @@ impl CompletionQueue {
     #[inline(always)]
     fn advance(&mut self) {
         self.reserved -= 1;
-        self.posted += 1;
+        // Wraps only where another process has written what cannot be.
+        self.posted = self.posted.wrapping_add(1);
         self.tail = match u32::from(self.tail) + 1 {
             n if n == self.size => {
                 self.phase = !self.phase;

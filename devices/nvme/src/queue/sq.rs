@@ -151,7 +151,7 @@ impl SubmissionQueue {
             n if n == self.size => 0,
             n => n as u16,
         };
-        self.taken += 1;
+        self.taken = self.taken.wrapping_add(1);
         self.doorbell.quiet(self.head, self.size, self.size / 2);
         // Loaded and kept as the bytes are.
         Some(zerocopy::transmute!(words))

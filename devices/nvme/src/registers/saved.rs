@@ -71,9 +71,19 @@ impl Registers {
             2 => Shutdown::Complete,
             _ => return None,
         };
+        let cc = Cc::written(control as u32);
+        let possible = match state {
+            State::Disabled => !cc.enable(),
+            State::Stopping { .. } => true,
+            State::Enabling(_) | State::Ready(_) | State::Failed { .. } => cc.enable(),
+        };
+        // Counted up from 0, and there is no time to come that far.
+        if !possible || run > runs || runs > u64::MAX / 2 {
+            return None;
+        }
         *self = Self {
             limits: self.limits,
-            cc: Cc::written(control as u32),
+            cc,
             aqa: Aqa::written((control >> 32) as u32),
             asq,
             acq,

@@ -2,7 +2,9 @@
 //! the way.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,8 +22,8 @@ use crate::journal::death;
 use crate::spec::registers::{csts, offset};
 use crate::spec::{Command, Completion, admin, feature, log};
 use crate::{
-    Controller, ControllerOptions, Identity, Keep, NamespaceOptions, Runs, Subsystem,
-    SubsystemOptions,
+    Controller, ControllerError, ControllerOptions, Identity, Keep, NamespaceOptions, Runs,
+    Subsystem, SubsystemOptions,
 };
 
 const CC: u32 = 6 << 16 | 4 << 20;
@@ -79,7 +81,7 @@ fn process(
     volume: &Arc<dyn Volume>,
     namespaces: u32,
     keep: Keep,
-) -> (Reactor, Arc<Subsystem>, Function<Controller>) {
+) -> Result<(Reactor, Arc<Subsystem>, Function<Controller>), ControllerError> {
     let options = Options {
         uring: UringUse::Off,
         ..Options::default()
@@ -99,8 +101,8 @@ fn process(
         poll: Poll::Adaptive(Duration::from_secs(1000)),
         bound: Duration::from_secs(100),
     };
-    let function = Controller::function_kept(&subsystem, options, runs, keep).unwrap();
-    (reactor, subsystem, function)
+    let function = Controller::function_kept(&subsystem, options, runs, keep)?;
+    Ok((reactor, subsystem, function))
 }
 
 fn add(subsystem: &Arc<Subsystem>, volume: &Arc<dyn Volume>, n: u32) {
@@ -115,7 +117,7 @@ fn clone(files: &[OwnedFd]) -> Vec<OwnedFd> {
 impl Lives {
     fn new(fates: Vec<u64>) -> Self {
         let (volume, desk) = slow(1 << 20, |_| {});
-        let (reactor, subsystem, function) = process(&volume, 1, Keep::Fresh);
+        let (reactor, subsystem, function) = process(&volume, 1, Keep::Fresh).unwrap();
         let mut this = Self {
             files: function.device().files().unwrap(),
             reactor,
@@ -163,7 +165,8 @@ impl Lives {
         death::after(self.fates.pop());
         let again = catch_unwind(AssertUnwindSafe(|| {
             let keep = Keep::Restored(clone(&self.files));
-            let (reactor, subsystem, function) = process(&self.volume, self.namespaces, keep);
+            let made = process(&self.volume, self.namespaces, keep);
+            let (reactor, subsystem, function) = made.unwrap();
             (self.function, self.reactor, self.subsystem) = (function, reactor, subsystem);
             let memory = self.memory.clone();
             self.function
@@ -217,7 +220,11 @@ impl Lives {
             }
             self.turn();
         }
-        panic!("nothing came; {:?} are open", self.open);
+        panic!(
+            "nothing came; {:?} are open; {:?}",
+            self.open,
+            self.function.device()
+        );
     }
 
     fn pair(&mut self, qid: u16) -> &mut Pair {
@@ -312,6 +319,8 @@ impl Lives {
         self.set(offset::AQA, (SIZE - 1) << 16 | (SIZE - 1));
         self.set(offset::ASQ, admin.sq as u32);
         self.set(offset::ACQ, admin.cq as u32);
+        self.set(offset::ASQ + 4, 0);
+        self.set(offset::ACQ + 4, 0);
         self.set(offset::CC, CC | ENABLE);
         self.until(|this| this.csts() & csts::RDY != 0);
     }
@@ -444,6 +453,68 @@ fn r02_a_controller_killed_before_any_store() {
         died += lives.deaths;
     }
     assert!(died > 0);
+}
+
+/// A process in a hostile host's hand has written the journal: what it says is refused, or harms that host alone.
+#[test]
+fn a_journal_of_any_contents_ends_no_process() {
+    let mut chance = Chance::new(4);
+    let (mut refused, mut went_on) = (0, 0);
+    for _ in 0..times(300, 20_000) {
+        let mut l = Lives::new(vec![u64::MAX]);
+        l.enable();
+        l.create(1, 1);
+        l.create(2, 1);
+        l.io(1, 1, 1);
+        l.desk.hold(true);
+        l.give(2, write(0, 1, DATA));
+        l.turn();
+        let journal = File::from(l.files[1].try_clone().unwrap());
+        let len = journal.metadata().unwrap().len();
+        for _ in 0..1 + chance.below(6) {
+            // What is in use is in the first pages, and behind the two copies of the admin side.
+            let at = match chance.below(3) {
+                0 => chance.below(0x2000),
+                1 => 0x2000 + chance.below(0x600),
+                _ => len - 3 * 0x21000 + chance.below(0x1400),
+            } & !7;
+            let word = match chance.below(4) {
+                0 => chance.below(1 << 16),
+                1 => u64::MAX - chance.below(3),
+                2 => 0,
+                _ => chance.below(u64::MAX),
+            };
+            journal.write_all_at(&word.to_le_bytes(), at).unwrap();
+        }
+        let keep = Keep::Restored(clone(&l.files));
+        let Ok((reactor, subsystem, function)) = process(&l.volume, 1, keep) else {
+            // The head of the file: it is none.
+            refused += 1;
+            continue;
+        };
+        (l.function, l.reactor, l.subsystem) = (function, reactor, subsystem);
+        let memory = l.memory.clone();
+        l.function
+            .set_memory(memory, Duration::ZERO, Box::new(|| {}));
+        if l.function.load(l.saved.as_ref().unwrap()).is_err() {
+            refused += 1;
+            continue;
+        }
+        went_on += 1;
+        l.desk.hold(false);
+        l.reactor.step(Some(Duration::ZERO));
+        for _ in 0..30 {
+            l.reactor.step(Some(Duration::ZERO));
+        }
+        // Whatever it is now, its host can have it anew.
+        l.set(offset::CC, CC);
+        l.until(|l| l.csts() & (csts::RDY | csts::CFS) == 0);
+        l.open.clear();
+        l.enable();
+        l.create(1, 1);
+        l.io(1, 1, 1);
+    }
+    assert!(refused > 0 && went_on > 0, "{refused} {went_on}");
 }
 
 #[test]

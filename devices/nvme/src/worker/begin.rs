@@ -35,7 +35,13 @@ impl Io {
                 .expect("it is served")
                 .queue;
             let number = self.slots.get(index).number;
-            journal.take(index, number, queue.qid(), queue.taken() - 1, command);
+            journal.take(
+                index,
+                number,
+                queue.qid(),
+                queue.taken().wrapping_sub(1),
+                command,
+            );
         }
         self.begin_in(cx, index, command)
     }

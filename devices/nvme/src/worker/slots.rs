@@ -100,7 +100,7 @@ impl Slots {
             None => self.make(),
         };
         let number = self.taken;
-        self.taken += 1;
+        self.taken = self.taken.wrapping_add(1);
         self.occupy(index, number, origin);
         index
     }

@@ -452,9 +452,9 @@ pub(crate) mod death {
     /// That of a process.
     pub(crate) struct Killed;
 
-    /// This thread dies before the store of this number from now on.
-    pub(crate) fn after(stores: Option<u64>) {
-        LEFT.set(stores);
+    /// This thread dies before the store of this number from now on. Says how many were left to the last one that was asked for.
+    pub(crate) fn after(stores: Option<u64>) -> Option<u64> {
+        LEFT.replace(stores)
     }
 
     /// Another store.

@@ -167,7 +167,7 @@ impl Fronts {
         Ok(())
     }
 
-    /// Takes files that are to be kept for a function, until its door is closed. Where it has some these are of no use.
+    /// Takes files that are to be kept for a function, until its door is closed, or a data half that could not go on with them gives others.
     ///
     /// # Errors
     /// Where they are too many: then none is kept.
@@ -176,7 +176,7 @@ impl Fronts {
             return Err(io::ErrorKind::InvalidData.into());
         }
         if let Some(door) = self.doors.get_mut(id)
-            && door.files.is_empty()
+            && !files.is_empty()
         {
             door.files = files;
         }

@@ -1,6 +1,7 @@
 //! NVMe functions, and the subsystems that they are controllers of.
 
 use std::collections::BTreeMap;
+use std::error::Error;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,8 +12,8 @@ use anyhow::{Context, Result, ensure};
 use bluff_attachment::keeper::{Descriptors, Keeper};
 use bluff_attachment::limit::Limit;
 use bluff_nvme::{
-    Controller, ControllerOptions, Counters, Identity, Keep, NamespaceOptions, QueueCounters, Runs,
-    Subsystem, SubsystemOptions,
+    Controller, ControllerError, ControllerOptions, Counters, Identity, Keep, NamespaceOptions,
+    QueueCounters, Runs, Subsystem, SubsystemOptions,
 };
 use bluff_vfio_user::keeper::BOUNDS;
 use bluff_vfio_user::{Attachment, AttachmentEvent, Options, Record, Resume};
@@ -143,13 +144,25 @@ impl Data {
             poll: self.poll(spec.poll),
             bound,
         };
-        let goes_on = !files.is_empty();
+        let mut goes_on = !files.is_empty();
         let keep = match (self.keeps, goes_on) {
             (false, _) => Keep::Nothing,
             (true, false) => Keep::Fresh,
             (true, true) => Keep::Restored(files),
         };
-        let function = Controller::function_kept(&open, options, runs, keep);
+        let make = |keep| Controller::function_kept(&open, options.clone(), runs.clone(), keep);
+        let mut function = make(keep);
+        // Another version wrote them, or a process in a host's hand: that host loses its session, and the function is there for the next one.
+        if let Err(e @ (ControllerError::Journal(_) | ControllerError::Doorbells(_))) = &function
+            && goes_on
+        {
+            log::error!(
+                "function {id}: what was kept of it cannot be used: {e}: {:?}",
+                e.source()
+            );
+            goes_on = false;
+            function = make(Keep::Fresh);
+        }
         let function = function.inspect_err(|_| self.forget_unused());
         let function = function.context("the controller")?;
         let fresh = match goes_on {

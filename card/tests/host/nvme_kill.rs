@@ -1,5 +1,8 @@
 //! The data half is killed under the load of an NVMe host (R1), which sees a pause and nothing else.
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{JoinHandle, sleep};
@@ -383,6 +386,46 @@ fn the_next_host_finds_the_controller_as_new_in_the_next_data_half() {
         daemon.until_let_go(baseline);
         daemon.terminate();
     }
+}
+
+/// What was kept of a controller is nothing that the next data half can go on with: its host loses the session, and the next one finds the controller as new.
+#[test]
+fn a_journal_that_the_next_data_half_does_not_know() {
+    let place = place(Doorbells::Shadow);
+    let (daemon, volume) = (place.start(), volume());
+    let mut host = Host::start(&place, Doorbells::Shadow, &volume);
+    host.traffic.run(100, DEPTH, LIMIT).unwrap();
+    let mut spoilt = 0;
+    for file in std::fs::read_dir(format!("/proc/{}/fd", daemon.pid())).unwrap() {
+        let path = file.unwrap().path();
+        let is_memory = |name: &Path| name.to_string_lossy().contains("memfd:");
+        if !std::fs::read_link(&path).is_ok_and(|name| is_memory(&name)) {
+            continue;
+        }
+        let options = File::options().read(true).write(true).open(&path);
+        let Ok(file) = options else { continue };
+        let mut magic = [0; 8];
+        if file.read_at(&mut magic, 0).is_ok_and(|n| n == 8) && &magic == b"BluffNVM" {
+            // Of another version.
+            file.write_all_at(&99u64.to_le_bytes(), 8).unwrap();
+            spoilt += 1;
+        }
+    }
+    assert_eq!(spoilt, 2, "of both functions");
+    daemon.kill_data_half();
+    until("the end of its session", || {
+        (state(&daemon) == "idle").then_some(())
+    });
+    host.traffic.abandon();
+    drop((host.client, host.controller));
+    let mut host = Host::start(&place, Doorbells::Shadow, &volume);
+    host.traffic.run(100, DEPTH, LIMIT).unwrap();
+    // And it is kept again.
+    replace_data_half(&daemon);
+    host.traffic.run(100, DEPTH, LIMIT).unwrap();
+    host.traffic.settle(LIMIT).unwrap();
+    drop(host);
+    daemon.terminate();
 }
 
 /// Who a controller is does not depend on the order in which the next data half makes them.

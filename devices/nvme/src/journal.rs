@@ -9,7 +9,8 @@
 //!
 //! # What holds
 //! The process can be killed between any two stores. Stores of a thread that is killed are visible to whoever comes later up to some point of its
-//! program, and none behind that point: so only the compiler has to keep them in order, and each store that others hang on is a release.
+//! program, and none behind that point, as to a signal handler of the thread: so only the compiler has to keep them in order. Each store that others hang
+//! on, a *mark*, is between two compiler fences (C11 §7.17.4.2, `atomic_signal_fence`).
 //!
 //! *Taken once.* A command is written down, and then counted as taken. A command with a count that is not below the queue's was written and not counted: it was
 //! taken all the same ([`QueueJournal::commands`]).
@@ -31,7 +32,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering, compiler_fence};
 
 use bluff_memory::Mapping;
 use bluff_pci::{Area, PAGE};
@@ -140,7 +141,7 @@ impl Journal {
             return Err(bad("the journal has another size"));
         }
         let this = Self::map(Arc::new(file.into()), queues)?;
-        let found: [u64; 3] = std::array::from_fn(|at| this.word(at).load(Ordering::Acquire));
+        let found: [u64; 3] = std::array::from_fn(|at| this.word(at).load(Ordering::Relaxed));
         match found == [MAGIC, VERSION, queues.into()] {
             true => Ok(Arc::new(this)),
             false => Err(bad("no journal of this version")),
@@ -186,7 +187,9 @@ impl Journal {
     #[inline(always)]
     fn mark(&self, at: usize, word: u64) {
         step();
-        self.word(at).store(word, Ordering::Release);
+        compiler_fence(Ordering::SeqCst);
+        self.word(at).store(word, Ordering::Relaxed);
+        compiler_fence(Ordering::SeqCst);
     }
 
     fn load<const N: usize>(&self, at: usize) -> [u64; N] {
@@ -195,7 +198,7 @@ impl Journal {
 
     /// The registers, where they were ever written down.
     pub(crate) fn registers(&self) -> Option<[u64; REGISTERS]> {
-        let seq = self.word(SEQ).load(Ordering::Acquire);
+        let seq = self.word(SEQ).load(Ordering::Relaxed);
         (seq > 0).then(|| self.load(COPIES[(seq & 1) as usize]))
     }
 
@@ -208,7 +211,7 @@ impl Journal {
 
     /// What the admin side stands on, where that was ever written down.
     pub(crate) fn admin(&self) -> Option<Vec<u8>> {
-        let seq = self.word(ADMIN_SEQ).load(Ordering::Acquire);
+        let seq = self.word(ADMIN_SEQ).load(Ordering::Relaxed);
         let copy = (seq & 1) as usize;
         let len = self.word(ADMIN_LEN[copy]).load(Ordering::Relaxed);
         let len = usize::try_from(len).ok();
@@ -381,14 +384,14 @@ impl QueueJournal {
     /// How many were posted, and how far the host has read.
     pub(crate) fn position(&self) -> (u64, u16) {
         // The head first: it is never ahead of what was posted.
-        let head = self.word(HEAD).load(Ordering::Acquire) as u16;
-        (self.word(POSTED).load(Ordering::Acquire), head)
+        let head = self.word(HEAD).load(Ordering::Relaxed) as u16;
+        (self.word(POSTED).load(Ordering::Relaxed), head)
     }
 
     /// How many commands were taken from submission queue `sq`, one of this queue's. What was written and not counted is counted now, as it may be struck off soon.
     pub(crate) fn count_taken(&self, sq: u16) -> u64 {
         let at = self.journal.taken(sq);
-        let counted = self.journal.word(at).load(Ordering::Acquire);
+        let counted = self.journal.word(at).load(Ordering::Relaxed);
         let commands = self.commands();
         let written = commands.iter().filter(|c| c.sq == sq);
         let written = written.map(|c| c.taken.saturating_add(1)).max();
@@ -399,19 +402,19 @@ impl QueueJournal {
 
     /// What is in flight, in the order in which it was taken.
     pub(crate) fn commands(&self) -> Vec<InFlight> {
-        let used = self.word(USED).load(Ordering::Acquire).min(COMMANDS.into());
+        let used = self.word(USED).load(Ordering::Relaxed).min(COMMANDS.into());
         let mut found = Vec::new();
         for index in 0..used as u32 {
             let at = self.entry(index);
             let Some(number) = self
                 .word(at + NUMBER)
-                .load(Ordering::Acquire)
+                .load(Ordering::Relaxed)
                 .checked_sub(1)
             else {
                 continue;
             };
             let words: [u64; 8] = self.journal.load(self.at + at + COMMAND);
-            let place = self.word(at + PLACE).load(Ordering::Acquire);
+            let place = self.word(at + PLACE).load(Ordering::Relaxed);
             let completion: [u64; 2] = self.journal.load(self.at + at + COMPLETION);
             let completion: Completion = zerocopy::transmute!(completion);
             let stage = match place {

@@ -1,40 +1,55 @@
-//! The loop that serves every session of the data half, on one thread.
+//! The loop that serves every session of an attachment's kind, on one thread.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
-use std::sync::mpsc::sync_channel;
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use bluff_attachment::Watched;
-use bluff_pci::PciFunction;
 use event_manager::{
     EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberId, SubscriberOps,
 };
 
-use crate::attachment::{Attachment, Options, Resume};
-use crate::function::PciTarget;
-use crate::mailbox::{Id, Letter, Mailbox};
-use crate::session::Session;
-use crate::slot::{BUFFER, Slot};
+use crate::attached::{Attached, Removed};
+use crate::mailbox::Mailbox;
+use crate::watched::Watched;
 
-/// How often memory is looked after: a client that shrinks it is ended this late at most.
+/// How often memory is looked after: a host that shrinks it is ended this late at most.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// Reaches the loop from any thread.
-#[derive(Clone, Debug)]
-pub struct LoopHandle {
-    mailbox: Arc<Mailbox>,
+/// Names a slot from its addition to its removal; never used twice.
+type Id = u64;
+
+/// What other threads can say to the loop.
+enum Letter<S: Attached> {
+    /// For a slot.
+    News(Id, S::News),
+    /// Take up an attachment; whether that went well is the answer.
+    Add(Box<S::Attachment>, SyncSender<io::Result<()>>),
+    /// End a session and give its function back; dropped where there is no such attachment.
+    Remove(String, Removed<S::Function>),
+    /// A connection for an attachment.
+    Connection(String, Box<S::Resume>),
+    /// A keeper has recorded.
+    Committed(String, u64),
+    /// End everything.
+    Stop,
 }
 
-impl LoopHandle {
+/// Reaches the loop from any thread.
+pub struct LoopHandle<S: Attached> {
+    mailbox: Arc<Mailbox<Letter<S>>>,
+}
+
+impl<S: Attached> LoopHandle<S> {
     /// Adds an attachment, and waits until it takes connections.
     ///
     /// # Errors
     /// `AlreadyExists` where the name is taken; `BrokenPipe` where the loop has ended.
-    pub fn add(&self, attachment: Attachment) -> io::Result<()> {
+    pub fn add(&self, attachment: S::Attachment) -> io::Result<()> {
         let (answer, question) = sync_channel(1);
         self.mailbox.post(Letter::Add(Box::new(attachment), answer));
         question
@@ -42,16 +57,16 @@ impl LoopHandle {
             .unwrap_or_else(|_| Err(io::ErrorKind::BrokenPipe.into()))
     }
 
-    /// Ends a session within the bound and takes its attachment away; `then` gets the function, as after power on, on the
-    /// loop's thread. Where there is no such attachment `then` is dropped.
-    pub fn remove(&self, name: &str, then: impl FnOnce(Box<dyn PciFunction>) + Send + 'static) {
+    /// Ends a session within the bound and takes its attachment away; `then` gets the function, as it is without a host, on
+    /// the loop's thread. Where there is no such attachment `then` is dropped.
+    pub fn remove(&self, name: &str, then: impl FnOnce(S::Function) + Send + 'static) {
         self.mailbox
             .post(Letter::Remove(name.into(), Box::new(then)));
     }
 
     /// Gives an attachment a connection, with what was recorded of its session, if it has one already;
-    /// where another client is there, or no such attachment, it is closed.
-    pub fn connection(&self, name: &str, resume: Resume) {
+    /// where another is there, or no such attachment, it is closed.
+    pub fn connection(&self, name: &str, resume: S::Resume) {
         self.mailbox
             .post(Letter::Connection(name.into(), Box::new(resume)));
     }
@@ -64,14 +79,28 @@ impl LoopHandle {
     }
 }
 
+impl<S: Attached> Clone for LoopHandle<S> {
+    fn clone(&self) -> Self {
+        Self {
+            mailbox: self.mailbox.clone(),
+        }
+    }
+}
+
+impl<S: Attached> fmt::Debug for LoopHandle<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("LoopHandle").field(&S::PROTOCOL).finish()
+    }
+}
+
 /// The loop's thread. Dropping it ends all sessions within their bounds.
 #[derive(Debug)]
-pub struct SessionLoop {
-    mailbox: Arc<Mailbox>,
+pub struct SessionLoop<S: Attached> {
+    handle: LoopHandle<S>,
     thread: Option<JoinHandle<()>>,
 }
 
-impl SessionLoop {
+impl<S: Attached> SessionLoop<S> {
     /// Starts the thread.
     ///
     /// # Errors
@@ -79,30 +108,29 @@ impl SessionLoop {
     pub fn spawn() -> io::Result<Self> {
         let mailbox = Arc::new(Mailbox::new()?);
         let mut manager = EventManager::new().map_err(io::Error::other)?;
-        let id = manager.add_subscriber(Driver::new(mailbox.clone()));
+        let id = manager.add_subscriber(Driver::<S>::new(mailbox.clone()));
+        let handle = LoopHandle { mailbox };
         let thread = std::thread::Builder::new()
-            .name("vfio-user".into())
+            .name(S::PROTOCOL.into())
             .spawn({
-                let mailbox = mailbox.clone();
-                move || turn(manager, id, &mailbox)
+                let handle = handle.clone();
+                move || turn(manager, id, &handle.mailbox)
             })?;
         Ok(Self {
-            mailbox,
+            handle,
             thread: Some(thread),
         })
     }
 
     /// To reach it from any thread.
-    pub fn handle(&self) -> LoopHandle {
-        LoopHandle {
-            mailbox: self.mailbox.clone(),
-        }
+    pub fn handle(&self) -> LoopHandle<S> {
+        self.handle.clone()
     }
 }
 
-impl Drop for SessionLoop {
+impl<S: Attached> Drop for SessionLoop<S> {
     fn drop(&mut self) {
-        self.mailbox.post(Letter::Stop);
+        self.handle.mailbox.post(Letter::Stop);
         if let Some(thread) = self.thread.take() {
             // A panic there was printed there.
             let _ = thread.join();
@@ -110,7 +138,11 @@ impl Drop for SessionLoop {
     }
 }
 
-fn turn(mut manager: EventManager<Driver>, id: SubscriberId, mailbox: &Mailbox) {
+fn turn<S: Attached>(
+    mut manager: EventManager<Driver<S>>,
+    id: SubscriberId,
+    mailbox: &Mailbox<Letter<S>>,
+) {
     loop {
         let Ok(driver) = manager.subscriber_mut(id) else {
             return;
@@ -127,33 +159,33 @@ fn turn(mut manager: EventManager<Driver>, id: SubscriberId, mailbox: &Mailbox) 
             Ok(0) => mailbox.ring(),
             Ok(_) => {}
             Err(e) => {
-                log::error!("vfio-user sessions end: {e}");
+                log::error!("{} sessions end: {e}", S::PROTOCOL);
                 return;
             }
         }
     }
 }
 
-/// Every attachment, and what the epoll knows of them.
-struct Driver {
-    mailbox: Arc<Mailbox>,
-    slots: HashMap<Id, Slot>,
+/// Every slot, and what the epoll knows of them.
+struct Driver<S: Attached> {
+    mailbox: Arc<Mailbox<Letter<S>>>,
+    slots: HashMap<Id, S>,
     names: HashMap<String, Id>,
-    watched: Watched<Id, ()>,
+    watched: Watched<Id, S::Role>,
     buffer: Vec<u8>,
     next_id: Id,
     looked: Instant,
     stopping: bool,
 }
 
-impl Driver {
-    fn new(mailbox: Arc<Mailbox>) -> Self {
+impl<S: Attached> Driver<S> {
+    fn new(mailbox: Arc<Mailbox<Letter<S>>>) -> Self {
         Self {
             mailbox,
             slots: HashMap::new(),
             names: HashMap::new(),
             watched: Watched::default(),
-            buffer: vec![0; BUFFER],
+            buffer: vec![0; S::BUFFER],
             next_id: 1,
             looked: Instant::now(),
             stopping: false,
@@ -165,32 +197,21 @@ impl Driver {
     }
 
     fn timeout(&self, now: Instant) -> Option<Duration> {
-        let look = self.slots.values().any(Slot::is_connected);
+        let look = self.slots.values().any(S::is_connected);
         look.then(|| (self.looked + LOOK).saturating_duration_since(now))
     }
 
-    fn letter(&mut self, letter: Letter, now: Instant, ops: &mut EventOps) {
+    fn letter(&mut self, letter: Letter<S>, now: Instant, ops: &mut EventOps) {
         match letter {
-            Letter::Finished(id, ticket) => {
-                self.with(id, ops, |slot| slot.finished(ticket, now));
-            }
-            Letter::Event(id, event) => {
-                self.with(id, ops, |slot| slot.function_event(event, now));
-            }
+            Letter::News(id, news) => self.with(id, ops, |slot| slot.news(news, now)),
             Letter::Connection(name, resume) => {
-                if let Some(id) = self.names.get(&name).copied() {
-                    self.with(id, ops, |slot| slot.given(*resume, now));
-                }
+                self.with_named(&name, ops, |slot| slot.given(*resume, now));
             }
             Letter::Committed(name, seq) => {
-                if let Some(id) = self.names.get(&name).copied() {
-                    self.with(id, ops, |slot| slot.committed(seq));
-                }
+                self.with_named(&name, ops, |slot| slot.committed(seq, now));
             }
             Letter::Remove(name, then) => {
-                if let Some(id) = self.names.get(&name).copied() {
-                    self.with(id, ops, |slot| slot.remove(then));
-                }
+                self.with_named(&name, ops, |slot| slot.remove(then, now));
             }
             Letter::Add(attachment, answer) => {
                 // Whoever asked may have lost interest.
@@ -198,53 +219,45 @@ impl Driver {
             }
             Letter::Stop => {
                 self.stopping = true;
-                for id in self.slots.keys().copied().collect::<Vec<_>>() {
-                    self.with(id, ops, |slot| slot.remove(Box::new(drop)));
-                }
+                self.with_all(ops, |slot| slot.remove(Box::new(drop), now));
             }
         }
     }
 
-    fn with(&mut self, id: Id, ops: &mut EventOps, act: impl FnOnce(&mut Slot)) {
+    fn add(&mut self, attachment: S::Attachment) -> io::Result<()> {
+        if self.stopping {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
+        let id = self.next_id;
+        self.next_id += 1;
+        let mailbox = self.mailbox.clone();
+        let post = Arc::new(move |news| mailbox.post(Letter::News(id, news)));
+        let slot = S::new(attachment, post);
+        if self.names.contains_key(slot.name()) {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        self.names.insert(slot.name().into(), id);
+        self.slots.insert(id, slot);
+        Ok(())
+    }
+
+    fn with(&mut self, id: Id, ops: &mut EventOps, act: impl FnOnce(&mut S)) {
         if let Some(slot) = self.slots.get_mut(&id) {
             act(slot);
             self.settle(id, ops);
         }
     }
 
-    fn add(&mut self, attachment: Attachment) -> io::Result<()> {
-        if self.stopping {
-            return Err(io::ErrorKind::BrokenPipe.into());
+    fn with_named(&mut self, name: &str, ops: &mut EventOps, act: impl FnOnce(&mut S)) {
+        if let Some(id) = self.names.get(name) {
+            self.with(*id, ops, act);
         }
-        if self.names.contains_key(&attachment.name) {
-            return Err(io::ErrorKind::AlreadyExists.into());
+    }
+
+    fn with_all(&mut self, ops: &mut EventOps, act: impl Fn(&mut S)) {
+        for id in self.slots.keys().copied().collect::<Vec<_>>() {
+            self.with(id, ops, &act);
         }
-        let id = self.next_id;
-        self.next_id += 1;
-        let Attachment {
-            name,
-            mut function,
-            options,
-            events,
-            counters,
-        } = attachment;
-        let Options {
-            bound,
-            limits,
-            keeper,
-        } = options;
-        let mailbox = self.mailbox.clone();
-        function.on_event(Arc::new(move |event| {
-            mailbox.post(Letter::Event(id, event));
-        }));
-        let mailbox = self.mailbox.clone();
-        let finish = Arc::new(move |ticket| mailbox.post(Letter::Finished(id, ticket)));
-        let target = PciTarget::new(function, limits, bound, finish);
-        let session = Session::counted(target, limits, counters);
-        self.slots
-            .insert(id, Slot::new(name.clone(), session, keeper, events));
-        self.names.insert(name, id);
-        Ok(())
     }
 
     /// Brings the epoll to what a slot wants now.
@@ -252,30 +265,29 @@ impl Driver {
         let Some(slot) = self.slots.get_mut(&id) else {
             return;
         };
-        let wants = slot.interests();
+        let removed = slot.is_removed();
+        let wants = match removed {
+            true => Vec::new(),
+            false => slot.interests(),
+        };
         self.watched.forget(id, &wants, ops);
         slot.bury();
         self.watched.watch(id, &wants, ops);
-        if slot.is_removed()
-            && let Some(slot) = self.slots.remove(&id)
-        {
+        if removed && let Some(slot) = self.slots.remove(&id) {
             self.names.remove(slot.name());
             slot.finish();
         }
     }
 
     fn tick(&mut self, now: Instant, ops: &mut EventOps) {
-        if now.saturating_duration_since(self.looked) < LOOK {
-            return;
-        }
-        self.looked = now;
-        for id in self.slots.keys().copied().collect::<Vec<_>>() {
-            self.with(id, ops, |slot| slot.tick(now));
+        if now.saturating_duration_since(self.looked) >= LOOK {
+            self.looked = now;
+            self.with_all(ops, |slot| slot.tick(now));
         }
     }
 }
 
-impl MutEventSubscriber for Driver {
+impl<S: Attached> MutEventSubscriber for Driver<S> {
     fn init(&mut self, ops: &mut EventOps) {
         let events = Events::new_raw(self.mailbox.fd(), EventSet::IN);
         ops.add(events).expect("a fresh epoll takes a descriptor");
@@ -288,9 +300,9 @@ impl MutEventSubscriber for Driver {
             for letter in self.mailbox.empty() {
                 self.letter(letter, now, ops);
             }
-        } else if let Some((id, ())) = self.watched.whose(fd) {
+        } else if let Some((id, role)) = self.watched.whose(fd) {
             if let Some(slot) = self.slots.get_mut(&id) {
-                slot.ready(events.event_set(), &mut self.buffer, now);
+                slot.ready(role, events.event_set(), &mut self.buffer, now);
             }
             self.settle(id, ops);
         }

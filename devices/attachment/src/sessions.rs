@@ -287,6 +287,13 @@ impl<S: Attached> Driver<S> {
     }
 }
 
+impl<S: Attached> Drop for Driver<S> {
+    /// The loop has ended, be it by a panic.
+    fn drop(&mut self) {
+        self.mailbox.close();
+    }
+}
+
 impl<S: Attached> MutEventSubscriber for Driver<S> {
     fn init(&mut self, ops: &mut EventOps) {
         let events = Events::new_raw(self.mailbox.fd(), EventSet::IN);

@@ -29,7 +29,7 @@ use toml::de::{DeTable, DeValue};
 use crate::kinds::{LayerKind, VolumeUri, list};
 use crate::spec::{
     Attach, CardSpec, DataMode, DeviceSpec, FunctionKind, FunctionSpec, Id, LayerSpec, Parameter,
-    Poll, STOP_TIMEOUT_MS_DEFAULT, SocketMode, SubsystemSpec, VolumeSpec,
+    Poll, STOP_TIMEOUT_MS_DEFAULT, SocketMode, SubsystemSpec, VolumeSpec, attach_mistake,
 };
 
 /// Most queues of one function: what one reactor may have to visit for one host.
@@ -310,9 +310,8 @@ impl Reader<'_> {
         let poll = section.word("poll", Poll::WORDS, sink);
         let stop_timeout_ms = section.integer("stop_timeout_ms", STOP_TIMEOUT_MS, sink);
         if let (Some(kind), Some(attach)) = (kind, attach)
-            && kind.attach() != attach
+            && let Some(complaint) = attach_mistake(kind, attach)
         {
-            let complaint = format!("a function of kind {kind} attaches by {}", kind.attach());
             sink.add(section.place("attach"), &section.key("attach"), complaint);
         }
         if attach == Some(Attach::VfioUser) && mode == SocketMode::Client {

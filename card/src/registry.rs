@@ -28,8 +28,8 @@ use state::{FunctionStep, VolumeStep};
 use crate::kinds::{LayerKind, VolumeUri};
 use crate::message::{FromData, Subject as Failing};
 use crate::spec::{
-    DeviceSpec, FunctionSpec, Id, SERIAL_MAX, SocketMode, SubsystemSpec, SubsystemUse, VolumeSpec,
-    is_serial,
+    DeviceSpec, FunctionSpec, Id, SocketMode, SubsystemSpec, SubsystemUse, VolumeSpec,
+    attach_mistake, serial_mistake,
 };
 
 /// Why something cannot be done.
@@ -440,11 +440,7 @@ impl Registry {
         match &spec.device {
             DeviceSpec::VirtioBlk { volume, .. } => self.check_use(volume, &me)?,
             DeviceSpec::Nvme { subsystem, serial } => {
-                if serial.as_ref().is_some_and(|serial| !is_serial(serial)) {
-                    return Err(RegistryError::Invalid(format!(
-                        "a serial number has 1 to {SERIAL_MAX} characters of ASCII"
-                    )));
-                }
+                check(serial.as_deref().and_then(serial_mistake))?;
                 match subsystem {
                     SubsystemUse::Shared { subsystem } => {
                         let found = self.subsystems.get(subsystem);
@@ -454,11 +450,7 @@ impl Registry {
                 }
             }
         }
-        if spec.device.kind().attach() != spec.attach {
-            let kind = spec.device.kind();
-            let complaint = format!("a function of kind {kind} attaches by {}", kind.attach());
-            return Err(RegistryError::Invalid(complaint));
-        }
+        check(attach_mistake(spec.device.kind(), spec.attach))?;
         if spec.queues == 0 || spec.queues > crate::config::QUEUES_MAX {
             let most = crate::config::QUEUES_MAX;
             return Err(RegistryError::Invalid(format!(
@@ -573,6 +565,14 @@ impl Function {
             _ => None,
         };
         std::iter::once(&self.spec).chain(next)
+    }
+}
+
+/// Refuses what has mistakes, for the first of them.
+fn check(mistakes: impl IntoIterator<Item = impl Into<String>>) -> Result<(), RegistryError> {
+    match mistakes.into_iter().next() {
+        Some(mistake) => Err(RegistryError::Invalid(mistake.into())),
+        None => Ok(()),
     }
 }
 

@@ -2,11 +2,14 @@
 //!
 //! The configuration file, the control socket, the messages to the data half and a later API all speak in these types.
 
+mod rules;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+pub use rules::{attach_mistake, count_mistake, nqn_mistake, serial_mistake};
 use serde::{Deserialize, Serialize};
 
 /// The longest ID, in bytes: that of a DNS label, so that an ID can name files, sockets and metrics anywhere.
@@ -221,30 +224,6 @@ pub const NSID_MAX: u32 = 65_536;
 /// Most namespaces in a subsystem: so many fit into one list of them (NVMe Base 2.1 §5.1.13.2.2).
 pub const NAMESPACES_MAX: usize = 1024;
 
-/// The longest name of a subsystem, in bytes (NVMe Base 2.1 §4.7).
-pub const NQN_MAX: usize = 223;
-
-/// What is wrong with a name as the NQN of a subsystem (NVMe Base 2.1 §4.7), if anything is.
-pub fn nqn_mistake(nqn: &str) -> Option<&'static str> {
-    // nqn.YYYY-MM.reverse.domain:whatever
-    let form = |rest: &str| {
-        let (date, rest) = rest.split_at_checked(8)?;
-        let bytes = date.as_bytes();
-        let digits = [0, 1, 2, 3, 5, 6]
-            .iter()
-            .all(|i| bytes[*i].is_ascii_digit());
-        let (domain, name) = rest.split_once(':')?;
-        let fits = digits && bytes[4] == b'-' && bytes[7] == b'.';
-        (fits && !domain.is_empty() && !name.is_empty()).then_some(())
-    };
-    match nqn.strip_prefix("nqn.").and_then(form) {
-        _ if nqn.len() > NQN_MAX => Some("an NQN has at most 223 bytes"),
-        None => Some("an NQN is nqn.YYYY-MM.reverse.domain:name, such as nqn.2026-11.example:s0"),
-        Some(()) if nqn.chars().any(char::is_control) => Some("an NQN has no control characters"),
-        Some(()) => None,
-    }
-}
-
 /// A namespace of a subsystem.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NamespaceSpec {
@@ -358,11 +337,6 @@ pub enum DeviceSpec {
 /// The longest serial number of an NVMe controller, in bytes (NVMe Base 2.1 Figure 312).
 pub const SERIAL_MAX: usize = 20;
 
-/// Whether a controller can have it as its serial number (NVMe Base 2.1 §1.4.2: ASCII strings have 20h to 7Eh).
-pub fn is_serial(text: &str) -> bool {
-    (1..=SERIAL_MAX).contains(&text.len()) && text.bytes().all(|byte| (0x20..0x7f).contains(&byte))
-}
-
 impl DeviceSpec {
     /// What it is.
     pub fn kind(&self) -> FunctionKind {
@@ -437,29 +411,6 @@ mod tests {
         let again: FunctionSpec =
             serde_json::from_str(&serde_json::to_string(&spec).unwrap()).unwrap();
         assert_eq!(spec, again);
-    }
-
-    #[test]
-    fn names_of_subsystems_have_a_date_and_a_domain() {
-        for good in [
-            "nqn.2026-11.example:s0",
-            "nqn.2014-08.org.nvmexpress:uuid:x",
-        ] {
-            assert_eq!(nqn_mistake(good), None, "{good}");
-        }
-        let long = format!("nqn.2026-11.example:{}", "a".repeat(NQN_MAX));
-        for bad in [
-            "",
-            "s0",
-            "nqn.2026-11.example",
-            "nqn.2026-11.:s0",
-            "nqn.26-11.example:s0",
-            "nqn.2026-11.é\u{7}:s",
-            "nqn.20é6-11.example:s0",
-            &long,
-        ] {
-            assert!(nqn_mistake(bad).is_some(), "{bad}");
-        }
     }
 
     #[test]

@@ -6,8 +6,8 @@ use toml::de::DeValue;
 use super::read::Section;
 use super::{Names, Reader};
 use crate::spec::{
-    DeviceSpec, NAMESPACES_MAX, NSID_MAX, NamespaceSpec, SERIAL_MAX, SubsystemSpec, SubsystemUse,
-    is_serial, nqn_mistake,
+    DeviceSpec, NAMESPACES_MAX, NSID_MAX, NamespaceSpec, SubsystemSpec, SubsystemUse,
+    count_mistake, nqn_mistake, serial_mistake,
 };
 
 impl Reader<'_> {
@@ -43,9 +43,8 @@ impl Reader<'_> {
     ) -> Option<DeviceSpec> {
         let serial = section.text("serial", self.sink);
         if let Some(serial) = &serial
-            && !is_serial(serial.get_ref())
+            && let Some(complaint) = serial_mistake(serial.get_ref())
         {
-            let complaint = format!("a serial number has 1 to {SERIAL_MAX} characters of ASCII");
             self.sink
                 .add(serial.span(), &section.key("serial"), complaint);
         }
@@ -78,21 +77,15 @@ impl Reader<'_> {
     fn namespaces(&mut self, section: &mut Section<'_>, names: &mut Names) -> Vec<NamespaceSpec> {
         let key = section.key("namespaces");
         let items = section.array("namespaces", self.sink).unwrap_or_default();
-        if let Some(item) = items.get(NAMESPACES_MAX) {
-            let complaint = format!("a subsystem has at most {NAMESPACES_MAX} namespaces");
-            self.sink.add(item.span(), &key, complaint);
+        if let Some(complaint) = count_mistake(items.len()) {
+            self.sink.add(items[NAMESPACES_MAX].span(), &key, complaint);
         }
         let mut found: Vec<NamespaceSpec> = Vec::new();
         for (place, item) in (1..).zip(items) {
             let Some(namespace) = self.namespace(&key, place, item, names) else {
                 continue;
             };
-            if found.iter().any(|other| other.nsid == namespace.nsid) {
-                let complaint = format!("NSID {} stands there twice", namespace.nsid);
-                self.sink.add(item.span(), &key, complaint);
-            }
-            if found.iter().any(|other| other.volume == namespace.volume) {
-                let complaint = format!("volume `{}` stands there twice", namespace.volume);
+            for complaint in namespace.mistakes(&found) {
                 self.sink.add(item.span(), &key, complaint);
             }
             found.push(namespace);

@@ -407,7 +407,7 @@ fn mistakes_about_nvme_functions() {
         (
             "nsid = 5",
             "nsid = 1",
-            "10:24: subsystem.s0.namespaces: NSID 1 stands there twice",
+            "10:24: subsystem.s0.namespaces: there is a namespace 1 already",
         ),
         (
             "nsid = 5",
@@ -417,7 +417,7 @@ fn mistakes_about_nvme_functions() {
         (
             "{ volume = \"disk1\"",
             "{ volume = \"disk0\"",
-            "10:24: subsystem.s0.namespaces: volume `disk0` stands there twice",
+            "10:24: subsystem.s0.namespaces: volume disk0 is namespace 1 already",
         ),
         (
             "[\"disk2\"]",

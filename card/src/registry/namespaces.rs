@@ -1,11 +1,11 @@
 //! Subsystems of NVMe functions, and the namespaces in them.
 
-use super::{Change, Registry, RegistryError, Subject};
+use super::{Change, Registry, RegistryError, Subject, check};
 use crate::kinds::VolumeUri;
 use crate::registry::VolumeState;
 use crate::spec::{
-    DeviceSpec, FunctionSpec, Id, NAMESPACES_MAX, NSID_MAX, NamespaceSpec, SubsystemSpec,
-    SubsystemUse, nqn_mistake,
+    DeviceSpec, FunctionSpec, Id, NamespaceSpec, SubsystemSpec, SubsystemUse, count_mistake,
+    nqn_mistake,
 };
 
 impl Registry {
@@ -44,12 +44,9 @@ impl Registry {
     ) -> Result<NamespaceSpec, RegistryError> {
         let (user, subsystem) = self.namespaces_of(function)?;
         let nsid = nsid.unwrap_or_else(|| subsystem.free_nsid());
-        if subsystem.namespaces.len() >= NAMESPACES_MAX {
-            let complaint = format!("a subsystem has at most {NAMESPACES_MAX} namespaces");
-            return Err(RegistryError::Invalid(complaint));
-        }
+        check(count_mistake(subsystem.namespaces.len() + 1))?;
         let namespace = NamespaceSpec::new(volume.clone(), nsid);
-        check_new(&subsystem.namespaces, &namespace)?;
+        check(namespace.mistakes(&subsystem.namespaces))?;
         self.check_use(volume, &user)?;
         match &self.volume(volume)?.state {
             VolumeState::Open(_) => Ok(namespace),
@@ -85,7 +82,7 @@ impl Registry {
     ) -> Result<(), RegistryError> {
         self.volume(&namespace.volume)?;
         let (_, subsystem) = self.namespaces_of(function)?;
-        check_new(&subsystem.namespaces, &namespace)?;
+        check(namespace.mistakes(&subsystem.namespaces))?;
         let NamespaceSpec { volume, nsid, .. } = namespace;
         self.change_namespaces(function, |all| {
             all.push(NamespaceSpec::new(volume, nsid));
@@ -149,13 +146,8 @@ impl Registry {
         spec: &SubsystemSpec,
         me: &Subject,
     ) -> Result<(), RegistryError> {
-        if let Some(mistake) = spec.nqn.as_deref().and_then(nqn_mistake) {
-            return Err(RegistryError::Invalid(mistake.to_owned()));
-        }
-        if spec.namespaces.len() > NAMESPACES_MAX {
-            let complaint = format!("a subsystem has at most {NAMESPACES_MAX} namespaces");
-            return Err(RegistryError::Invalid(complaint));
-        }
+        check(spec.nqn.as_deref().and_then(nqn_mistake))?;
+        check(count_mistake(spec.namespaces.len()))?;
         let same = |other: &SubsystemSpec| spec.nqn.is_some() && other.nqn == spec.nqn;
         let mut others = self.subsystems.iter();
         if let Some((id, _)) =
@@ -165,7 +157,7 @@ impl Registry {
             return Err(RegistryError::Invalid(complaint));
         }
         for (index, namespace) in spec.namespaces.iter().enumerate() {
-            check_new(&spec.namespaces[..index], namespace)?;
+            check(namespace.mistakes(&spec.namespaces[..index]))?;
             self.check_use(&namespace.volume, me)?;
         }
         Ok(())
@@ -193,22 +185,4 @@ impl Registry {
         };
         self.volumes_of(spec).into_iter().all(is_open)
     }
-}
-
-/// Whether a namespace could be beside these.
-fn check_new(others: &[NamespaceSpec], namespace: &NamespaceSpec) -> Result<(), RegistryError> {
-    let NamespaceSpec { volume, nsid, .. } = namespace;
-    if !(1..=NSID_MAX).contains(nsid) {
-        let complaint = format!("a namespace has a number from 1 to {NSID_MAX}");
-        return Err(RegistryError::Invalid(complaint));
-    }
-    if others.iter().any(|other| other.nsid == *nsid) {
-        let complaint = format!("there is a namespace {nsid} already");
-        return Err(RegistryError::Invalid(complaint));
-    }
-    if let Some(other) = others.iter().find(|other| other.volume == *volume) {
-        let complaint = format!("volume {volume} is namespace {} already", other.nsid);
-        return Err(RegistryError::Invalid(complaint));
-    }
-    Ok(())
 }

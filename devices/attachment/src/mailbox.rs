@@ -9,7 +9,8 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 /// The queue, of letters of one type.
 #[derive(Debug)]
 pub struct Mailbox<L> {
-    letters: Mutex<Vec<L>>,
+    /// `None` when nobody reads them any more.
+    letters: Mutex<Option<Vec<L>>>,
     bell: EventFd,
 }
 
@@ -20,14 +21,22 @@ impl<L> Mailbox<L> {
     /// Where there is no descriptor left.
     pub fn new() -> io::Result<Self> {
         Ok(Self {
-            letters: Mutex::default(),
+            letters: Mutex::new(Some(Vec::new())),
             bell: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
         })
     }
 
-    /// Leaves a letter.
+    /// Leaves a letter. Where nobody reads them any more it is dropped: who waits for an answer is not to wait for ever.
     pub fn post(&self, letter: L) {
-        self.lock().push(letter);
+        let refused = match &mut *self.lock() {
+            Some(letters) => {
+                letters.push(letter);
+                None
+            }
+            None => Some(letter),
+        };
+        // Not under the lock: what a letter holds may post when it is dropped.
+        drop(refused);
         self.ring();
     }
 
@@ -40,7 +49,13 @@ impl<L> Mailbox<L> {
     /// Every letter so far.
     pub fn empty(&self) -> Vec<L> {
         let _ = self.bell.read();
-        std::mem::take(&mut *self.lock())
+        self.lock().as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    /// Drops every letter, and those to come.
+    pub fn close(&self) {
+        let letters = self.lock().take();
+        drop(letters);
     }
 
     /// Readable when there are letters.
@@ -48,7 +63,7 @@ impl<L> Mailbox<L> {
         self.bell.as_raw_fd()
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<L>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Vec<L>>> {
         // A push is whole or has not happened.
         self.letters.lock().unwrap_or_else(PoisonError::into_inner)
     }

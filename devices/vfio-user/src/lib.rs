@@ -46,12 +46,10 @@ mod function;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod keeper;
-mod mailbox;
 mod mappings;
 mod record;
 pub mod request;
 mod session;
-mod sessions;
 mod slot;
 pub mod spec;
 mod target;
@@ -65,7 +63,12 @@ pub use function::{Finish, PciTarget};
 pub use mappings::Mapping;
 pub use record::Record;
 pub use session::{Outgoing, Refused, Session};
-pub use sessions::{LoopHandle, SessionLoop};
 pub use target::{
     IoEventFd, IrqAction, IrqChange, Irqs, Progress, Region, RegionMap, Target, Ticket, Written,
 };
+
+/// One thread for the sessions of all [`Attachment`]s.
+pub type SessionLoop = bluff_attachment::SessionLoop<slot::Slot>;
+
+/// Reaches the loop from any thread.
+pub type LoopHandle = bluff_attachment::LoopHandle<slot::Slot>;

@@ -1,7 +1,6 @@
 //! One attachment on the loop: its connection and its session.
 //!
-//! What a slot wants to be woken for is a value ([`Slot::interests`]) that the loop compares with what
-//! is registered; nothing here touches the epoll.
+//! What it does for the loop is [`Attached`]; the rest is its own.
 
 mod keep;
 
@@ -9,28 +8,33 @@ use std::io;
 use std::net::Shutdown;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::time::Instant;
 
-use bluff_attachment::keeper::Keeper;
 use bluff_attachment::limit::Limit;
-use bluff_attachment::{descriptor, stream};
+use bluff_attachment::{Attached, Post, Removed, descriptor, stream};
 use bluff_pci::{PciEvent, PciFunction};
 use event_manager::EventSet;
 
-use crate::attachment::{AttachmentEvent, Listener};
+use crate::attachment::{Attachment, AttachmentEvent, Listener, Options, Resume};
 use crate::framing::MAX_FILES;
 use crate::function::PciTarget;
-use crate::mailbox::Removed;
 use crate::{Error, Outgoing, Progress, Session, Ticket};
 use keep::Keeping;
 
 /// Reads from one client in a turn of the loop, so that a flood of messages does not hold up others.
 const BUDGET: usize = 64;
-/// Bytes of one read.
-pub const BUFFER: usize = 64 << 10;
 /// How often in a row a socket may be said to be ready and have nothing. More than once is no accident: out-of-band data, for
 /// one, is reported for ever and is not in the stream.
 const VAIN: u8 = 8;
+
+/// What a function tells its slot.
+pub enum News {
+    /// It has done what the session asked for.
+    Finished(Ticket),
+    /// Something has happened to it.
+    Event(PciEvent),
+}
 
 /// A message that the client has not read all of.
 struct Unsent {
@@ -53,27 +57,46 @@ pub struct Slot {
     why: Option<String>,
     /// The version was told.
     negotiated: bool,
-    removal: Option<Removed>,
+    removal: Option<Removed<Box<dyn PciFunction>>>,
     limit: Limit,
     /// How often in a row the connection was readable and had nothing.
     vain: u8,
     keeping: Option<Keeping>,
 }
 
-impl Slot {
-    /// A slot that waits for a client.
-    pub fn new(
-        name: String,
-        mut session: Session<PciTarget>,
-        keeper: Option<Box<dyn Keeper>>,
-        events: Listener,
-    ) -> Self {
+impl Attached for Slot {
+    const PROTOCOL: &'static str = "vfio-user";
+    const BUFFER: usize = 64 << 10;
+
+    type Attachment = Attachment;
+    type Function = Box<dyn PciFunction>;
+    type Resume = Resume;
+    type News = News;
+    type Role = ();
+
+    fn new(attachment: Attachment, post: Post<News>) -> Self {
+        let Attachment {
+            name,
+            mut function,
+            options,
+            events,
+            counters,
+        } = attachment;
+        let Options {
+            bound,
+            limits,
+            keeper,
+        } = options;
+        let tell = post.clone();
+        function.on_event(Arc::new(move |event| tell(News::Event(event))));
+        let finish = Arc::new(move |ticket| post(News::Finished(ticket)));
+        let mut target = PciTarget::new(function, limits, bound, finish);
         if keeper.is_some() {
-            session.target_mut().keep();
+            target.keep();
         }
         Self {
             name,
-            session,
+            session: Session::counted(target, limits, counters),
             events,
             socket: None,
             retired: Vec::new(),
@@ -88,13 +111,99 @@ impl Slot {
         }
     }
 
-    /// The attachment's name.
-    pub fn name(&self) -> &str {
+    fn name(&self) -> &str {
         &self.name
     }
 
+    fn interests(&mut self) -> Vec<((), RawFd, EventSet)> {
+        let Some(socket) = &self.socket else {
+            return Vec::new();
+        };
+        let mut set = EventSet::READ_HANG_UP;
+        if self.is_blocked() {
+            set |= EventSet::OUT;
+        }
+        if self.wants_input() {
+            set |= EventSet::IN;
+        }
+        vec![((), socket.as_raw_fd(), set)]
+    }
+
+    fn bury(&mut self) {
+        self.retired.clear();
+    }
+
+    fn is_connected(&self) -> bool {
+        self.socket.is_some()
+    }
+
+    fn ready(&mut self, (): (), set: EventSet, buffer: &mut [u8], now: Instant) {
+        let before = self.is_blocked();
+        match self.keeping {
+            None => self.transmit(now),
+            Some(_) => self.flush(),
+        }
+        let moved = before && !self.is_blocked();
+        let ended = EventSet::READ_HANG_UP | EventSet::HANG_UP | EventSet::ERROR;
+        if self.wants_input() && set.intersects(EventSet::IN | ended) {
+            // What was sent before the end is read first; reading resets this.
+            self.vain += u8::from(!moved);
+            match self.vain > VAIN {
+                true => self.hang_up(Some(Error::Unreadable.to_string())),
+                false if self.keeping.is_some() => self.look(buffer, now),
+                false => self.read(buffer, now),
+            }
+        } else if set.intersects(ended) {
+            self.hang_up(None);
+        }
+    }
+
+    fn news(&mut self, news: News, now: Instant) {
+        match news {
+            News::Finished(ticket) => self.finished(ticket, now),
+            News::Event(event) => self.function_event(event, now),
+        }
+    }
+
+    fn given(&mut self, resume: Resume, now: Instant) {
+        match resume.recorded {
+            None => self.accepted(resume.socket, now),
+            Some((record, files)) => self.resumed(resume.socket, &record, &files, now),
+        }
+    }
+
+    fn committed(&mut self, seq: u64, _now: Instant) {
+        self.recorded(seq);
+    }
+
+    fn tick(&mut self, now: Instant) {
+        if self.socket.is_some() && self.session.target().is_poisoned() {
+            let why = "the client has shrunk its memory";
+            self.log(now, &format!("connection is closed: {why}"));
+            self.hang_up(Some(why.into()));
+        }
+    }
+
+    fn remove(&mut self, removal: Removed<Self::Function>, _now: Instant) {
+        self.removal = Some(removal);
+        self.next = None;
+        self.hang_up(Some("the function is removed".into()));
+    }
+
+    fn is_removed(&self) -> bool {
+        self.removal.is_some() && self.session.is_idle()
+    }
+
+    fn finish(self) {
+        if let Some(removal) = self.removal {
+            removal(self.session.into_target().into_function());
+        }
+    }
+}
+
+impl Slot {
     /// Takes a client up, now or when the one before it has gone.
-    pub fn accepted(&mut self, socket: UnixStream, now: Instant) {
+    fn accepted(&mut self, socket: UnixStream, now: Instant) {
         // A client that comes back at once may be seen before its old connection's end is.
         if let Some(old) = &self.socket
             && descriptor::is_hung_up(old.as_fd())
@@ -128,31 +237,6 @@ impl Slot {
         (self.events)(&self.name, AttachmentEvent::Connected);
     }
 
-    /// What the slot wants to be woken for.
-    pub fn interests(&self) -> Vec<((), RawFd, EventSet)> {
-        let Some(socket) = &self.socket else {
-            return Vec::new();
-        };
-        let mut set = EventSet::READ_HANG_UP;
-        if self.is_blocked() {
-            set |= EventSet::OUT;
-        }
-        if self.wants_input() {
-            set |= EventSet::IN;
-        }
-        vec![((), socket.as_raw_fd(), set)]
-    }
-
-    /// Closes what is over. Called when it is not waited for any more.
-    pub fn bury(&mut self) {
-        self.retired.clear();
-    }
-
-    /// Whether memory has to be looked after.
-    pub fn is_connected(&self) -> bool {
-        self.socket.is_some()
-    }
-
     /// Whether the client does not read what it was sent.
     fn is_blocked(&self) -> bool {
         match &self.keeping {
@@ -165,28 +249,6 @@ impl Slot {
     fn wants_input(&self) -> bool {
         let free = |keeping: &Keeping| keeping.is_free() && !self.session.is_busy();
         self.session.wants_input() && self.keeping.as_ref().is_none_or(free)
-    }
-
-    /// The connection is ready.
-    pub fn ready(&mut self, set: EventSet, buffer: &mut [u8], now: Instant) {
-        let before = self.is_blocked();
-        match self.keeping {
-            None => self.transmit(now),
-            Some(_) => self.flush(),
-        }
-        let moved = before && !self.is_blocked();
-        let ended = EventSet::READ_HANG_UP | EventSet::HANG_UP | EventSet::ERROR;
-        if self.wants_input() && set.intersects(EventSet::IN | ended) {
-            // What was sent before the end is read first; reading resets this.
-            self.vain += u8::from(!moved);
-            match self.vain > VAIN {
-                true => self.hang_up(Some(Error::Unreadable.to_string())),
-                false if self.keeping.is_some() => self.look(buffer, now),
-                false => self.read(buffer, now),
-            }
-        } else if set.intersects(ended) {
-            self.hang_up(None);
-        }
     }
 
     fn read(&mut self, buffer: &mut [u8], now: Instant) {
@@ -282,7 +344,7 @@ impl Slot {
     }
 
     /// A function has done what a session asked for.
-    pub fn finished(&mut self, ticket: Ticket, now: Instant) {
+    fn finished(&mut self, ticket: Ticket, now: Instant) {
         let was_idle = self.session.is_idle();
         self.session.finished(ticket);
         if !was_idle && self.session.is_idle() {
@@ -324,37 +386,8 @@ impl Slot {
         }
     }
 
-    /// The function goes to `removal` when nothing of a client is left.
-    pub fn remove(&mut self, removal: Removed) {
-        self.removal = Some(removal);
-        self.next = None;
-        self.hang_up(Some("the function is removed".into()));
-    }
-
-    /// Whether a slot that is to be removed can go.
-    pub fn is_removed(&self) -> bool {
-        self.removal.is_some() && self.session.is_idle()
-    }
-
-    /// Gives the function back.
-    pub fn finish(self) {
-        if let Some(removal) = self.removal {
-            let function: Box<dyn PciFunction> = self.session.into_target().into_function();
-            removal(function);
-        }
-    }
-
-    /// Time has passed.
-    pub fn tick(&mut self, now: Instant) {
-        if self.socket.is_some() && self.session.target().is_poisoned() {
-            let why = "the client has shrunk its memory";
-            self.log(now, &format!("connection is closed: {why}"));
-            self.hang_up(Some(why.into()));
-        }
-    }
-
     /// The function says something.
-    pub fn function_event(&mut self, event: PciEvent, now: Instant) {
+    fn function_event(&mut self, event: PciEvent, now: Instant) {
         match event {
             PciEvent::NotifierHung(interrupt) => {
                 let line = format!(

@@ -50,12 +50,10 @@ pub mod framing;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod keeper;
-mod mailbox;
 pub mod message;
 pub mod plan;
 pub mod reader;
 pub mod session;
-mod sessions;
 mod slot;
 pub mod spec;
 pub mod state;
@@ -68,5 +66,10 @@ pub use attachment::{
 };
 pub use error::Error;
 pub use session::NetControl;
-pub use sessions::{LoopHandle, SessionLoop};
 pub use state::SessionState;
+
+/// One thread for the sessions of all [`Attachment`]s.
+pub type SessionLoop = bluff_attachment::SessionLoop<slot::Slot>;
+
+/// Reaches the loop from any thread.
+pub type LoopHandle = bluff_attachment::LoopHandle<slot::Slot>;

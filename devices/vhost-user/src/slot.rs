@@ -1,21 +1,21 @@
 //! One attachment on the loop: its connection, its session, its keeper.
 //!
-//! What a slot wants to be woken for is a value ([`Slot::interests`]) that the loop compares with what
-//! is registered; nothing here touches the epoll.
+//! What it does for the loop is [`Attached`]; the rest is its own.
 
 use std::net::Shutdown;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::time::Instant;
 
-use bluff_virtio::DeviceEvent;
+use bluff_attachment::{Attached, Post, Removed};
+use bluff_virtio::{DeviceEvent, VirtioDevice};
 use event_manager::EventSet;
 
-use crate::attachment::{AttachmentEvent, Listener, Negotiated, Resume};
+use crate::attachment::{Attachment, AttachmentEvent, Listener, Negotiated, Options, Resume};
 use crate::keeper::{Keeper, Progress};
 use crate::limit::Limit;
-use crate::mailbox::Removed;
-use crate::session::{Session, Step};
+use crate::session::{Done, Session, Step};
 use crate::{Error, channel, reader, unix};
 
 /// Reads from one front end in a turn of the loop, so that a flood of messages does not hold up others.
@@ -27,6 +27,14 @@ pub enum Role {
     Connection,
     /// The channel for requests of the back end.
     Channel,
+}
+
+/// What a device tells its slot.
+pub enum News {
+    /// It has done what the session asked for.
+    Done(Done),
+    /// Something has happened to it.
+    Event(DeviceEvent),
 }
 
 /// Whether the keeper waits for the front end to read.
@@ -51,15 +59,39 @@ pub struct Slot {
     why: Option<String>,
     /// What was last told of this connection's session.
     told: Option<Negotiated>,
-    removal: Option<Removed>,
+    removal: Option<Removed<Box<dyn VirtioDevice>>>,
     limit: Limit,
     /// How often in a row the connection was readable and had nothing.
     vain: u8,
 }
 
-impl Slot {
-    /// A slot that waits for a front end.
-    pub fn new(name: String, session: Session, keeper: Box<dyn Keeper>, events: Listener) -> Self {
+impl Attached for Slot {
+    const PROTOCOL: &'static str = "vhost-user";
+
+    type Attachment = Attachment;
+    type Function = Box<dyn VirtioDevice>;
+    type Resume = Resume;
+    type News = News;
+    type Role = Role;
+
+    fn new(attachment: Attachment, post: Post<News>) -> Self {
+        let Attachment {
+            name,
+            mut device,
+            options,
+            events,
+        } = attachment;
+        let Options {
+            bound,
+            descriptors,
+            net,
+            keeper,
+        } = options;
+        let tell = post.clone();
+        device.on_event(Arc::new(move |event| tell(News::Event(event))));
+        let done = Arc::new(move |done| post(News::Done(done)));
+        let mut session = Session::new(device, net, bound, keeper.keeps(), done);
+        session.limit_descriptors(descriptors);
         Self {
             name,
             session,
@@ -77,55 +109,11 @@ impl Slot {
         }
     }
 
-    /// Takes up a connection, in mid-session where one is recorded.
-    pub fn given(&mut self, resume: Resume, now: Instant) {
-        let Resume { socket, recorded } = resume;
-        let Some((state, files)) = recorded else {
-            return self.accepted(socket, now);
-        };
-        if !self.is_free() {
-            self.log(now, "a second session is turned away");
-            (self.events)(&self.name, AttachmentEvent::Refused);
-            return;
-        }
-        self.socket = Some(socket);
-        let step = match self.session.resume(state, files) {
-            Ok(()) => Step::Ready,
-            Err(e) => Step::Close(e),
-        };
-        (self.events)(&self.name, AttachmentEvent::Connected);
-        self.drive(step, now);
-    }
-
-    /// Whether a front end can be taken up.
-    fn is_free(&self) -> bool {
-        self.session.is_idle() && self.socket.is_none() && self.removal.is_none()
-    }
-
-    fn connected(&mut self, socket: UnixStream, now: Instant) {
-        if let Err(e) = self.keeper.connected(socket.as_fd()) {
-            self.log(now, &format!("connection is not kept: {e}"));
-            return;
-        }
-        self.socket = Some(socket);
-        self.session.connect();
-        self.vain = 0;
-        (self.events)(&self.name, AttachmentEvent::Connected);
-        self.drive(Step::Ready, now);
-    }
-
-    /// The session.
-    pub fn session(&mut self) -> &mut Session {
-        &mut self.session
-    }
-
-    /// The attachment's name.
-    pub fn name(&self) -> &str {
+    fn name(&self) -> &str {
         &self.name
     }
 
-    /// What the slot wants to be woken for.
-    pub fn interests(&mut self) -> Vec<(Role, RawFd, EventSet)> {
+    fn interests(&mut self) -> Vec<(Role, RawFd, EventSet)> {
         let mut wants = Vec::new();
         if let Some(socket) = &self.socket {
             // While a message is being worked on only the end of the connection is of interest.
@@ -147,20 +135,16 @@ impl Slot {
         wants
     }
 
-    /// Closes what is over. Called when no descriptor that is not among the interests is waited for: a
-    /// keeper may hold the same connection, and an epoll would go on reporting it.
-    pub fn bury(&mut self) {
+    fn bury(&mut self) {
         self.retired.clear();
         drop(self.session.take_retired());
     }
 
-    /// Whether memory has to be looked after.
-    pub fn is_connected(&self) -> bool {
+    fn is_connected(&self) -> bool {
         self.socket.is_some()
     }
 
-    /// One of its descriptors is ready.
-    pub fn ready(&mut self, role: Role, set: EventSet, now: Instant) {
+    fn ready(&mut self, role: Role, set: EventSet, _buffer: &mut [u8], now: Instant) {
         match role {
             Role::Connection => self.connection_ready(set, now),
             Role::Channel => {
@@ -180,6 +164,89 @@ impl Slot {
                 }
             }
         }
+    }
+
+    fn news(&mut self, news: News, now: Instant) {
+        match news {
+            News::Done(done) => {
+                let step = self.session.done(done, now);
+                self.drive(step, now);
+            }
+            News::Event(event) => self.device_event(event, now),
+        }
+    }
+
+    fn given(&mut self, resume: Resume, now: Instant) {
+        let Resume { socket, recorded } = resume;
+        let Some((state, files)) = recorded else {
+            return self.accepted(socket, now);
+        };
+        if !self.is_free() {
+            self.log(now, "a second session is turned away");
+            (self.events)(&self.name, AttachmentEvent::Refused);
+            return;
+        }
+        self.socket = Some(socket);
+        let step = match self.session.resume(state, files) {
+            Ok(()) => Step::Ready,
+            Err(e) => Step::Close(e),
+        };
+        (self.events)(&self.name, AttachmentEvent::Connected);
+        self.drive(step, now);
+    }
+
+    fn committed(&mut self, seq: u64, now: Instant) {
+        let step = self.session.committed(seq, now);
+        self.drive(step, now);
+    }
+
+    fn tick(&mut self, now: Instant) {
+        if self.socket.is_some() && self.session.is_poisoned() {
+            self.log(now, &format!("connection is closed: {}", Error::Poisoned));
+            self.hang_up(Some(Error::Poisoned.to_string()), now);
+        }
+    }
+
+    fn remove(&mut self, removal: Removed<Self::Function>, now: Instant) {
+        self.removal = Some(removal);
+        self.next = None;
+        if self.socket.is_some() {
+            self.why = Some("the function is removed".into());
+            let step = self.session.leave();
+            self.drive(step, now);
+        }
+    }
+
+    fn is_removed(&self) -> bool {
+        self.removal.is_some() && self.session.is_idle()
+    }
+
+    fn finish(self) {
+        let Self {
+            session, removal, ..
+        } = self;
+        if let Some(removal) = removal {
+            removal(session.into_device());
+        }
+    }
+}
+
+impl Slot {
+    /// Whether a front end can be taken up.
+    fn is_free(&self) -> bool {
+        self.session.is_idle() && self.socket.is_none() && self.removal.is_none()
+    }
+
+    fn connected(&mut self, socket: UnixStream, now: Instant) {
+        if let Err(e) = self.keeper.connected(socket.as_fd()) {
+            self.log(now, &format!("connection is not kept: {e}"));
+            return;
+        }
+        self.socket = Some(socket);
+        self.session.connect();
+        self.vain = 0;
+        (self.events)(&self.name, AttachmentEvent::Connected);
+        self.drive(Step::Ready, now);
     }
 
     fn connection_ready(&mut self, set: EventSet, now: Instant) {
@@ -232,7 +299,7 @@ impl Slot {
     }
 
     /// A device has done something, or a keeper has.
-    pub fn drive(&mut self, step: Step, now: Instant) {
+    fn drive(&mut self, step: Step, now: Instant) {
         self.steps(step, now);
         self.tell_negotiated();
     }
@@ -318,7 +385,7 @@ impl Slot {
     }
 
     /// Ends the session; `why` where that is not the front end's decision.
-    pub fn hang_up(&mut self, why: Option<String>, now: Instant) {
+    fn hang_up(&mut self, why: Option<String>, now: Instant) {
         if self.socket.is_some() {
             self.close(why);
             let step = self.session.end();
@@ -345,42 +412,8 @@ impl Slot {
         }
     }
 
-    /// The device goes to `removal` when nothing of a front end is left.
-    pub fn remove(&mut self, removal: Removed, now: Instant) {
-        self.removal = Some(removal);
-        self.next = None;
-        if self.socket.is_some() {
-            self.why = Some("the function is removed".into());
-            let step = self.session.leave();
-            self.drive(step, now);
-        }
-    }
-
-    /// Whether a slot that is to be removed can go.
-    pub fn is_removed(&self) -> bool {
-        self.removal.is_some() && self.session.is_idle()
-    }
-
-    /// Gives the device back.
-    pub fn finish(self) {
-        let Self {
-            session, removal, ..
-        } = self;
-        if let Some(removal) = removal {
-            removal(session.into_device());
-        }
-    }
-
-    /// Time has passed.
-    pub fn tick(&mut self, now: Instant) {
-        if self.socket.is_some() && self.session.is_poisoned() {
-            self.log(now, &format!("connection is closed: {}", Error::Poisoned));
-            self.hang_up(Some(Error::Poisoned.to_string()), now);
-        }
-    }
-
     /// The device says something.
-    pub fn device_event(&mut self, event: DeviceEvent, now: Instant) {
+    fn device_event(&mut self, event: DeviceEvent, now: Instant) {
         match &event {
             DeviceEvent::NotifierHung(index) => {
                 let line = format!(

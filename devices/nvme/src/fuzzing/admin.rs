@@ -104,40 +104,36 @@ impl Run {
 
     /// What an operator does.
     fn change(&mut self, c: &mut Choices<'_>) {
-        let nsid = u32::from(c.byte()) % (NSIDS + 1);
+        let nsid = u32::from(c.u8()) % (NSIDS + 1);
         // What cannot be is refused, which is as good.
-        let _ = match c.byte() % 5 {
+        let _ = match c.u8() % 5 {
             0 => {
                 let options = NamespaceOptions {
                     nsid: (nsid != 0).then_some(nsid),
-                    group: u32::from(c.byte() % 3) + 1,
+                    group: u32::from(c.u8() % 3) + 1,
                     ..NamespaceOptions::new(Identity::hashed("fuzz"))
                 };
-                let block = if c.byte().is_multiple_of(2) {
-                    512
-                } else {
-                    4096
-                };
+                let block = if c.u8().is_multiple_of(2) { 512 } else { 4096 };
                 let volume = Arc::new(Null::new(block, 1 << 20));
                 self.subsystem.add(volume, options).map(|_| ())
             }
             1 => self.subsystem.remove(nsid),
             2 => self
                 .subsystem
-                .attach(nsid, self.member.id(), c.byte().is_multiple_of(2)),
+                .attach(nsid, self.member.id(), c.u8().is_multiple_of(2)),
             3 => {
                 let ana = [
                     AnaState::Optimized,
                     AnaState::Inaccessible,
                     AnaState::Change,
                 ];
-                let ana = ana[usize::from(c.byte() % 3)];
-                self.subsystem.set_ana(u32::from(c.byte() % 4), None, ana)
+                let ana = ana[usize::from(c.u8() % 3)];
+                self.subsystem.set_ana(u32::from(c.u8() % 4), None, ana)
             }
             _ => {
                 let table = self.admin.table().clone();
                 if let Ok(n) = table.get(nsid, NSIDS) {
-                    let size = (u64::from(c.byte()) + 1) << 16;
+                    let size = (u64::from(c.u8()) + 1) << 16;
                     n.namespace
                         .volume()
                         .resize(size)
@@ -176,7 +172,7 @@ impl Run {
         };
         let command = Command {
             opcode,
-            flags: if c.byte() >= 0xf8 { c.byte() } else { 0 },
+            flags: if c.u8() >= 0xf8 { c.u8() } else { 0 },
             cid: (c.of(&[1, 2, 3, 4, 5, 6, 7, 8, 9, 10]) as u16).into(),
             nsid: c.of(&[0, 1, 2, 3, 6, 7, 0xffff_ffff, 0xffff_fffe]).into(),
             cdw10: cdw10.into(),
@@ -193,9 +189,9 @@ impl Run {
         let data: Vec<u8> = match transfer {
             Ok(Transfer::FromHost(len)) => {
                 assert!(len <= 1 << 20);
-                let fill = c.byte();
+                let fill = c.u8();
                 (0..len)
-                    .map(|at| if at < 8 { c.byte() } else { fill & 1 })
+                    .map(|at| if at < 8 { c.u8() } else { fill & 1 })
                     .collect()
             }
             _ => Vec::new(),
@@ -330,16 +326,16 @@ pub fn fuzz_admin(data: &[u8]) {
 
 fn play(data: &[u8]) -> Reached {
     let c = &mut Choices(data);
-    let mut run = Run::new(c.byte() % 2 == 0);
+    let mut run = Run::new(c.u8() % 2 == 0);
     for _ in 0..400 {
         if c.is_empty() {
             break;
         }
-        match c.byte() {
+        match c.u8() {
             0..=2 => run.change(c),
             3 => run
                 .admin
-                .report_doorbell(BadDoorbell::Value, Some(u16::from(c.byte()))),
+                .report_doorbell(BadDoorbell::Value, Some(u16::from(c.u8()))),
             4 => {
                 if let Some(qid) = run.deleting.pop() {
                     run.admin.queues.deleted_sq(qid);
@@ -351,12 +347,12 @@ fn play(data: &[u8]) -> Reached {
                     run.admin.abort_done();
                 }
             }
-            7 => match (run.formatting.take(), c.byte() % 2) {
+            7 => match (run.formatting.take(), c.u8() % 2) {
                 (Some(formatting), 0) => formatting.finish(|kept| assert!(kept.is_ok())),
                 (formatting, _) => drop(formatting),
             },
-            8 => run.now += Duration::from_millis(u64::from(c.word())),
-            9 if c.byte() % 8 == 0 => run.reset(),
+            8 => run.now += Duration::from_millis(u64::from(c.u32())),
+            9 if c.u8() % 8 == 0 => run.reset(),
             _ => run.command(c),
         }
         run.hear();

@@ -1,6 +1,6 @@
 //! Bytes as choices.
 
-/// Bytes as choices; zero for ever when they are used up.
+/// What is left of the input; zeroes follow it. What the bytes mean in more detail is with each target.
 pub(super) struct Choices<'a>(pub(super) &'a [u8]);
 
 impl Choices<'_> {
@@ -8,22 +8,24 @@ impl Choices<'_> {
         self.0.is_empty()
     }
 
-    pub(super) fn byte(&mut self) -> u8 {
-        let Some((first, rest)) = self.0.split_first() else {
-            return 0;
-        };
+    pub(super) fn u8(&mut self) -> u8 {
+        let (first, rest) = self.0.split_first().unwrap_or((&0, &[]));
         self.0 = rest;
         *first
     }
 
-    pub(super) fn word(&mut self) -> u32 {
-        u32::from_ne_bytes([self.byte(), self.byte(), self.byte(), self.byte()])
+    pub(super) fn u16(&mut self) -> u16 {
+        u16::from_le_bytes([self.u8(), self.u8()])
+    }
+
+    pub(super) fn u32(&mut self) -> u32 {
+        u32::from_le_bytes([self.u8(), self.u8(), self.u8(), self.u8()])
     }
 
     /// Mostly one of the values that make sense.
     pub(super) fn of(&mut self, sensible: &[u32]) -> u32 {
-        match self.byte() {
-            0xff => self.word(),
+        match self.u8() {
+            0xff => self.u32(),
             n => sensible[usize::from(n) % sensible.len()],
         }
     }

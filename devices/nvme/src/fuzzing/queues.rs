@@ -15,6 +15,7 @@ use bluff_memory::{GuestMemory, IoVec};
 use bluff_pci::Dma;
 use zerocopy::IntoBytes;
 
+use super::choices::Choices;
 use super::host::{self, BASE, DATA, Host, LISTS, Plan, Queues, REGION, SHADOW, memory, slow};
 use super::slow::Desk;
 use crate::data::Resolver;
@@ -22,20 +23,7 @@ use crate::namespace::{Namespace, Namespaces};
 use crate::spec::{ALL_NAMESPACES, Command};
 use crate::worker::Message;
 
-/// What is left of the input; zeroes follow it.
-struct Input<'a>(&'a [u8]);
-
-impl Input<'_> {
-    fn u8(&mut self) -> u8 {
-        let (first, rest) = self.0.split_first().unwrap_or((&0, &[]));
-        self.0 = rest;
-        *first
-    }
-
-    fn u16(&mut self) -> u16 {
-        u16::from_le_bytes([self.u8(), self.u8()])
-    }
-
+impl Choices<'_> {
     /// An address: mostly of a page, or of the lists; now and then elsewhere.
     fn addr(&mut self) -> u64 {
         match self.u8() {
@@ -83,12 +71,12 @@ impl Input<'_> {
 /// Resolves data pointers that `data` makes up. What is resolved must lie in memory, and be as long as was asked for. Gives
 /// how many were, and how many were refused.
 pub fn fuzz_data(data: &[u8]) -> (u64, u64) {
-    let mut input = Input(data);
+    let mut input = Choices(data);
     let memory = memory(&GuestMemory::empty(), 2);
     let mut resolver = Resolver::new(12 + input.u8() % 5);
     let (mut good, mut bad) = (0, 0);
     let mut out = Vec::new();
-    while !input.0.is_empty() {
+    while !input.is_empty() {
         input.lists(&memory);
         let mut command = Command {
             flags: input.u8() & 0xc0,
@@ -128,7 +116,7 @@ struct World {
 }
 
 impl World {
-    fn new(input: &mut Input<'_>) -> Self {
+    fn new(input: &mut Choices<'_>) -> Self {
         let (volume, desk) = slow(1 << 20, |_| {});
         let small = |g: &mut bluff_block::Geometry| {
             (g.max_transfer, g.write_zeroes, g.discard) = (8192, None, None);
@@ -160,7 +148,7 @@ impl World {
     }
 
     /// A command that mostly makes sense.
-    fn command(&mut self, input: &mut Input<'_>) {
+    fn command(&mut self, input: &mut Choices<'_>) {
         let opcode = match input.u8() {
             n @ 0..0xf0 => [0, 1, 2, 5, 8, 9, 0xc, 0x19][usize::from(n % 8)],
             n => n,
@@ -194,7 +182,7 @@ impl World {
         self.host.tell_tail(&self.queues, sq);
     }
 
-    fn step(&mut self, input: &mut Input<'_>) {
+    fn step(&mut self, input: &mut Choices<'_>) {
         match input.u8() % 24 {
             0..=5 => self.command(input),
             6 => input.lists(&self.host.memory),
@@ -330,9 +318,9 @@ impl World {
 /// Runs a worker under a host that does what `data` says. It must not panic, and everything must end. Gives how many commands
 /// were done, and how many failed.
 pub fn fuzz_queues(data: &[u8]) -> (u64, u64) {
-    let mut input = Input(data);
+    let mut input = Choices(data);
     let mut world = World::new(&mut input);
-    while !input.0.is_empty() {
+    while !input.is_empty() {
         world.step(&mut input);
     }
     world.host.turns(4);

@@ -58,26 +58,26 @@ pub fn fuzz_registers(data: &[u8]) {
         if c.is_empty() {
             break;
         }
-        let effects = match c.byte() {
+        let effects = match c.u8() {
             0..=3 => {
                 let mut value = c.of(&[0, 1, 1]) & 1 | 6 << 16 | 4 << 20;
                 value |= (c.of(&[0, 0, 0, 1, 2, 3]) % 4) << 14;
-                match c.byte() {
-                    0xf0.. => value ^= c.word(),
+                match c.u8() {
+                    0xf0.. => value ^= c.u32(),
                     n => value |= u32::from(n % 6 == 1) << 7,
                 }
                 r.write(0x14, &value.to_le_bytes())
             }
             4 => r.write(0x24, &c.of(&[0x001f_001f, 0x0fff_0fff, 0, 1]).to_le_bytes()),
             5 => {
-                let at = [0x28, 0x2c, 0x30, 0x34][usize::from(c.byte() % 4)];
+                let at = [0x28, 0x2c, 0x30, 0x34][usize::from(c.u8() % 4)];
                 r.write(at, &c.of(&[0, 0x1000, 0x2000, 0x1_0000]).to_le_bytes())
             }
             6 => r.write(0x20, &c.of(&[0x4e56_4d65, 0]).to_le_bytes()),
             7 => r.write(0x1c, &c.of(&[0x10, 0xff]).to_le_bytes()),
             8..=9 => match device.starting.take() {
                 Some(run) => {
-                    let well = c.byte() % 8 != 1;
+                    let well = c.u8() % 8 != 1;
                     device.running = Some(run);
                     r.started(run, well);
                     Vec::new()
@@ -95,18 +95,18 @@ pub fn fuzz_registers(data: &[u8]) {
                 }
                 None => Vec::new(),
             },
-            14 => match c.byte() % 2 {
+            14 => match c.u8() % 2 {
                 0 => r.reset(),
                 _ => r.subsystem_reset(),
             },
             15 => r.write(
-                if c.byte() % 2 == 0 { 0x0c } else { 0x10 },
-                &c.word().to_le_bytes(),
+                if c.u8() % 2 == 0 { 0x0c } else { 0x10 },
+                &c.u32().to_le_bytes(),
             ),
             _ => {
-                let at = u64::from(c.word() % 0x1000);
-                let len = usize::from(c.byte() % 9);
-                let bytes: Vec<u8> = (0..len).map(|_| c.byte()).collect();
+                let at = u64::from(c.u32() % 0x1000);
+                let len = usize::from(c.u8() % 9);
+                let bytes: Vec<u8> = (0..len).map(|_| c.u8()).collect();
                 r.write(at, &bytes)
             }
         };

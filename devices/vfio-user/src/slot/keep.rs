@@ -10,14 +10,14 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::time::Instant;
 
-use bluff_attachment::keeper::{Keeper, Progress};
+use bluff_attachment::keeper::{Descriptors, Keeper, Progress};
 use bluff_attachment::stream;
 
 use super::{BUDGET, Slot};
 use crate::Error;
-use crate::attachment::{AttachmentEvent, Resume};
+use crate::attachment::AttachmentEvent;
 use crate::framing::MAX_FILES;
-use crate::record::Recorder;
+use crate::record::{Record, Recorder};
 use crate::spec::HEADER_LEN;
 
 /// How far the present message has got.
@@ -74,12 +74,14 @@ impl Keeping {
 }
 
 impl Slot {
-    /// Takes up a connection, in mid-session where one is recorded.
-    pub fn given(&mut self, resume: Resume, now: Instant) {
-        let Resume { socket, recorded } = resume;
-        let Some((record, files)) = recorded else {
-            return self.accepted(socket, now);
-        };
+    /// Takes up a connection in mid-session.
+    pub(super) fn resumed(
+        &mut self,
+        socket: UnixStream,
+        record: &Record,
+        files: &Descriptors,
+        now: Instant,
+    ) {
         let free = self.session.is_idle() && self.socket.is_none() && self.removal.is_none();
         let Some(keeping) = self.keeping.as_mut().filter(|_| free) else {
             self.log(now, "a second session is turned away");
@@ -88,9 +90,9 @@ impl Slot {
         self.socket = Some(socket);
         (self.vain, self.negotiated) = (0, false);
         (self.events)(&self.name, AttachmentEvent::Connected);
-        match self.session.resume(&record, &files) {
+        match self.session.resume(record, files) {
             Ok(()) => {
-                keeping.recorder = Recorder::resumed(&record, &self.session);
+                keeping.recorder = Recorder::resumed(record, &self.session);
                 self.look_after(now);
             }
             Err(e) => {
@@ -175,7 +177,7 @@ impl Slot {
         };
         keeping.phase = Phase::Committing { seq, blocked };
         if matches!(progress, Ok(Progress::Done)) {
-            self.committed(seq);
+            self.recorded(seq);
         }
     }
 
@@ -188,14 +190,14 @@ impl Slot {
             return;
         };
         match keeping.keeper.flush(socket.as_fd()) {
-            Ok(Progress::Done) => self.committed(seq),
+            Ok(Progress::Done) => self.recorded(seq),
             Ok(_) => {}
             Err(e) => self.broken(&e),
         }
     }
 
     /// The step numbered `seq` is recorded, and its reply is sent or on its way. Of no effect for any but the last.
-    pub fn committed(&mut self, seq: u64) {
+    pub(super) fn recorded(&mut self, seq: u64) {
         let Some(keeping) = &mut self.keeping else {
             return;
         };

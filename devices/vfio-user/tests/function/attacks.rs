@@ -29,7 +29,7 @@ fn d2_a_client_that_is_killed_in_mid_map() {
         let mut client = port.master();
         assert_eq!(client.map(0, PAGE, &kept, 0), 0);
         let (canary, file) = canary();
-        let message = client.message(command::DMA_MAP, 0, &map(PAGE, PAGE, 3, 0));
+        let message = client.message(command::DMA_MAP, 0, &map(PAGE, PAGE, 3));
         client.give(&message[..cut], &[file.as_fd()]);
         drop((file, client));
         let why = port.gone();
@@ -124,7 +124,7 @@ fn d5_descriptors_of_what_is_refused_are_closed() {
     let card = Card::new();
     let port = card.add("a");
     let mut client = port.client();
-    let wrong = map(1, PAGE, 3, 0);
+    let wrong = map(1, PAGE, 3);
     let vectors = irqs(irq::DATA_EVENTFD | irq::ACTION_TRIGGER, irq::MSIX, 0, 1);
     let past = irqs(
         irq::DATA_EVENTFD | irq::ACTION_TRIGGER,
@@ -132,7 +132,7 @@ fn d5_descriptors_of_what_is_refused_are_closed() {
         VECTORS.into(),
         1,
     );
-    let good = map(0, PAGE, 3, 0);
+    let good = map(0, PAGE, 3);
     for (command, body) in [
         (command::DMA_MAP, &wrong),
         // Sockets are neither memory nor eventfds.

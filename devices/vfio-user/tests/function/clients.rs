@@ -45,7 +45,7 @@ fn one_that_waits_and_gives_up_bars_nobody() {
     let ending = port.seen.next();
     drop(port.fresh());
     let mut next = port.fresh();
-    let body = [&[0; 4], QEMU.as_bytes(), &[0]].concat();
+    let body = version(QEMU);
     next.send(command::VERSION, 0, &body, &[]);
     port.seen.hold(false);
     (ending.done)();
@@ -57,7 +57,7 @@ fn one_byte_at_a_time() {
     let card = Card::new();
     let port = card.add("a");
     let mut client = port.fresh();
-    let version = [&[0; 4], QEMU.as_bytes(), &[0]].concat();
+    let version = version(QEMU);
     let bodies = [
         (command::VERSION, version),
         (command::REGION_READ, access(region::PCI_CONFIG, 0, 4)),

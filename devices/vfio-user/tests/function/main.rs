@@ -8,3 +8,5 @@ mod memory;
 mod recorded;
 mod settling;
 mod support;
+#[path = "../wire/mod.rs"]
+mod wire;

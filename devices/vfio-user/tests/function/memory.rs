@@ -21,7 +21,7 @@ fn a_device_does_only_what_it_may() {
             0
         );
     }
-    let none = map(3 * PAGE, PAGE, 3, 0);
+    let none = map(3 * PAGE, PAGE, 3);
     assert_eq!(client.ask(command::DMA_MAP, &none).errno, 0);
     let reads: Vec<_> = (0..4)
         .map(|page| client.device_reads(page * PAGE))
@@ -71,7 +71,7 @@ fn many_pages_of_one_file_come_and_go() {
         client.send(
             command::DMA_MAP,
             flag::NO_REPLY,
-            &map(page(i), PAGE, 3, page(count - 1 - i)),
+            &map_at(page(i), PAGE, 3, page(count - 1 - i)),
             &[file.as_fd()],
         );
     }

@@ -117,9 +117,7 @@ fn script(client: &mut Client) -> usize {
     assert_eq!(client.map(0, 4 * PAGE, &file, 0), 0);
     assert_eq!(client.map_for(1, 16 * PAGE, PAGE, &file, 7 * PAGE), 0);
     assert_eq!(
-        client
-            .ask(command::DMA_MAP, &map(32 * PAGE, PAGE, 1, 0))
-            .errno,
+        client.ask(command::DMA_MAP, &map(32 * PAGE, PAGE, 1)).errno,
         0
     );
     let vectors = client.vectors(0, 4);
@@ -134,7 +132,7 @@ fn script(client: &mut Client) -> usize {
     assert_eq!(client.device_reads(16 * PAGE), 4711);
     client.write_u64(LEVEL, 1);
     // A message in pieces, with a descriptor with the first.
-    let message = client.message(command::DMA_MAP, 0, &map(48 * PAGE, PAGE, 3, 5 * PAGE));
+    let message = client.message(command::DMA_MAP, 0, &map_at(48 * PAGE, PAGE, 3, 5 * PAGE));
     client.give(&message[..20], &[file.as_fd()]);
     client.give(&message[20..], &[]);
     assert_eq!(client.next().unwrap().errno, 0);
@@ -217,13 +215,13 @@ fn descriptors_stay_with_their_message() {
     let off = write(region::PCI_CONFIG, COMMAND, &MEMORY.to_le_bytes());
     client.send(command::REGION_WRITE, 0, &off, &[]);
     let waiting = port.seen.next();
-    client.send(command::DMA_MAP, 0, &map(0, PAGE, 1, 0), &[]);
-    client.send(command::DMA_MAP, 0, &map(PAGE, PAGE, 3, 0), &[file.as_fd()]);
+    client.send(command::DMA_MAP, 0, &map(0, PAGE, 1), &[]);
+    client.send(command::DMA_MAP, 0, &map(PAGE, PAGE, 3), &[file.as_fd()]);
     client.send(command::DEVICE_GET_INFO, 0, &words(&[16, 0, 0, 0]), &[]);
     client.send(
         command::DMA_MAP,
         0,
-        &map(2 * PAGE, PAGE, 3, PAGE),
+        &map_at(2 * PAGE, PAGE, 3, PAGE),
         &[file.as_fd()],
     );
     port.seen.hold(false);

@@ -137,7 +137,7 @@ fn a_client_that_goes_while_a_write_is_not_settled_leaves_a_clean_function() {
     assert_eq!((settling.what, ending.what), ("off", "reset"));
     // The next one waits, however the two end.
     let mut next = port.fresh();
-    let body = [&[0; 4], QEMU.as_bytes(), &[0]].concat();
+    let body = version(QEMU);
     next.send(command::VERSION, 0, &body, &[]);
     (settling.done)();
     assert!(next.has_nothing());

@@ -11,25 +11,19 @@ use std::time::{Duration, Instant};
 use bluff_attachment::stream;
 use bluff_pci::Area;
 use bluff_vfio_user::keeper::Keeper;
-pub use bluff_vfio_user::spec::{self, command, flag, irq, region};
 use bluff_vfio_user::{
     Attachment, AttachmentEvent, Counters, LoopHandle, Options, SessionLoop, framing,
 };
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
-pub use zerocopy::IntoBytes;
-use zerocopy::{FromBytes, Immutable, KnownLayout};
+use zerocopy::FromBytes;
 
 pub use crate::device::*;
+pub use crate::wire::*;
 
-pub const PAGE: u64 = 4096;
-pub const EINVAL: i32 = 22;
 /// How long anything may take that is not to take any time.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 /// The function's bound.
 pub const BOUND: Duration = Duration::from_secs(1);
-
-/// As QEMU 11.1.3 sends it.
-pub const QEMU: &str = r#"{"capabilities": {"pgsizes": 4096, "max_msg_fds": 16, "max_dma_maps": 65535, "max_data_xfer_size": 1048576, "migration": {"max_bitmap_size": 268435456, "pgsize": 4096}, "write_multiple": true}}"#;
 
 /// The command register, and its bits.
 pub const COMMAND: u64 = 4;
@@ -147,22 +141,6 @@ impl Port {
     }
 }
 
-#[derive(Debug)]
-pub struct Reply {
-    pub id: u16,
-    pub command: u16,
-    pub errno: i32,
-    pub body: Vec<u8>,
-    pub files: Vec<OwnedFd>,
-}
-
-impl Reply {
-    pub fn read<T: FromBytes + KnownLayout + Immutable>(&self) -> (T, &[u8]) {
-        assert_eq!(self.errno, 0);
-        T::read_from_prefix(&self.body).unwrap()
-    }
-}
-
 pub struct Client {
     pub socket: UnixStream,
     next_id: u16,
@@ -174,8 +152,7 @@ impl Client {
     }
 
     pub fn negotiate(&mut self) {
-        let body = [&[0; 4], QEMU.as_bytes(), &[0]].concat();
-        assert_eq!(self.ask(command::VERSION, &body).errno, 0);
+        assert_eq!(self.ask(command::VERSION, &version(QEMU)).errno, 0);
     }
 
     /// The bytes of a command.
@@ -213,13 +190,8 @@ impl Client {
         let raw = spec::RawHeader::read_from_bytes(&head).unwrap();
         let len = raw.size.get() as usize - spec::HEADER_LEN;
         let body = self.exactly(len, &mut files)?;
-        Some(Reply {
-            id: raw.id.get(),
-            command: raw.command.get(),
-            errno: raw.error.get() as i32,
-            body,
-            files,
-        })
+        let files = files.into_iter().map(Arc::new).collect();
+        Some(Reply::new(raw, &body, files))
     }
 
     fn exactly(&self, len: usize, files: &mut Vec<OwnedFd>) -> Option<Vec<u8>> {
@@ -252,7 +224,7 @@ impl Client {
     pub fn ask_with(&mut self, command: u16, body: &[u8], files: &[BorrowedFd<'_>]) -> Reply {
         let id = self.send(command, 0, body, files);
         let reply = self.next().expect("a reply");
-        assert_eq!((reply.id, reply.command), (id, command));
+        reply.answers(id, command);
         reply
     }
 
@@ -297,7 +269,7 @@ impl Client {
         file: &File,
         offset: u64,
     ) -> i32 {
-        let body = map(address, size, flags, offset);
+        let body = map_at(address, size, flags, offset);
         self.ask_with(command::DMA_MAP, &body, &[file.as_fd()])
             .errno
     }
@@ -411,53 +383,6 @@ pub fn duplicate(file: &impl AsFd) -> OwnedFd {
     file.as_fd().try_clone_to_owned().unwrap()
 }
 
-pub fn map(address: u64, size: u64, flags: u32, offset: u64) -> Vec<u8> {
-    let raw = spec::RawDmaMap {
-        argsz: 32.into(),
-        flags: flags.into(),
-        offset: offset.into(),
-        address: address.into(),
-        size: size.into(),
-    };
-    raw.as_bytes().to_vec()
-}
-
-pub fn unmap(address: u64, size: u64, flags: u32) -> Vec<u8> {
-    let raw = spec::RawDmaUnmap {
-        argsz: 24.into(),
-        flags: flags.into(),
-        address: address.into(),
-        size: size.into(),
-    };
-    raw.as_bytes().to_vec()
-}
-
 pub fn irqs(flags: u32, index: u32, start: u32, count: u32) -> Vec<u8> {
     words(&[20, flags, index, start, count])
-}
-
-pub fn access(region: u32, offset: u64, count: u32) -> Vec<u8> {
-    let raw = spec::RawRegionAccess {
-        offset: offset.into(),
-        region: region.into(),
-        count: count.into(),
-    };
-    raw.as_bytes().to_vec()
-}
-
-pub fn write(region: u32, offset: u64, data: &[u8]) -> Vec<u8> {
-    [&access(region, offset, data.len() as u32), data].concat()
-}
-
-pub fn words(words: &[u32]) -> Vec<u8> {
-    words.as_bytes().to_vec()
-}
-
-/// One of the writes of a REGION_WRITE_MULTI.
-pub fn small(region: u32, offset: u64, count: u32, data: u64) -> Vec<u8> {
-    [&access(region, offset, count), data.as_bytes()].concat()
-}
-
-pub fn multi(writes: &[Vec<u8>]) -> Vec<u8> {
-    [(writes.len() as u64).as_bytes().to_vec(), writes.concat()].concat()
 }

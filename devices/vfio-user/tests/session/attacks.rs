@@ -4,8 +4,6 @@ use bluff_vfio_user::{Error, Progress, framing};
 
 use crate::support::*;
 
-const PAGE: u64 = 4096;
-
 fn everything(client: &mut Client) {
     assert_eq!(client.map(0, PAGE), 0);
     assert_eq!(client.map(PAGE, PAGE), 0);
@@ -147,7 +145,7 @@ fn the_largest_message_is_served() {
 #[test]
 fn messages_byte_by_byte_are_served() {
     let mut client = Client::fresh();
-    let hello = [&[0; 4], QEMU.as_bytes(), &[0]].concat();
+    let hello = version(QEMU);
     let mut all = framing::message(1, command::VERSION, 0, 0, &[&hello]);
     all.extend(framing::message(
         2,

@@ -6,8 +6,6 @@ use bluff_vfio_user::{DmaDone, Errno, Limits, MAX_BYTES, MAX_OPS, framing};
 
 use crate::support::*;
 
-const PAGE: u64 = 4096;
-
 /// With memory: page 0 for all, 1 for reading, 2 for writing, 4 with a file.
 fn client(text: &str) -> Client {
     let mut client = Client::fresh();

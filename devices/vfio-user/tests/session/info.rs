@@ -36,7 +36,7 @@ fn areas_come_when_there_is_room_for_them() {
         // Told what it would need; without the flag, which QEMU refuses to see without an offset.
         assert_eq!((raw.argsz.get(), raw.cap_offset.get()), (full, 0));
         assert_eq!(raw.flags.get(), region::READ | region::WRITE | region::MMAP);
-        assert_eq!((rest.len(), reply.files), (0, 1), "argsz {argsz}");
+        assert_eq!((rest.len(), reply.files.len()), (0, 1), "argsz {argsz}");
     }
     for argsz in [full, u32::MAX] {
         let reply = region_info(&mut client, 0, argsz);
@@ -53,7 +53,7 @@ fn areas_come_when_there_is_room_for_them() {
             .map(|a| (a.offset.get(), a.size.get()))
             .collect();
         assert_eq!(areas, [(0x1000, 0x1000), (0x3000, 0x1000)]);
-        assert_eq!(reply.files, 1);
+        assert_eq!(reply.files.len(), 1);
     }
 }
 
@@ -71,7 +71,7 @@ fn regions_without_areas_have_no_capability() {
         let (raw, rest) = reply.read::<spec::RawRegionInfo>();
         assert_eq!((raw.argsz.get(), raw.index.get()), (32, index));
         assert_eq!((raw.flags.get(), raw.size.get()), (flags, size));
-        assert_eq!((rest.len(), reply.files), (0, files));
+        assert_eq!((rest.len(), reply.files.len()), (0, files));
     }
 }
 
@@ -146,7 +146,7 @@ fn event_descriptors_are_offered_where_the_function_has_them() {
     };
     let reply = ask(&mut client, 16, 0);
     assert_eq!(
-        (&reply.body[..], reply.files),
+        (&reply.body[..], reply.files.len()),
         (&words(&[16, 0, 0, 0])[..], 0)
     );
     let file = || Arc::new(OwnedFd::from(UnixStream::pair().unwrap().0));
@@ -166,12 +166,12 @@ fn event_descriptors_are_offered_where_the_function_has_them() {
     // Too little room: what it would take, and no descriptor.
     let reply = ask(&mut client, 16 + 119, 0);
     assert_eq!(
-        (&reply.body[..], reply.files),
+        (&reply.body[..], reply.files.len()),
         (&words(&[136, 0, 0, 3])[..], 0)
     );
     let reply = ask(&mut client, 136, 0);
     let (raw, list) = reply.read::<spec::RawIoFds>();
-    assert_eq!((raw.count.get(), reply.files), (3, 2));
+    assert_eq!((raw.count.get(), reply.files.len()), (3, 2));
     let list = <[spec::RawIoEventFd]>::ref_from_bytes(list).unwrap();
     let got: Vec<_> = list
         .iter()
@@ -211,7 +211,7 @@ fn event_descriptors_that_the_client_cannot_take_are_left_out() {
     client.function().io_event_fds = vec![io(0), io(4)];
     let reply = client.ask(command::DEVICE_GET_REGION_IO_FDS, &words(&[4096, 0, 0, 0]));
     let (raw, list) = reply.read::<spec::RawIoFds>();
-    assert_eq!((raw.count.get(), list.len(), reply.files), (1, 40, 1));
+    assert_eq!((raw.count.get(), list.len(), reply.files.len()), (1, 40, 1));
 }
 
 #[test]
@@ -242,7 +242,7 @@ fn values_that_are_stored_have_their_memory_beside_them() {
     let reply = client.ask(command::DEVICE_GET_REGION_IO_FDS, &words(&[4096, 0, 0, 0]));
     let (raw, list) = reply.read::<spec::RawIoFds>();
     assert_eq!((raw.argsz.get(), raw.count.get()), (16 + 4 * 48, 4));
-    assert_eq!(reply.files, 3);
+    assert_eq!(reply.files.len(), 3);
     // By libvfio-user's offsets: descriptor, type, memory, and where in it.
     let entries: Vec<_> = list.chunks_exact(48).collect();
     let word = |i: usize, at: usize| entries[i][at..at + 4].to_vec();

@@ -10,3 +10,5 @@ mod regions;
 mod support;
 mod unsettled;
 mod version;
+#[path = "../wire/mod.rs"]
+mod wire;

@@ -4,8 +4,6 @@ use bluff_vfio_user::{Errno, Limits};
 
 use crate::support::*;
 
-const PAGE: u64 = 4096;
-
 #[test]
 fn memory_is_mapped_with_what_may_be_done_with_it() {
     let mut client = Client::new();

@@ -2,8 +2,6 @@
 
 use crate::support::*;
 
-const PAGE: u64 = 4096;
-
 fn ids(client: &mut Client) -> Vec<u16> {
     std::iter::from_fn(|| client.next()).map(|r| r.id).collect()
 }

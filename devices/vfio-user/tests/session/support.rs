@@ -6,23 +6,19 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
-pub use bluff_vfio_user::spec::{self, command, flag, irq, region};
 use bluff_vfio_user::{
     Errno, Limits, Mapping, Outgoing, Progress, Session, Target, Ticket, Written, framing,
 };
 use bluff_vfio_user::{IoEventFd, IrqAction, IrqChange, Irqs, Region, RegionMap};
-pub use zerocopy::IntoBytes;
-use zerocopy::{FromBytes, Immutable, KnownLayout};
+use zerocopy::FromBytes;
 
-pub const EINVAL: i32 = 22;
+pub use crate::wire::*;
+
 pub const ENOTSUP: i32 = 95;
 pub const E2BIG: i32 = 7;
 pub const EEXIST: i32 = 17;
 pub const ENOSPC: i32 = 28;
 pub const EPERM: i32 = 1;
-
-/// As QEMU 11.1.3 sends it.
-pub const QEMU: &str = r#"{"capabilities": {"pgsizes": 4096, "max_msg_fds": 16, "max_dma_maps": 65535, "max_data_xfer_size": 1048576, "migration": {"max_bitmap_size": 268435456, "pgsize": 4096}, "write_multiple": true}}"#;
 
 /// Region and offset of the register whose writes end DMA.
 pub const COMMAND: (u32, u64) = (7, 4);
@@ -213,41 +209,10 @@ impl Target for Function {
     }
 }
 
-/// A reply, or a command of the server.
-#[derive(Debug)]
-pub struct Reply {
-    pub id: u16,
-    pub command: u16,
-    pub flags: u32,
-    /// 0 for success.
-    pub errno: i32,
-    pub body: Vec<u8>,
-    pub files: usize,
-}
-
 impl From<Outgoing> for Reply {
     fn from(message: Outgoing) -> Self {
         let (raw, body) = spec::RawHeader::read_from_prefix(&message.bytes).unwrap();
-        assert_eq!(raw.size.get() as usize, message.bytes.len());
-        let failed = raw.flags.get() & flag::ERROR != 0;
-        assert_eq!(failed, raw.error.get() != 0);
-        assert!(!failed || body.is_empty() && message.files.is_empty());
-        Self {
-            id: raw.id.get(),
-            command: raw.command.get(),
-            flags: raw.flags.get(),
-            errno: raw.error.get() as i32,
-            body: body.to_vec(),
-            files: message.files.len(),
-        }
-    }
-}
-
-impl Reply {
-    /// The payload as a structure, and what follows it.
-    pub fn read<T: FromBytes + KnownLayout + Immutable>(&self) -> (T, &[u8]) {
-        assert_eq!(self.errno, 0);
-        T::read_from_prefix(&self.body).unwrap()
+        Self::new(raw, body, message.files)
     }
 }
 
@@ -285,8 +250,7 @@ impl Client {
     }
 
     pub fn version(&mut self, text: &str) -> Reply {
-        let body = [&[0; 4], text.as_bytes(), &[0]].concat();
-        self.ask(command::VERSION, &body)
+        self.ask(command::VERSION, &version(text))
     }
 
     pub fn function(&mut self) -> &mut Function {
@@ -327,8 +291,7 @@ impl Client {
     pub fn ask_with(&mut self, command: u16, body: &[u8], files: Vec<OwnedFd>) -> Reply {
         let id = self.send(command, 0, body, files);
         let reply = self.next().expect("a reply");
-        assert_eq!((reply.id, reply.command), (id, command));
-        assert_eq!(reply.flags & flag::TYPE, flag::REPLY);
+        reply.answers(id, command);
         assert!(self.next().is_none(), "a second reply");
         reply
     }
@@ -369,54 +332,4 @@ impl Client {
             20
         );
     }
-}
-
-pub fn map(address: u64, size: u64, flags: u32) -> Vec<u8> {
-    map_at(address, size, flags, 0)
-}
-
-pub fn map_at(address: u64, size: u64, flags: u32, offset: u64) -> Vec<u8> {
-    let raw = spec::RawDmaMap {
-        argsz: 32.into(),
-        flags: flags.into(),
-        offset: offset.into(),
-        address: address.into(),
-        size: size.into(),
-    };
-    raw.as_bytes().to_vec()
-}
-
-pub fn unmap(address: u64, size: u64, flags: u32) -> Vec<u8> {
-    let raw = spec::RawDmaUnmap {
-        argsz: 24.into(),
-        flags: flags.into(),
-        address: address.into(),
-        size: size.into(),
-    };
-    raw.as_bytes().to_vec()
-}
-
-pub fn access(region: u32, offset: u64, count: u32) -> Vec<u8> {
-    let raw = spec::RawRegionAccess {
-        offset: offset.into(),
-        region: region.into(),
-        count: count.into(),
-    };
-    raw.as_bytes().to_vec()
-}
-
-pub fn write(region: u32, offset: u64, data: &[u8]) -> Vec<u8> {
-    [&access(region, offset, data.len() as u32), data].concat()
-}
-
-pub fn words(words: &[u32]) -> Vec<u8> {
-    words.as_bytes().to_vec()
-}
-
-pub fn small(region: u32, offset: u64, count: u32, data: u64) -> Vec<u8> {
-    [&access(region, offset, count), data.as_bytes()].concat()
-}
-
-pub fn multi(writes: &[Vec<u8>]) -> Vec<u8> {
-    [(writes.len() as u64).as_bytes().to_vec(), writes.concat()].concat()
 }

@@ -6,8 +6,6 @@ use bluff_vfio_user::{DmaDone, Errno};
 
 use crate::support::*;
 
-const PAGE: u64 = 4096;
-
 fn command_write(value: u16) -> Vec<u8> {
     write(COMMAND.0, COMMAND.1, &value.to_le_bytes())
 }

@@ -46,7 +46,7 @@ pub trait Device: Send {
     /// Writes registers.
     fn write(&mut self, bar: u8, offset: u64, from: &[u8]);
 
-    /// Changes how far the device may reach. With `done` nothing uses what it could reach before, and cannot now:
+    /// Changes how far the device may reach. With `done` all of it knows that, and nothing uses what it could reach before, and cannot now:
     /// requests that touch it are waited for within `bound`, then cancelled.
     ///
     /// Another change can come before an earlier one, or a reset, is over: the last one holds, and each `done` is called when what it

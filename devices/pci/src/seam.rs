@@ -145,7 +145,7 @@ pub trait PciFunction: Send {
     /// [`Error::NoInterrupt`].
     fn trigger_interrupt(&mut self, interrupt: Interrupt) -> Result<(), Error>;
 
-    /// A new epoch of memory. With `done` nothing uses the one before it any more: requests that touch
+    /// A new epoch of memory. With `done` all of the function has it, and nothing uses the one before it any more: requests that touch
     /// what has gone are waited for within `bound`, then cancelled.
     fn set_memory(&mut self, memory: Arc<GuestMemory>, bound: Duration, done: Done);
 

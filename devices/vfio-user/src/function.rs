@@ -161,7 +161,10 @@ impl PciTarget {
                     .map_err(|e| Error::Target(errno(&e)))?;
             }
         }
-        self.add(memory);
+        self.memory = memory.clone();
+        // Nothing runs yet, and what begins with the state is told of memory in order.
+        self.function
+            .set_memory(memory, self.bound, Box::new(|| {}));
         for (index, vector, key) in &record.interrupts {
             self.exists(*index, *vector)?;
             let change = IrqChange::Assign {
@@ -252,13 +255,6 @@ impl PciTarget {
             Pending::OVER => Progress::Done,
             _ => Progress::Pending,
         }
-    }
-
-    /// Another epoch, of which nobody waits to be taken up: nothing goes.
-    fn add(&mut self, memory: Arc<GuestMemory>) {
-        self.memory = memory.clone();
-        self.function
-            .set_memory(memory, self.bound, Box::new(|| {}));
     }
 }
 
@@ -457,15 +453,23 @@ impl Target for PciTarget {
         Ok(())
     }
 
-    fn map(&mut self, mapping: Mapping, file: Option<OwnedFd>) -> Result<(), Errno> {
+    fn map(
+        &mut self,
+        mapping: Mapping,
+        file: Option<OwnedFd>,
+        ticket: Ticket,
+    ) -> Result<Progress, Errno> {
         let Some(file) = file else {
             // Nothing of it can be mapped: DMA that goes there fails.
-            return Ok(());
+            return Ok(Progress::Done);
         };
         let region = self.region_of(&mapping, file);
         let memory = region.and_then(|region| self.memory.with(region));
-        self.add(memory.map_err(|e| errno(&e))?);
-        Ok(())
+        let memory = memory.map_err(|e| errno(&e))?;
+        self.memory = memory.clone();
+        Ok(self.wait(ticket, |function, bound, done| {
+            function.set_memory(memory, bound, done);
+        }))
     }
 
     fn unmap(&mut self, gone: &[Mapping], ticket: Ticket) -> Progress {

@@ -540,7 +540,9 @@ impl<T: Target> Session<T> {
         };
         Ok(Answer::Now(match Request::parse(message)? {
             Request::Version { .. } => return Err(Error::Again),
-            Request::DmaMap { mapping, file } => self.dma_map(&agreed, mapping, file)?,
+            Request::DmaMap { mapping, file } => {
+                return self.dma_map(&agreed, mapping, file);
+            }
             Request::DmaUnmap {
                 raw,
                 all,

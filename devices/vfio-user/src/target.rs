@@ -169,14 +169,20 @@ pub trait Target {
     /// What the client is told; then nothing has changed, and the descriptors are closed.
     fn set_irqs(&mut self, index: u32, change: IrqChange) -> Result<(), Errno>;
 
-    /// Memory that the device may use from now on. Without a file only
+    /// Memory that the device may use. Over when all of the device knows of it: the client may then name it at once, in a way that
+    /// nobody here is told of (a mapped doorbell). Without a file only
     /// [`Session::dma_read`](crate::Session::dma_read) and [`Session::dma_write`](crate::Session::dma_write) get there.
     /// The file may be of any kind, shorter than the mapping, and shrink later. It may be the function's own: QEMU maps back
     /// what it has mapped of its regions.
     ///
     /// # Errors
     /// What the client is told; then nothing has changed, and the file is closed.
-    fn map(&mut self, mapping: Mapping, file: Option<OwnedFd>) -> Result<(), Errno>;
+    fn map(
+        &mut self,
+        mapping: Mapping,
+        file: Option<OwnedFd>,
+        ticket: Ticket,
+    ) -> Result<Progress, Errno>;
 
     /// Memory that was mapped and is to be used no more; at least one mapping. Over when nothing here touches it. What is under way for it with
     /// [`Session::dma_read`](crate::Session::dma_read) and `dma_write` has failed already. It cannot be refused.

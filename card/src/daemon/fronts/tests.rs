@@ -314,7 +314,7 @@ fn number(file: &OwnedFd) -> u64 {
 }
 
 #[test]
-fn a_function_keeps_the_files_of_its_first_data_half() {
+fn a_function_keeps_files_until_a_data_half_has_others() {
     let mut rig = Rig::with(VFIO_USER);
     let of = |rig: &Rig| -> Vec<u64> {
         let files = rig.fronts.files(&id()).unwrap();
@@ -327,11 +327,15 @@ fn a_function_keeps_the_files_of_its_first_data_half() {
     for _ in 0..2 {
         rig.fronts.data_half_lost();
         assert_eq!(of(&rig), numbers);
-        // The next one says nothing of files, or makes others up.
+        // The next one goes on with them.
         rig.fronts.keep(&id(), Vec::new()).unwrap();
-        rig.fronts.keep(&id(), vec![file()]).unwrap();
         assert_eq!(of(&rig), numbers);
     }
+    // It could not, and has made others.
+    let others = vec![file()];
+    let number = number(&others[0]);
+    rig.fronts.keep(&id(), others).unwrap();
+    assert_eq!(of(&rig), [number]);
     rig.fronts.close(&id());
     assert!(of(&rig).is_empty());
     // Of a function that is not there any more.

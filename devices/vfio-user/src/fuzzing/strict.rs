@@ -177,13 +177,22 @@ impl Target for Strict {
         Ok(())
     }
 
-    fn map(&mut self, mapping: Mapping, file: Option<OwnedFd>) -> Result<(), Errno> {
+    fn map(
+        &mut self,
+        mapping: Mapping,
+        file: Option<OwnedFd>,
+        ticket: Ticket,
+    ) -> Result<Progress, Errno> {
+        assert!(
+            self.held.is_empty(),
+            "a command before the last one was over"
+        );
         assert_eq!(mapping.file, file.is_some());
         if refuses(&mapping) {
             return Err(REFUSAL);
         }
         self.maps.push((mapping, file));
-        Ok(())
+        Ok(self.later(ticket))
     }
 
     fn unmap(&mut self, gone: &[Mapping], ticket: Ticket) -> Progress {

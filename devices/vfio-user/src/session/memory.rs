@@ -17,16 +17,21 @@ impl<T: Target> Session<T> {
         agreed: &Agreed,
         mapping: Mapping,
         file: Option<OwnedFd>,
-    ) -> Result<Reply, Error> {
+    ) -> Result<Answer, Error> {
         let bounds = Bounds {
             count: agreed.max_dma_maps as usize,
             bytes: self.limits.max_mapped,
             page: self.limits.page(),
         };
         self.mappings.check(&mapping, &bounds)?;
-        self.target.map(mapping, file).map_err(Error::Target)?;
+        let ticket = self.ticket();
+        let mapped = self.target.map(mapping, file, ticket);
+        let progress = mapped.map_err(Error::Target)?;
         self.mappings.insert(mapping);
-        Ok(Reply::default())
+        Ok(match progress {
+            Progress::Done => Answer::Now(Reply::default()),
+            Progress::Pending => Answer::Later(ticket, Later::Reply(Reply::default())),
+        })
     }
 
     /// `range`: address and size; `None` for all. A range without any mapping is answered as any other: nothing of it is in use

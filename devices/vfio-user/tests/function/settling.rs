@@ -35,6 +35,25 @@ fn d1_an_unmap_with_io_in_flight_is_answered_when_the_memory_is_out_of_use() {
     assert_eq!(client.device_reads(PAGE), 0);
 }
 
+/// Who maps the doorbells need not tell us of what it does with the memory.
+#[test]
+fn a_map_is_answered_when_the_device_knows_of_it() {
+    let card = Card::new();
+    let (port, neighbour) = (card.add("a"), card.add("b"));
+    let (mut client, mut other) = (port.master(), neighbour.master());
+    let file = memory(PAGE);
+    port.seen.hold(true);
+    let id = client.send(command::DMA_MAP, 0, &map_at(0, PAGE, 3, 0), &[file.as_fd()]);
+    let waiting = port.seen.next();
+    assert_eq!((waiting.what, port.seen.regions()), ("on", 1));
+    assert!(waiting.bound <= BOUND);
+    sync(&mut other);
+    assert!(client.has_nothing());
+    (waiting.done)();
+    let reply = client.next().unwrap();
+    assert_eq!((reply.id, reply.errno), (id, 0));
+}
+
 #[test]
 fn the_end_of_bus_mastering_and_resets_are_waited_for() {
     let card = Card::new();

@@ -25,11 +25,25 @@ fn d1_an_unmap_is_answered_when_the_memory_is_out_of_use() {
     let read = client.send(command::REGION_READ, 0, &access(7, 0, 1), vec![]);
     assert!(client.next().is_none());
     assert!(client.function().maps.is_empty() && client.function().log == ["unmap 1"]);
+    client.function().hold = false;
     client.release();
     assert_eq!(write, map + 1);
     assert_eq!(ids(&mut client), [unmap, map, read]);
     assert_eq!(client.function().maps.len(), 1);
     assert_eq!(client.function().log, ["unmap 1", "write 7 0x0 [1]"]);
+}
+
+#[test]
+fn a_map_is_answered_when_the_device_knows_of_it() {
+    let mut client = Client::new();
+    client.function().hold = true;
+    let file = client.file();
+    let mapped = client.send(command::DMA_MAP, 0, &map(0, PAGE, 3), vec![file]);
+    let info = client.send(command::DEVICE_GET_INFO, 0, &words(&[16, 0, 0, 0]), vec![]);
+    assert!(client.next().is_none() && client.session.is_busy());
+    client.function().hold = false;
+    client.release();
+    assert_eq!(ids(&mut client), [mapped, info]);
 }
 
 #[test]

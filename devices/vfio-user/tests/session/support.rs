@@ -181,12 +181,17 @@ impl Target for Function {
         Ok(())
     }
 
-    fn map(&mut self, mapping: Mapping, file: Option<OwnedFd>) -> Result<(), Errno> {
+    fn map(
+        &mut self,
+        mapping: Mapping,
+        file: Option<OwnedFd>,
+        ticket: Ticket,
+    ) -> Result<Progress, Errno> {
         if let Some(errno) = self.refuse.take() {
             return Err(errno);
         }
         self.maps.push((mapping, file));
-        Ok(())
+        Ok(self.later(ticket))
     }
 
     fn unmap(&mut self, gone: &[Mapping], ticket: Ticket) -> Progress {

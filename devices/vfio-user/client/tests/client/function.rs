@@ -204,9 +204,14 @@ impl Target for Function {
         Ok(())
     }
 
-    fn map(&mut self, mapping: Mapping, file: Option<OwnedFd>) -> Result<(), Errno> {
+    fn map(
+        &mut self,
+        mapping: Mapping,
+        file: Option<OwnedFd>,
+        ticket: Ticket,
+    ) -> Result<Progress, Errno> {
         self.maps.push((mapping, file));
-        Ok(())
+        Ok(self.later(ticket))
     }
 
     fn unmap(&mut self, gone: &[Mapping], ticket: Ticket) -> Progress {

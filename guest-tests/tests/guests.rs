@@ -45,6 +45,7 @@ const NVME_STAGES: &[Stage<dyn Controller>] = &[
         always: Always::Named(&[
             "nvme_commands_agree_with_the_configuration",
             "nvme_does_verified_io_over_resets",
+            "nvme_boots_by_bios",
         ]),
     },
     Stage {

@@ -19,6 +19,17 @@ use crate::qmp::Qmp;
 
 /// Skips what costs time in emulation and tests nothing of ours.
 pub(crate) const KERNEL_PARAMETERS: &str = "console=ttyS0 quiet nokaslr mitigations=off no_timer_check cryptomgr.notests tsc=reliable panic=0";
+
+/// What a guest boots by.
+#[derive(Clone, Debug)]
+enum Boot {
+    /// The image's kernel, which QEMU loads.
+    Kernel,
+    Firmware(Firmware),
+    /// QEMU's own firmware, from a disk that has no agent.
+    Bios,
+}
+
 /// What a guest is to be.
 #[derive(Clone, Debug)]
 pub struct Builder {
@@ -35,7 +46,7 @@ pub struct Builder {
     /// Other devices, as arguments.
     devices: Vec<String>,
     disks: Vec<Disk>,
-    firmware: Option<Firmware>,
+    boot: Boot,
     incoming: bool,
     boot_timeout: Duration,
     script_timeout: Duration,
@@ -56,7 +67,7 @@ impl Builder {
             functions: Vec::new(),
             devices: Vec::new(),
             disks: Vec::new(),
-            firmware: None,
+            boot: Boot::Kernel,
             incoming: false,
             boot_timeout: Duration::from_secs(120),
             script_timeout: Duration::from_secs(120),
@@ -125,7 +136,14 @@ impl Builder {
 
     /// Boots by this firmware from a disk (see [`crate::firmware`]), and not the image's kernel.
     pub fn firmware(mut self, firmware: &Firmware) -> Self {
-        self.firmware = Some(firmware.clone());
+        self.boot = Boot::Firmware(firmware.clone());
+        self
+    }
+
+    /// Boots by QEMU's own firmware, SeaBIOS, whatever the first of its disks has: something without an agent. So nothing is waited for, and nothing can be
+    /// run in it; see [`Guest::wait_console`].
+    pub fn bios(mut self) -> Self {
+        self.boot = Boot::Bios;
         self
     }
 
@@ -153,7 +171,7 @@ impl Builder {
         self
     }
 
-    /// Starts QEMU, and waits until the guest answers (unless it is [`incoming`](Self::incoming)).
+    /// Starts QEMU, and waits until the guest answers (unless it is [`incoming`](Self::incoming), or has no agent: [`bios`](Self::bios)).
     pub fn start(self) -> Result<Guest> {
         let accel = match self.accel {
             Some(accel) => accel,
@@ -161,9 +179,10 @@ impl Builder {
         };
         let folder = tempfile::Builder::new().prefix("bluff-guest.").tempdir()?;
         let file = |name: &str| folder.path().join(name);
-        let boot = match &self.firmware {
-            Some(firmware) => firmware.arguments(folder.path())?,
-            None => self.kernel(folder.path())?,
+        let boot = match &self.boot {
+            Boot::Kernel => self.kernel(folder.path())?,
+            Boot::Firmware(firmware) => firmware.arguments(folder.path())?,
+            Boot::Bios => bios_log(&file("bios.log")),
         };
         let mut command = self.qemu.command()?;
         command
@@ -185,7 +204,7 @@ impl Builder {
             script_timeout: self.script_timeout,
             folder,
         };
-        if !self.incoming {
+        if !self.incoming && !matches!(self.boot, Boot::Bios) {
             guest.wait_for_boot()?;
         }
         Ok(guest)
@@ -276,6 +295,17 @@ impl Builder {
         arguments.extend(self.arguments.iter().cloned());
         arguments
     }
+}
+
+/// Where SeaBIOS says what it misses: its debug port, which is not the guest's console.
+fn bios_log(path: &Path) -> Vec<String> {
+    let path = path.to_string_lossy().replace(',', ",,");
+    vec![
+        "-chardev".into(),
+        format!("file,id=bios,path={path}"),
+        "-device".into(),
+        "isa-debugcon,iobase=0x402,chardev=bios".into(),
+    ]
 }
 
 /// QEMU makes the socket before it realises its devices, and answers only after: so the connection comes early, the greeting late.

@@ -406,10 +406,33 @@ impl Guest {
         self.folder.path().join("console.log")
     }
 
-    /// Adds what the console and QEMU said last.
+    /// Waits until what the guest has written to its console fits, over all its boots, and gives that. For guests without an agent.
+    pub fn wait_console(&self, fits: impl Fn(&str) -> bool, bound: Duration) -> Result<String> {
+        let end = Instant::now() + bound;
+        loop {
+            let text = std::fs::read(self.console()).unwrap_or_default();
+            let text = String::from_utf8_lossy(&text).into_owned();
+            if fits(&text) {
+                return Ok(text);
+            }
+            self.check_alive()?;
+            if Instant::now() >= end {
+                let late = anyhow::anyhow!("the console has not what it should after {bound:?}");
+                return Err(self.explain(late));
+            }
+            // QEMU tells nobody that it has written to a file.
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Adds what the console, the BIOS and QEMU said last.
     fn explain(&self, error: anyhow::Error) -> anyhow::Error {
         let mut text = String::new();
-        for (what, file) in [("QEMU", "qemu.log"), ("console", "console.log")] {
+        for (what, file) in [
+            ("QEMU", "qemu.log"),
+            ("BIOS", "bios.log"),
+            ("console", "console.log"),
+        ] {
             let end = tail(&self.folder.path().join(file), 30);
             if !end.is_empty() {
                 text.push_str(&format!("\n--- {what}, last lines:\n{end}"));

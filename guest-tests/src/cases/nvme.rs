@@ -2,6 +2,7 @@
 //!
 //! The specifications meant are NVMe Base 2.1, NVM Command Set 1.1, and PCIe Transport 1.1.
 
+mod boot_sector;
 mod change;
 mod command;
 mod firmware;
@@ -53,6 +54,7 @@ pub const NVME: &[Case] = &[
         command::format,
     ),
     case("nvme_boots_by_firmware", &[], firmware::boot),
+    case("nvme_boots_by_bios", &[], firmware::bios),
     case(
         "nvme_leaves_a_volume_that_never_answers",
         &[Ability::Silent],

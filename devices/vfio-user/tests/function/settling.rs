@@ -1,5 +1,7 @@
 //! What takes its time: the answer comes when it is over, and nobody else waits.
 
+use std::os::fd::AsFd;
+
 use crate::support::*;
 
 /// A word from the loop: what it was at is done.

@@ -142,6 +142,7 @@ fn a_client_that_sends_without_waiting_is_read_up_to_a_bound() {
         sent += 1;
         assert!(sent < 1000, "no bound");
     }
+    client.function().hold = false;
     client.release();
     assert!(client.session.wants_input());
     assert_eq!(ids(&mut client).len() as u64, 1 + sent);

@@ -91,6 +91,7 @@ fn a_client_that_goes_within_many_writes_leaves_the_rest_undone() {
         client.function().log,
         ["write 7 0x4 [0, 0]", "disconnected"]
     );
+    client.function().hold = false;
     client.still_serves();
 }
 

@@ -211,12 +211,12 @@ fn a_host_that_comes_back_finds_the_controller_as_new() {
         );
         load.run(200, 16, LIMIT).unwrap();
         load.verify(LIMIT).unwrap();
-        load.fill(16).unwrap();
-        // It goes in mid-I/O.
-        load.abandon();
         let smart = host.controller.log_page(2, 0xffff_ffff, 0, 512).unwrap();
         let cycles = u64::from_le_bytes(smart[112..120].try_into().unwrap());
         assert_eq!(cycles, round + 1, "power cycles");
+        // It goes in mid-I/O: what is in flight still writes to its memory.
+        load.fill(16).unwrap();
+        load.abandon();
         drop(host);
         daemon.assert_alive();
     }

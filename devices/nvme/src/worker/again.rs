@@ -37,16 +37,10 @@ impl Io {
             let mut sqs = sqs.filter_map(|(at, sq)| Some((at, sq.as_mut()?)));
             let sq = sqs.find(|(_, sq)| sq.queue.qid() == found.sq);
             let command = found.command;
-            let mut origin = Origin {
-                sq: 0,
-                opcode: command.opcode,
-                cid: command.cid,
-                nsid: command.nsid.get(),
-                lba: 0,
-            };
             match (entry, sq) {
                 // Its queue may have gone: it is only to be told.
                 (Some((first, entry)), _) => {
+                    let origin = Origin::of(0, &command);
                     self.slots.adopt(found.index, found.number, origin);
                     self.slots.keep(found.index);
                     // At most one was being posted, before all others.
@@ -54,7 +48,7 @@ impl Io {
                     self.parked.insert(at, (entry, found.index));
                 }
                 (None, Some((at, sq))) => {
-                    origin.sq = at as u16;
+                    let origin = Origin::of(at as u16, &command);
                     sq.in_flight += 1;
                     self.slots.adopt(found.index, found.number, origin);
                     self.again.push_back((found.index, command));

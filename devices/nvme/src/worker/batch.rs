@@ -383,31 +383,38 @@ impl Io {
             self.cq.release();
             self.slots.give(index);
         } else {
-            if let Some(journal) = &self.journal {
-                journal.complete(index, self.cq.posted(), &entry);
+            let posted = self.post(index, &entry, CompletionQueue::post);
+            if posted {
+                self.slots.give(index);
+            } else {
+                self.slots.keep(index);
+                self.parked.push((entry, index));
             }
-            let posted = self.cq.post(&entry);
-            self.note_posted(index, entry, posted);
         }
     }
 
-    /// A completion was posted, or has to wait for memory.
+    /// Posts the completion of a slot by `post`, with what is written down around it; `false`: it has to wait for memory.
     #[inline(always)]
-    fn note_posted(&mut self, index: u32, entry: Entry, posted: bool) {
-        if posted {
-            self.posted += 1;
-            self.slots.give(index);
-            if let Some(journal) = &self.journal {
+    fn post(
+        &mut self,
+        index: u32,
+        entry: &Entry,
+        post: impl FnOnce(&mut CompletionQueue, &Entry) -> bool,
+    ) -> bool {
+        if let Some(journal) = &self.journal {
+            journal.complete(index, self.cq.posted(), entry);
+        }
+        let posted = post(&mut self.cq, entry);
+        self.posted += u32::from(posted);
+        if let Some(journal) = &self.journal {
+            if posted {
                 journal.set_posted(self.cq.posted());
                 journal.strike(index);
-            }
-        } else {
-            self.slots.keep(index);
-            self.parked.push((entry, index));
-            if let Some(journal) = &self.journal {
+            } else {
                 journal.unpost(index);
             }
         }
+        posted
     }
 
     #[cold]
@@ -426,22 +433,11 @@ impl Io {
     /// Posts what waited for memory.
     pub(super) fn unpark(&mut self) {
         for (entry, index) in std::mem::take(&mut self.parked) {
-            if let Some(journal) = &self.journal {
-                journal.complete(index, self.cq.posted(), &entry);
-            }
             // Of another process's it is not known.
-            if !self.cq.post_unless_there(&entry) {
+            if self.post(index, &entry, CompletionQueue::post_unless_there) {
+                self.slots.release(index);
+            } else {
                 self.parked.push((entry, index));
-                if let Some(journal) = &self.journal {
-                    journal.unpost(index);
-                }
-                continue;
-            }
-            self.posted += 1;
-            self.slots.release(index);
-            if let Some(journal) = &self.journal {
-                journal.set_posted(self.cq.posted());
-                journal.strike(index);
             }
         }
         self.uncertain &= !self.parked.is_empty();

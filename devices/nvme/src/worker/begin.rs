@@ -22,13 +22,7 @@ impl Io {
     /// Begins a command, or answers it; says how many bytes it moves.
     #[inline(always)]
     pub(super) fn begin(&mut self, cx: &mut Context<'_>, sq: u16, command: &Command) -> u64 {
-        let index = self.slots.take(Origin {
-            sq,
-            opcode: command.opcode,
-            cid: command.cid,
-            nsid: command.nsid.get(),
-            lba: 0,
-        });
+        let index = self.slots.take(Origin::of(sq, command));
         if let Some(journal) = &self.journal {
             let queue = &self.sqs[usize::from(sq)]
                 .as_ref()

@@ -5,7 +5,7 @@ use zerocopy::little_endian::U16;
 
 use super::bounce::Bounce;
 use super::steps::Steps;
-use crate::spec::Status;
+use crate::spec::{Command, Status};
 
 /// Most commands of one worker that are in flight at once; the rest waits in its queues.
 pub(super) const MOST: usize = crate::journal::COMMANDS as usize;
@@ -61,6 +61,20 @@ pub(super) struct Origin {
     pub(super) cid: U16,
     pub(super) nsid: u32,
     pub(super) lba: u64,
+}
+
+impl Origin {
+    /// Of a command of this submission queue; which block it begins with is not looked at yet.
+    #[inline(always)]
+    pub(super) fn of(sq: u16, command: &Command) -> Self {
+        Self {
+            sq,
+            opcode: command.opcode,
+            cid: command.cid,
+            nsid: command.nsid.get(),
+            lba: 0,
+        }
+    }
 }
 
 /// The slots of a worker. They are made as they are needed and kept.

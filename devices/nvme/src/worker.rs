@@ -117,6 +117,7 @@ impl WorkerHandle {
                     mailbox,
                     state: State::Running,
                     waits: Vec::new(),
+                    overdue: false,
                 })
             });
             started(Ok(()));
@@ -156,6 +157,8 @@ struct Worker {
     state: State,
     /// What is waited for.
     waits: Vec<Wait>,
+    /// A timer has come, so some of those (or a stop, or an interrupt) may have waited long enough.
+    overdue: bool,
 }
 
 impl Actor for Worker {
@@ -165,7 +168,7 @@ impl Actor for Worker {
                 self.take_messages(cx);
                 self.io.look_at_head();
             }
-            Event::Timer { .. } => self.run_timer(cx),
+            Event::Timer { .. } => self.overdue = true,
             Event::Ready { .. } => {}
         }
     }
@@ -175,8 +178,12 @@ impl Actor for Worker {
             return Turn::Done;
         }
         let takes = matches!(self.state, State::Running);
-        let worked = self.io.batch(cx, takes);
-        if worked && !self.waits.is_empty() {
+        let mut worked = self.io.batch(cx, takes);
+        if std::mem::take(&mut self.overdue) {
+            // Only now: a thread that was away finds deadlines and completions together.
+            self.end_overdue(cx.now());
+            worked = true;
+        } else if worked && !self.waits.is_empty() {
             self.check_waits();
         }
         if matches!(self.state, State::Stopping(_)) && self.try_stop() {

@@ -59,6 +59,8 @@ pub(crate) struct Worker {
     call: Option<Notifier>,
     error: Option<Notifier>,
     revocations: Vec<Revocation>,
+    /// A timer has come, so some of those (or a stop) may have waited long enough.
+    overdue: bool,
     /// Where requests in flight are recorded.
     record: Option<InflightQueue>,
     /// Another process may have worked on the ring before.
@@ -117,6 +119,7 @@ impl Worker {
             call: setup.call,
             error,
             revocations: Vec::new(),
+            overdue: false,
             resumed: setup.inflight.is_some() || setup.position != Position::START,
             record: setup.inflight,
             lock: None,
@@ -204,7 +207,7 @@ impl Actor for Worker {
         match event {
             Event::Ready { .. } => add(&self.counters.kicks, 1),
             Event::Woken => self.take_messages(cx),
-            Event::Timer { .. } => self.run_timer(cx),
+            Event::Timer { .. } => self.overdue = true,
         }
         // It is polled from now on.
         if self.serves() {
@@ -218,13 +221,18 @@ impl Actor for Worker {
             State::Locking { .. } => return self.try_lock(cx),
             State::Stopped => return Turn::Done,
         }
-        let worked = match self.serve(cx.now()) {
+        let mut worked = match self.serve(cx.now()) {
             Ok(worked) => worked,
             Err(e) => {
                 self.broken(&e);
                 return Turn::Worked;
             }
         };
+        if std::mem::take(&mut self.overdue) {
+            // Only now: a thread that was away finds deadlines and completions together.
+            self.end_overdue(cx.now());
+            worked = true;
+        }
         if let State::Stopping(_) = self.state
             && self.try_stop(cx)
         {

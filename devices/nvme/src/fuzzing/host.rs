@@ -289,6 +289,11 @@ impl Host {
         }
     }
 
+    /// Steps until nothing is left to do but to sleep.
+    pub(crate) fn rest(&mut self) {
+        self.until(|host| host.reactor.rest().then_some(()));
+    }
+
     /// Steps until `what` is there.
     pub(crate) fn until<T>(&mut self, mut what: impl FnMut(&mut Self) -> Option<T>) -> T {
         for _ in 0..TURNS {

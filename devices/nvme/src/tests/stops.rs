@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bluff_block::Kind;
 use bluff_memory::GuestMemory;
@@ -425,6 +425,64 @@ fn memory_that_goes_is_waited_for() {
             code(Status::DATA_TRANSFER_ERROR)
         );
     }
+}
+
+/// A thread that was away finds a deadline and completions at once: what is done by then is done.
+#[test]
+fn a_deadline_that_is_seen_late() {
+    let bound = Duration::from_millis(100);
+    let messages: [fn(Duration, bluff_pci::Done) -> Message; 4] = [
+        |bound, done| Message::Dma {
+            dma: Dma::On(GuestMemory::empty()),
+            bound,
+            done,
+        },
+        |bound, done| Message::Drain {
+            nsid: 1,
+            bound,
+            done,
+        },
+        |bound, done| Message::DeleteSq {
+            qid: 1,
+            bound,
+            done,
+        },
+        |bound, done| Message::Stop {
+            bound,
+            answer: true,
+            done,
+        },
+    ];
+    for message in messages {
+        // Again, where even this took too long.
+        while !is_done_in_time(bound, message) {}
+    }
+}
+
+/// `false`: the deadline was seen before the storage had answered.
+fn is_done_in_time(bound: Duration, message: fn(Duration, bluff_pci::Done) -> Message) -> bool {
+    let (mut host, mut queues, desk) = rig();
+    begin(&mut host, &mut queues, write(1, 1, DATA));
+    let start = Instant::now();
+    let flag = host.send(&queues, |done| message(bound, done));
+    host.rest();
+    if start.elapsed() > bound {
+        return false;
+    }
+    assert!(!over(&flag));
+    // Nobody is woken by it.
+    desk.hold(false);
+    std::thread::sleep(2 * bound);
+    host.until(|_| over(&flag).then_some(()));
+    let memory = host.memory.clone();
+    host.send(&queues, |done| Message::Dma {
+        dma: Dma::On(memory),
+        bound: LONG,
+        done,
+    });
+    let entry = host.until(|host| host.reap(&mut queues).pop());
+    assert_eq!(status(&entry), OK);
+    true
 }
 
 #[test]

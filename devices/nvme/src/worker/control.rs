@@ -340,9 +340,8 @@ impl Worker {
         true
     }
 
-    /// A deadline may have come.
-    pub(super) fn run_timer(&mut self, cx: &mut Context<'_>) {
-        let now = cx.now();
+    /// A deadline may have come: takes back what is not done by now.
+    pub(super) fn end_overdue(&mut self, now: Instant) {
         self.io.interrupt_due(now);
         for wait in &mut self.waits {
             if now >= wait.deadline && !wait.cancelled {

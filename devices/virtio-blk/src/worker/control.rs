@@ -205,9 +205,8 @@ impl Worker {
         true
     }
 
-    /// A deadline may have come.
-    pub(super) fn run_timer(&mut self, cx: &mut Context<'_>) {
-        let now = cx.now();
+    /// A deadline may have come: takes back what is not done by now.
+    pub(super) fn end_overdue(&mut self, now: Instant) {
         let mut due = false;
         for r in &mut self.revocations {
             due |= now >= r.deadline && !r.cancelled;

@@ -11,6 +11,7 @@ use crate::rig::raw::{Attack, D, KINDS, Raw, SEAM, TURNS, WRITE, d};
 use crate::rig::stall::{self, FILL};
 use crate::rig::{RESET, inflight, ram, wait};
 use bluff_memory::GuestMemory;
+use bluff_reactor::Poll;
 use bluff_virtio::{Notifier, QueueChange, Stop, StoppedQueue, VirtioDevice, features};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -208,6 +209,58 @@ fn memory_that_something_may_still_write_to_stays_mapped() {
     }
 }
 
+/// A thread that was away finds a deadline and completions at once: what is done by then is done.
+#[test]
+fn a_deadline_that_is_seen_late() {
+    let _alone = alone();
+    let bound = Duration::from_millis(100);
+    for packed in KINDS {
+        for stopped in [true, false] {
+            // Again, where even this took too long.
+            let (mut a, status, back) = wait(|| {
+                let (volume, desk) = stall::desk(false);
+                // It sleeps, and a deadline wakes it.
+                let mut a = Attack::polled(packed, 16, volume, Poll::Never);
+                let (mut c, status) = a.request(0, 8, 1024);
+                c[1] = d(SEAM, 1024, WRITE);
+                a.raw.chain(&c);
+                a.rest();
+                assert_eq!(desk.held.load(Ordering::SeqCst), 1);
+                let start = Instant::now();
+                let done: Box<dyn Fn() -> bool> = match stopped {
+                    true => {
+                        let done = a.begin_stop(Stop { bound, ..ANSWER });
+                        Box::new(move || done.try_recv().is_ok())
+                    }
+                    false => {
+                        let done = a.begin_memory(half(&a), bound);
+                        Box::new(move || done.try_recv().is_ok())
+                    }
+                };
+                a.rest();
+                if start.elapsed() > bound {
+                    return None;
+                }
+                assert!(!done());
+                // Nobody is woken by it.
+                desk.through.lock().unwrap().push(4096);
+                std::thread::sleep(2 * bound);
+                wait(|| {
+                    a.turns(1);
+                    done().then_some(())
+                });
+                let back = a.raw.used();
+                Some((a, status, back))
+            });
+            assert_eq!(back.map(|b| b.1), Some(1025));
+            assert_eq!(a.status(status), 0, "it was done");
+            if !stopped {
+                a.stop(RESET);
+            }
+        }
+    }
+}
+
 /// A life that is stopped before it has done again what the one before left: it does it, or answers.
 #[test]
 fn what_an_earlier_life_left_is_not_lost_by_a_stop() {
@@ -352,6 +405,11 @@ impl Attack {
             done.try_recv().ok()
         });
         start.elapsed()
+    }
+
+    /// Turns until nothing is left to do but to sleep.
+    fn rest(&mut self) {
+        wait(|| self.reactor.rest().then_some(()));
     }
 
     fn begin_memory(&mut self, memory: Arc<GuestMemory>, bound: Duration) -> Receiver<()> {

@@ -228,12 +228,16 @@ impl Attack {
     }
 
     pub fn on(packed: bool, size: u16, volume: Arc<dyn Volume>) -> Self {
+        Self::polled(packed, size, volume, Poll::Always)
+    }
+
+    pub fn polled(packed: bool, size: u16, volume: Arc<dyn Volume>, poll: Poll) -> Self {
         let reactor = Reactor::new(&Options::default()).unwrap();
         let options = BlkOptions {
             queues: 2,
             serial: "attack".into(),
             config_wce: true,
-            poll: Poll::Always,
+            poll,
             reactors: vec![reactor.handle()],
         };
         let mut device = Blk::new(volume, options);

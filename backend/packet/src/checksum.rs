@@ -116,12 +116,16 @@ fn folded(bytes: &[u8]) -> u16 {
     for word in words {
         sum = carry(sum, u64::from_ne_bytes(*word));
     }
-    if !rest.is_empty() {
-        let mut last = [0; 8];
-        for (to, byte) in last.iter_mut().zip(rest) {
-            *to = *byte;
-        }
-        sum = carry(sum, u64::from_ne_bytes(last));
+    let (half, rest) = rest.as_chunks::<4>();
+    for word in half {
+        sum = carry(sum, u64::from(u32::from_ne_bytes(*word)));
+    }
+    let (quarter, rest) = rest.as_chunks::<2>();
+    for word in quarter {
+        sum = carry(sum, u64::from(u16::from_ne_bytes(*word)));
+    }
+    if let [last] = rest {
+        sum = carry(sum, u64::from(u16::from_ne_bytes([*last, 0])));
     }
     fold(sum)
 }

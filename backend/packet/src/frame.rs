@@ -5,7 +5,8 @@ use core::net::Ipv4Addr;
 use crate::ipv6::{self, Ipv6};
 use crate::l2::{L2, l2};
 use crate::spec::{
-    ARP_ETHERNET, ArpPacket, IPV4_MF, IPV4_OFFSET, IcmpHeader, Ipv4Header, TcpHeader, UdpHeader,
+    ARP_ETHERNET, ArpPacket, IPV4_DF, IPV4_MF, IPV4_OFFSET, IcmpHeader, Ipv4Header, TcpHeader,
+    UdpHeader,
 };
 use crate::window::Window;
 use crate::{EtherType, IpProto, Mac, Malformed};
@@ -214,26 +215,31 @@ impl Frame {
 pub fn parse(head: &[u8], len: usize) -> Result<Frame, Malformed> {
     let window = Window::new(head, len);
     let l2 = l2(&window)?;
-    let (l3, l4) = match l2.ethertype {
-        EtherType::IPV4 => match ipv4(&window, l2.len()) {
-            Ok((ip, l4)) => (L3::Ipv4(ip), l4),
-            Err(cause) => (L3::Malformed(cause), L4::None),
+    Ok(match l2.ethertype {
+        EtherType::IPV4 => ipv4(&window, l2),
+        EtherType::IPV6 => ipv6::parse(&window, l2),
+        EtherType::ARP => arp(&window, l2),
+        _ => Frame {
+            l2,
+            l3: L3::Other,
+            l4: L4::None,
         },
-        EtherType::IPV6 => match ipv6::parse(&window, l2.len()) {
-            Ok((ip, l4)) => (L3::Ipv6(ip), l4),
-            Err(cause) => (L3::Malformed(cause), L4::None),
-        },
-        EtherType::ARP => match arp(&window, l2.len()) {
-            Ok(arp) => (L3::Arp(arp), L4::None),
-            Err(cause) => (L3::Malformed(cause), L4::None),
-        },
-        _ => (L3::Other, L4::None),
-    };
-    Ok(Frame { l2, l3, l4 })
+    })
 }
 
+impl Frame {
+    pub(crate) const fn malformed(l2: L2, cause: Malformed) -> Self {
+        Self {
+            l2,
+            l3: L3::Malformed(cause),
+            l4: L4::None,
+        }
+    }
+}
+
+/// The header with its lengths: its own, and that of the packet.
 #[inline(always)]
-fn ipv4(window: &Window<'_>, at: usize) -> Result<(Ipv4, L4), Malformed> {
+fn ipv4_header<'a>(window: &Window<'a>, at: usize) -> Result<(&'a Ipv4Header, u8, u16), Malformed> {
     let header: &Ipv4Header = window.get(at, Malformed::IpHeader)?;
     if header.version_ihl >> 4 != 4 {
         return Err(Malformed::IpVersion);
@@ -247,53 +253,73 @@ fn ipv4(window: &Window<'_>, at: usize) -> Result<(Ipv4, L4), Malformed> {
     if total_len < u16::from(header_len) {
         return Err(Malformed::IpLengthBelowHeader);
     }
-    let end = at + usize::from(total_len);
-    if end > window.end() {
+    if at + usize::from(total_len) > window.end() {
         return Err(Malformed::IpLengthPastEnd);
     }
-    let bits = header.fragment.get();
-    let offset = (bits & IPV4_OFFSET) * 8;
-    let fragment = Fragment::new(offset, bits & IPV4_MF != 0);
     // The whole packet has 65,535 bytes at most, its header among them (RFC 791 §3.1).
+    let offset = (header.fragment.get() & IPV4_OFFSET) * 8;
     if offset.checked_add(total_len).is_none() {
         return Err(Malformed::FragmentPastEnd);
     }
-    let ip = Ipv4 {
-        src: Ipv4Addr::from(header.src),
-        dst: Ipv4Addr::from(header.dst),
-        tos: header.tos,
-        ttl: header.ttl,
-        total_len,
-        header_len,
-        dont_fragment: bits & crate::spec::IPV4_DF != 0,
-        fragment,
-        proto: IpProto(header.proto),
+    Ok((header, header_len, total_len))
+}
+
+#[inline(always)]
+fn ipv4(window: &Window<'_>, l2: L2) -> Frame {
+    let at = l2.len();
+    let (header, header_len, total_len) = match ipv4_header(window, at) {
+        Ok(header) => header,
+        Err(cause) => return Frame::malformed(l2, cause),
     };
-    let window = window.until(end);
+    let bits = header.fragment.get();
+    let fragment = Fragment::new((bits & IPV4_OFFSET) * 8, bits & IPV4_MF != 0);
+    let proto = IpProto(header.proto);
+    let window = window.until(at + usize::from(total_len));
     let at = at + usize::from(header_len);
-    let l4 = match ip.proto {
+    let l4 = match proto {
         _ if matches!(fragment, Fragment::Later(_)) => L4::Fragment,
         IpProto::ICMP => icmp(&window, at).map_or_else(L4::Malformed, L4::Icmp),
         proto => transport(&window, at, proto, fragment),
     };
-    Ok((ip, l4))
+    Frame {
+        l2,
+        l3: L3::Ipv4(Ipv4 {
+            src: Ipv4Addr::from(header.src),
+            dst: Ipv4Addr::from(header.dst),
+            tos: header.tos,
+            ttl: header.ttl,
+            total_len,
+            header_len,
+            dont_fragment: bits & IPV4_DF != 0,
+            fragment,
+            proto,
+        }),
+        l4,
+    }
 }
 
-#[inline(always)]
-fn arp(window: &Window<'_>, at: usize) -> Result<Arp, Malformed> {
-    let arp: &ArpPacket = window.get(at, Malformed::ArpPacket)?;
+#[inline]
+fn arp(window: &Window<'_>, l2: L2) -> Frame {
+    let arp: &ArpPacket = match window.get(l2.len(), Malformed::ArpPacket) {
+        Ok(arp) => arp,
+        Err(cause) => return Frame::malformed(l2, cause),
+    };
     let kind = (arp.hardware.get(), EtherType(arp.protocol.get()));
     let lens = (arp.hardware_len, arp.protocol_len);
     if kind != (ARP_ETHERNET, EtherType::IPV4) || lens != (6, 4) {
-        return Err(Malformed::ArpKind);
+        return Frame::malformed(l2, Malformed::ArpKind);
     }
-    Ok(Arp {
-        op: arp.op.get(),
-        sender_mac: arp.sender_mac,
-        sender_ip: Ipv4Addr::from(arp.sender_ip),
-        target_mac: arp.target_mac,
-        target_ip: Ipv4Addr::from(arp.target_ip),
-    })
+    Frame {
+        l2,
+        l3: L3::Arp(Arp {
+            op: arp.op.get(),
+            sender_mac: arp.sender_mac,
+            sender_ip: Ipv4Addr::from(arp.sender_ip),
+            target_mac: arp.target_mac,
+            target_ip: Ipv4Addr::from(arp.target_ip),
+        }),
+        l4: L4::None,
+    }
 }
 
 /// What both versions of IP carry in the same way. `window` ends with the packet.

@@ -2,7 +2,8 @@
 
 use core::net::Ipv6Addr;
 
-use crate::frame::{Fragment, L4, icmp, transport};
+use crate::frame::{Fragment, Frame, L3, L4, icmp, transport};
+use crate::l2::L2;
 use crate::spec::{IPV6_MF, IPV6_OFFSET, Ipv6Extension, Ipv6Fragment, Ipv6Header};
 use crate::window::Window;
 use crate::{IpProto, Malformed};
@@ -90,46 +91,87 @@ impl Extensions {
     }
 }
 
+/// The header, and the length after it.
 #[inline(always)]
-pub(crate) fn parse(window: &Window<'_>, at: usize) -> Result<(Ipv6, L4), Malformed> {
+fn header<'a>(window: &Window<'a>, at: usize) -> Result<(&'a Ipv6Header, u16), Malformed> {
     let header: &Ipv6Header = window.get(at, Malformed::IpHeader)?;
-    let word = header.version_class_flow.get();
-    if word >> 28 != 6 {
+    if header.version_class_flow.get() >> 28 != 6 {
         return Err(Malformed::IpVersion);
     }
     // A length of 0 is that: jumbograms (RFC 2675) do not pass an Ethernet of 64 KiB frames.
     let payload_len = header.payload_len.get();
-    let end = at + Ipv6Header::LEN + usize::from(payload_len);
-    if end > window.end() {
+    if at + Ipv6Header::LEN + usize::from(payload_len) > window.end() {
         return Err(Malformed::IpLengthPastEnd);
     }
-    let mut ip = Ipv6 {
-        src: Ipv6Addr::from(header.src),
-        dst: Ipv6Addr::from(header.dst),
-        traffic_class: (word >> 20) as u8,
-        flow_label: word & 0xf_ffff,
-        hop_limit: header.hop_limit,
-        payload_len,
-        headers_len: Ipv6Header::LEN as u16,
-        extensions: Extensions::NONE,
-        fragment: Fragment::No,
-        proto: IpProto(header.next),
-        home: 0,
-        route: 0,
+    Ok((header, payload_len))
+}
+
+#[inline(always)]
+pub(crate) fn parse(window: &Window<'_>, l2: L2) -> Frame {
+    let start = l2.len();
+    let (header, payload_len) = match header(window, start) {
+        Ok(header) => header,
+        Err(cause) => return Frame::malformed(l2, cause),
     };
-    let window = window.until(end);
-    if is_extension(ip.proto)
-        && let Err(cause) = walk(&window, at, &mut ip)
-    {
-        return Ok((ip, L4::Malformed(cause)));
+    let window = window.until(start + Ipv6Header::LEN + usize::from(payload_len));
+    let mut chain = Chain::new(IpProto(header.next));
+    let fault = if is_extension(chain.proto) {
+        walk(&window, start, &mut chain).err()
+    } else {
+        None
+    };
+    let at = start + usize::from(chain.len);
+    let l4 = match (fault, chain.proto) {
+        (Some(cause), _) => L4::Malformed(cause),
+        _ if matches!(chain.fragment, Fragment::Later(_)) => L4::Fragment,
+        (None, IpProto::ICMPV6) => icmp(&window, at).map_or_else(L4::Malformed, L4::Icmpv6),
+        (None, proto) => transport(&window, at, proto, chain.fragment),
+    };
+    let word = header.version_class_flow.get();
+    Frame {
+        l2,
+        l3: L3::Ipv6(Ipv6 {
+            src: Ipv6Addr::from(header.src),
+            dst: Ipv6Addr::from(header.dst),
+            traffic_class: (word >> 20) as u8,
+            flow_label: word & 0xf_ffff,
+            hop_limit: header.hop_limit,
+            payload_len,
+            headers_len: chain.len,
+            extensions: chain.extensions,
+            fragment: chain.fragment,
+            proto: chain.proto,
+            home: chain.home,
+            route: chain.route,
+        }),
+        l4,
     }
-    let at = at + usize::from(ip.headers_len);
-    let l4 = match ip.proto {
-        _ if matches!(ip.fragment, Fragment::Later(_)) => L4::Fragment,
-        IpProto::ICMPV6 => icmp(&window, at).map_or_else(L4::Malformed, L4::Icmpv6),
-        proto => transport(&window, at, proto, ip.fragment),
-    };
-    Ok((ip, l4))
+}
+
+/// The extension headers that were passed.
+struct Chain {
+    /// What comes next.
+    proto: IpProto,
+    /// Bytes so far, from the begin of the IPv6 header.
+    len: u16,
+    extensions: Extensions,
+    fragment: Fragment,
+    home: u16,
+    route: u16,
+}
+
+impl Chain {
+    #[inline(always)]
+    fn new(proto: IpProto) -> Self {
+        Self {
+            proto,
+            len: Ipv6Header::LEN as u16,
+            extensions: Extensions::NONE,
+            fragment: Fragment::No,
+            home: 0,
+            route: 0,
+        }
+    }
 }
 
 #[inline(always)]
@@ -144,35 +186,39 @@ fn is_extension(proto: IpProto) -> bool {
     )
 }
 
-/// Follows the chain from `ip.proto` on. What was passed is in `ip`, also where it ends with a fault.
+/// Follows the chain from `chain.proto` on. What was passed is in `chain`, also where it ends with a fault.
 #[cold]
-fn walk(window: &Window<'_>, start: usize, ip: &mut Ipv6) -> Result<(), Malformed> {
+fn walk(window: &Window<'_>, start: usize, chain: &mut Chain) -> Result<(), Malformed> {
     for index in 0..=MAX_EXTENSIONS {
-        if !is_extension(ip.proto) || matches!(ip.fragment, Fragment::Later(_)) {
+        if !is_extension(chain.proto) || matches!(chain.fragment, Fragment::Later(_)) {
             return Ok(());
         }
         if index == MAX_EXTENSIONS {
             break;
         }
-        if ip.proto == IpProto::HOP_BY_HOP && index > 0 {
+        if chain.proto == IpProto::HOP_BY_HOP && index > 0 {
             return Err(Malformed::HopByHopNotFirst);
         }
-        let at = start + usize::from(ip.headers_len);
-        let (next, len) = if ip.proto == IpProto::FRAGMENT {
-            fragment(window, at, ip)?
+        let at = start + usize::from(chain.len);
+        let (next, len) = if chain.proto == IpProto::FRAGMENT {
+            fragment(window, at, chain)?
         } else {
-            extension(window, at, ip)?
+            extension(window, at, chain)?
         };
         // At most 8 headers of 2,048 bytes.
-        ip.headers_len += len;
-        ip.proto = next;
+        chain.len += len;
+        chain.proto = next;
     }
     Err(Malformed::ExtensionChain)
 }
 
-fn fragment(window: &Window<'_>, at: usize, ip: &mut Ipv6) -> Result<(IpProto, u16), Malformed> {
+fn fragment(
+    window: &Window<'_>,
+    at: usize,
+    chain: &mut Chain,
+) -> Result<(IpProto, u16), Malformed> {
     let header: &Ipv6Fragment = window.get(at, Malformed::ExtensionPastEnd)?;
-    if ip.extensions.has(Extensions::FRAGMENT) {
+    if chain.extensions.has(Extensions::FRAGMENT) {
         return Err(Malformed::SecondFragmentHeader);
     }
     let bits = header.fragment.get();
@@ -182,15 +228,19 @@ fn fragment(window: &Window<'_>, at: usize, ip: &mut Ipv6) -> Result<(IpProto, u
     if usize::from(offset) + len > usize::from(u16::MAX) {
         return Err(Malformed::FragmentPastEnd);
     }
-    ip.extensions.add(Extensions::FRAGMENT);
-    ip.fragment = Fragment::new(offset, bits & IPV6_MF != 0);
+    chain.extensions.add(Extensions::FRAGMENT);
+    chain.fragment = Fragment::new(offset, bits & IPV6_MF != 0);
     Ok((IpProto(header.next), Ipv6Fragment::LEN as u16))
 }
 
-fn extension(window: &Window<'_>, at: usize, ip: &mut Ipv6) -> Result<(IpProto, u16), Malformed> {
+fn extension(
+    window: &Window<'_>,
+    at: usize,
+    chain: &mut Chain,
+) -> Result<(IpProto, u16), Malformed> {
     let header: &Ipv6Extension = window.get(at, Malformed::ExtensionPastEnd)?;
     let words = u16::from(header.len);
-    let len = match ip.proto {
+    let len = match chain.proto {
         // In words of four bytes, less two, and 12 bytes are fixed (RFC 4302 §2.2).
         IpProto::AH if words == 0 => return Err(Malformed::ExtensionLength),
         IpProto::AH => (words + 2) * 4,
@@ -199,27 +249,27 @@ fn extension(window: &Window<'_>, at: usize, ip: &mut Ipv6) -> Result<(IpProto, 
     if usize::from(len) > window.end() - at {
         return Err(Malformed::ExtensionPastEnd);
     }
-    let kind = match ip.proto {
+    let kind = match chain.proto {
         IpProto::HOP_BY_HOP => Extensions::HOP_BY_HOP,
         IpProto::AH => Extensions::AH,
         IpProto::DEST_OPTIONS => {
-            if ip.home == 0 {
-                ip.home = home_address(window, at, usize::from(len));
+            if chain.home == 0 {
+                chain.home = home_address(window, at, usize::from(len));
             }
             Extensions::DEST_OPTIONS
         }
         _ => {
             if header.segments_left > 0 {
-                ip.extensions.add(Extensions::ROUTED);
+                chain.extensions.add(Extensions::ROUTED);
             }
             // RFC 6275 §6.4.1: always 24 bytes; the address begins at the eighth.
-            if header.routing_type == 2 && len == 24 && ip.route == 0 {
-                ip.route = u16::try_from(at + 8).unwrap_or(0);
+            if header.routing_type == 2 && len == 24 && chain.route == 0 {
+                chain.route = u16::try_from(at + 8).unwrap_or(0);
             }
             Extensions::ROUTING
         }
     };
-    ip.extensions.add(kind);
+    chain.extensions.add(kind);
     Ok((IpProto(header.next), len))
 }
 

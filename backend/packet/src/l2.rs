@@ -124,29 +124,38 @@ pub fn parse_l2(head: &[u8], len: usize) -> Result<L2, Malformed> {
 #[inline(always)]
 pub(crate) fn l2(window: &Window<'_>) -> Result<L2, Malformed> {
     let header: &EthernetHeader = window.get(0, Malformed::Ethernet)?;
-    let mut l2 = L2 {
+    let ethertype = EtherType(header.ethertype.get());
+    // Each field is written once, where the result lies: copies of copies would cost more than all the rest.
+    let (tags, ethertype) = if ethertype.is_vlan() {
+        tags(window, ethertype)?
+    } else {
+        (Tags::NONE, ethertype)
+    };
+    Ok(L2 {
         dst: header.dst,
         src: header.src,
-        tags: Tags::NONE,
-        ethertype: EtherType(header.ethertype.get()),
-    };
-    if l2.ethertype.is_vlan() {
-        tags(window, &mut l2)?;
-    }
-    Ok(l2)
+        tags,
+        ethertype,
+    })
 }
 
-fn tags(window: &Window<'_>, l2: &mut L2) -> Result<(), Malformed> {
-    while l2.ethertype.is_vlan() && usize::from(l2.tags.count) < l2.tags.tags.len() {
-        let tag: &VlanTag = window.get(l2.len(), Malformed::VlanTag)?;
-        l2.tags.tags[usize::from(l2.tags.count)] = Tag {
-            tpid: l2.ethertype,
+#[inline]
+fn tags(window: &Window<'_>, mut ethertype: EtherType) -> Result<(Tags, EtherType), Malformed> {
+    let mut tags = Tags::NONE;
+    for index in 0..tags.tags.len() {
+        if !ethertype.is_vlan() {
+            break;
+        }
+        let at = EthernetHeader::LEN + tags.wire_len();
+        let tag: &VlanTag = window.get(at, Malformed::VlanTag)?;
+        tags.tags[index] = Tag {
+            tpid: ethertype,
             tci: tag.tci.get(),
         };
-        l2.tags.count += 1;
-        l2.ethertype = EtherType(tag.ethertype.get());
+        tags.count += 1;
+        ethertype = EtherType(tag.ethertype.get());
     }
-    Ok(())
+    Ok((tags, ethertype))
 }
 
 #[cfg(test)]

@@ -158,7 +158,7 @@ impl Frame {
     /// Where IP, ARP or whatever else begins.
     #[inline]
     pub const fn l3_offset(&self) -> usize {
-        self.l2.len()
+        self.l2.header_len()
     }
 
     /// Where what IP carries begins; `None` without a good IP header. With extension headers at fault, it is where the fault is.
@@ -266,7 +266,7 @@ fn ipv4_header<'a>(window: &Window<'a>, at: usize) -> Result<(&'a Ipv4Header, u8
 
 #[inline(always)]
 fn ipv4(window: &Window<'_>, l2: L2) -> Frame {
-    let at = l2.len();
+    let at = l2.header_len();
     let (header, header_len, total_len) = match ipv4_header(window, at) {
         Ok(header) => header,
         Err(cause) => return Frame::malformed(l2, cause),
@@ -300,7 +300,7 @@ fn ipv4(window: &Window<'_>, l2: L2) -> Frame {
 
 #[inline]
 fn arp(window: &Window<'_>, l2: L2) -> Frame {
-    let arp: &ArpPacket = match window.get(l2.len(), Malformed::ArpPacket) {
+    let arp: &ArpPacket = match window.get(l2.header_len(), Malformed::ArpPacket) {
         Ok(arp) => arp,
         Err(cause) => return Frame::malformed(l2, cause),
     };

@@ -12,8 +12,8 @@ use crate::ndp::{self, Ndp};
 use crate::spec::arp_op;
 use crate::tunnel::{Geneve, Vxlan};
 use crate::{
-    Arp, BuildError, EtherType, Fragment, IpProto, L2, L3, L4, Mac, Malformed, Tag, Tags, Tcp, Vni,
-    parse,
+    Arp, BuildError, EtherType, Fragment, IpProto, L2, L3, L4, Mac, Macs, Malformed, Tag, Tags,
+    Tcp, Vni, parse,
 };
 
 #[test]
@@ -224,7 +224,7 @@ fn arp_is_for_ipv4_on_ethernet() {
     let len = writer.arp_request(tags, &fields).unwrap().len();
     let frame = parse(&room, len).unwrap();
     assert_eq!(
-        (frame.l2.dst, frame.l2.src, frame.l2.tags),
+        (frame.l2.dst(), frame.l2.src(), frame.l2.tags),
         (Mac::BROADCAST, A, tags)
     );
     let wanted = Arp {
@@ -245,7 +245,7 @@ fn arp_is_for_ipv4_on_ethernet() {
         .unwrap()
         .len();
     let frame = parse(&room, len).unwrap();
-    assert_eq!(frame.l2.dst, B);
+    assert_eq!(frame.l2.dst(), B);
     let wanted = Arp {
         op: arp_op::REPLY,
         target_mac: B,
@@ -472,8 +472,10 @@ proptest! {
         let header = if geneve { 8 + options.len() } else { 8 };
         let udp_len = 8 + header + inner.len();
         let l2 = L2 {
-            dst: Mac(macs[0]),
-            src: Mac(macs[1]),
+            macs: Macs {
+                dst: Mac(macs[0]),
+                src: Mac(macs[1]),
+            },
             tags,
             ethertype: if six { EtherType::IPV6 } else { EtherType::IPV4 },
         };

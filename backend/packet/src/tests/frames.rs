@@ -198,6 +198,20 @@ fn fragments_of_ipv6() {
 }
 
 #[test]
+fn the_first_fragment_of_a_datagram_has_the_length_of_all() {
+    let mut bytes = v4(IpProto::UDP, &udp(1, 2, &[3; 8]));
+    bytes[38..40].copy_from_slice(&3000u16.to_be_bytes());
+    assert_eq!(parsed(&bytes).l4, L4::Malformed(Malformed::UdpLength));
+    bytes[20] = 0x20;
+    let frame = parsed(&bytes);
+    assert!(
+        matches!(frame.l4, L4::Udp(udp) if udp.len == 3000),
+        "{frame:?}"
+    );
+    assert_eq!(checksum::verify(&frame, [&bytes[..]]), Verdict::Unknown);
+}
+
+#[test]
 fn the_other_versions_icmp_is_any_protocol() {
     let echo = [8, 0, 0, 0, 0, 0, 0, 0];
     assert_eq!(parsed(&v4(IpProto::ICMPV6, &echo)).l4, L4::Other);

@@ -192,27 +192,24 @@ impl Control {
                 all.skip(transmit).step_by(2).for_each(|c| *c = new);
             }
             command::COAL_VQ_SET => {
-                let (queue, rest) = self.queue(data).ok_or(length)?;
+                let (queue, rest) = take::<U16>(data).ok_or(length)?;
+                let (_reserved, rest) = take::<U16>(rest).ok_or(length)?;
                 let new = Coal::read_from_bytes(rest).map_err(|_| length)?;
-                let place = self.settings.coalescing.get_mut(queue);
+                let all = &mut self.settings.coalescing;
+                let place = all.get_mut(usize::from(queue.get()));
                 *place.ok_or(value)? = coalescing(&new);
             }
             command::COAL_VQ_GET => {
-                // The place for the answer is writable: it is not among these bytes.
-                let (queue, _) = self.queue(data).ok_or(length)?;
-                let found = self.settings.coalescing.get(queue).ok_or(value)?;
+                // The place for the answer is writable: it is not among these bytes. Drivers send the queue alone, or the whole
+                // structure with what they do not know yet.
+                let (queue, _) = take::<U16>(data).ok_or(length)?;
+                let all = &self.settings.coalescing;
+                let found = all.get(usize::from(queue.get())).ok_or(value)?;
                 return Ok(Effect::Answer(*found));
             }
             _ => unreachable!("it has a feature"),
         }
         Ok(Effect::Settings)
-    }
-
-    /// The queue that a command of coalescing names, and what follows it.
-    fn queue<'a>(&self, data: &'a [u8]) -> Option<(usize, &'a [u8])> {
-        let (queue, rest) = take::<U16>(data)?;
-        let (_reserved, rest) = take::<U16>(rest)?;
-        Some((usize::from(queue.get()), rest))
     }
 
     /// §5.1.6.5.7.1

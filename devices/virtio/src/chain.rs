@@ -197,6 +197,24 @@ impl Chain {
         true
     }
 
+    /// Copies the first readable bytes and takes them off, as many as there are and `to` has room for; says how many.
+    #[inline]
+    pub fn read_front(&mut self, to: &mut [u8]) -> usize {
+        let mut done = 0;
+        while let Some(piece) = self.iov[self.first..self.readable].first_mut() {
+            let n = piece.len().min(to.len() - done);
+            // SAFETY: resolved in the ring's epoch, which the ring keeps; n bytes are left of both.
+            unsafe { copy(piece.ptr(), &mut to[done..done + n]) };
+            done += n;
+            if n < piece.len() {
+                piece.advance(n);
+                break;
+            }
+            self.first += 1;
+        }
+        done
+    }
+
     /// Takes the last writable byte off, to be written by [`Chain::set_status`]; `false` where there
     /// is none, or where a bad chain does not tell which it is.
     #[inline]

@@ -93,6 +93,20 @@ impl Place {
         }
     }
 
+    /// `n` slots back, `n` being no more than the size.
+    fn minus(self, n: u16, size: u16) -> Self {
+        match self.at.checked_sub(n) {
+            Some(at) => Self {
+                at,
+                wrap: self.wrap,
+            },
+            None => Self {
+                at: size - (n - self.at),
+                wrap: !self.wrap,
+            },
+        }
+    }
+
     /// The two bits that a slot has here when the driver has made it available.
     #[inline]
     fn avail_bits(self) -> u16 {
@@ -504,6 +518,13 @@ impl crate::Ring for Ring {
         if let (Some(QueueLog { log, .. }), Some(ring)) = (&self.log, self.ring_addr) {
             log.mark(ring, 16 * u64::from(self.size));
         }
+    }
+
+    fn put_back(&mut self, chain: &Chain) {
+        assert!(self.tracker.is_none(), "what is recorded stays in flight");
+        self.held.put_back(chain.id);
+        self.avail = self.avail.minus(chain.slots, self.size);
+        self.slots -= u32::from(chain.slots);
     }
 
     fn cut_short(&self, chain: &Chain) {

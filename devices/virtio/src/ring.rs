@@ -33,6 +33,10 @@ pub trait Ring {
     /// writable part.
     fn complete(&mut self, chain: &Chain, written: u32);
 
+    /// Puts a chain back as if it had never been popped: the last one that was, and then the one before it, and so on. It must not have
+    /// been completed, nor written to. Only of rings that record nothing in flight.
+    fn put_back(&mut self, chain: &Chain);
+
     /// Logs what may have been written into `chain` by an I/O that was cut short: the chain is not given
     /// back, but its pages have changed.
     fn cut_short(&self, chain: &Chain);
@@ -164,6 +168,16 @@ impl Held {
             order.popped(id);
         }
         Ok(())
+    }
+
+    /// The last one less.
+    pub(crate) fn put_back(&mut self, id: u16) {
+        self.in_use.give(id);
+        self.count -= 1;
+        if let Some(order) = &mut self.order {
+            let last = order.waiting.pop_back();
+            assert!(matches!(last, Some(None)), "the last one, not completed");
+        }
     }
 
     /// Has the next publication give `chain` back, or a later one where those before it are not complete.

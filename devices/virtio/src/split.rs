@@ -398,6 +398,12 @@ impl crate::Ring for Ring {
         self.log_part(0, 6 + 8 * u64::from(self.size));
     }
 
+    fn put_back(&mut self, chain: &Chain) {
+        assert!(self.tracker.is_none(), "what is recorded stays in flight");
+        self.held.put_back(chain.id);
+        self.next_avail = self.next_avail.wrapping_sub(1);
+    }
+
     fn cut_short(&self, chain: &Chain) {
         chain.mark(self.log.as_ref());
     }

@@ -3,5 +3,6 @@
 mod differential;
 mod lies;
 mod logging;
+mod put_back;
 mod recovery;
 mod rig;

@@ -116,6 +116,14 @@ impl World {
     }
 
     pub(super) fn open_with(&self, inflight: InflightQueue) -> Result<Box<dyn Ring>, RingError> {
+        self.open_at(Position::START, Some(inflight))
+    }
+
+    pub(super) fn open_at(
+        &self,
+        position: Position,
+        inflight: Option<InflightQueue>,
+    ) -> Result<Box<dyn Ring>, RingError> {
         let layout = self.driver.layout();
         let when = |on: bool, bit: u64| if on { bit } else { 0 };
         let setup = QueueSetup {
@@ -132,12 +140,12 @@ impl World {
                 driver: layout.driver,
                 device: layout.device,
             },
-            position: Position::START,
+            position,
             memory: self.epoch.clone(),
             kick: None,
             call: None,
             error: None,
-            inflight: Some(inflight),
+            inflight,
             log: self.log.clone(),
             enabled: true,
         };

@@ -1,0 +1,232 @@
+//! Frames from one thread to another: a ring of bytes, bounded, with one writer and one reader.
+//!
+//! Unsafe, because the ring's free bytes are not initialised, and what a batch is lent out of it is named by pointers.
+#![allow(unsafe_code)]
+
+use bluff_memory::IoVec;
+use rtrb::chunks::ChunkError;
+use rtrb::{Consumer, Producer, RingBuffer};
+
+use crate::{BATCH, Batch, Csum, Gso, GsoKind, HEAD, Offload};
+
+/// Bytes of a mailbox: some frames of 64 KiB, thousands of small ones. Its pages cost nothing before they are used.
+const SIZE: usize = 1 << 20;
+/// Bytes before each frame.
+const HEADER: usize = 32;
+/// Records begin at multiples of so many bytes.
+const ALIGN: usize = 16;
+
+/// Whom a frame is for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Envelope {
+    pub(crate) slot: u32,
+    pub(crate) generation: u32,
+}
+
+pub(crate) struct Sender {
+    ring: Producer<u8>,
+}
+
+pub(crate) struct Receiver {
+    ring: Consumer<u8>,
+}
+
+/// A mailbox.
+pub(crate) fn channel() -> (Sender, Receiver) {
+    let (producer, consumer) = RingBuffer::new(SIZE);
+    (Sender { ring: producer }, Receiver { ring: consumer })
+}
+
+/// What stands before a frame. It never leaves this process.
+fn header(len: u32, to: Envelope, hash: u32, offload: &Offload) -> [u8; HEADER] {
+    let mut bytes = [0; HEADER];
+    let words = [len, to.slot, to.generation, hash];
+    for (at, word) in bytes.chunks_exact_mut(4).zip(words) {
+        at.copy_from_slice(&word.to_ne_bytes());
+    }
+    let (csum, start, offset) = match offload.csum {
+        Csum::Unknown => (0, 0, 0),
+        Csum::Valid => (1, 0, 0),
+        Csum::Partial { start, offset } => (2, start, offset),
+    };
+    let (kind, ecn, size, headers) = match offload.gso {
+        None => (0, false, 0, 0),
+        Some(gso) => {
+            let kind = match gso.kind {
+                GsoKind::Tcp4 => 1,
+                GsoKind::Tcp6 => 2,
+                GsoKind::Udp => 3,
+            };
+            (kind, gso.ecn, gso.size, gso.headers)
+        }
+    };
+    let halves = [csum, start, offset, kind, u16::from(ecn), size, headers];
+    for (at, half) in bytes[16..].chunks_exact_mut(2).zip(halves) {
+        at.copy_from_slice(&half.to_ne_bytes());
+    }
+    bytes
+}
+
+fn parse(bytes: &[u8; HEADER]) -> (usize, Envelope, u32, Offload) {
+    let word = |i: usize| {
+        let at = &bytes[4 * i..4 * i + 4];
+        u32::from_ne_bytes(at.try_into().expect("four bytes"))
+    };
+    let half = |i: usize| {
+        let at = &bytes[16 + 2 * i..18 + 2 * i];
+        u16::from_ne_bytes(at.try_into().expect("two bytes"))
+    };
+    let csum = match half(0) {
+        0 => Csum::Unknown,
+        1 => Csum::Valid,
+        _ => Csum::Partial {
+            start: half(1),
+            offset: half(2),
+        },
+    };
+    let kind = match half(3) {
+        0 => None,
+        1 => Some(GsoKind::Tcp4),
+        2 => Some(GsoKind::Tcp6),
+        _ => Some(GsoKind::Udp),
+    };
+    let gso = kind.map(|kind| Gso {
+        kind,
+        ecn: half(4) != 0,
+        size: half(5),
+        headers: half(6),
+    });
+    let to = Envelope {
+        slot: word(1),
+        generation: word(2),
+    };
+    (word(0) as usize, to, word(3), Offload { csum, gso })
+}
+
+impl Sender {
+    /// The reader has gone.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.ring.is_abandoned()
+    }
+
+    /// Puts frame `i` of `batch` in, for `to`; `false` where there is no room.
+    pub(crate) fn put(&mut self, batch: &Batch, i: usize, to: Envelope) -> bool {
+        let frame = &batch.frames()[i];
+        let len = frame.len();
+        let whole = (HEADER + len).next_multiple_of(ALIGN);
+        let mut chunk = match self.ring.write_chunk_uninit(whole) {
+            Ok(chunk) => chunk,
+            Err(ChunkError::TooFewSlots(_)) => return false,
+        };
+        let (first, second) = chunk.as_mut_slices();
+        let parts = [
+            (first.as_mut_ptr().cast::<u8>(), first.len()),
+            (second.as_mut_ptr().cast::<u8>(), second.len()),
+        ];
+        let mut at = 0;
+        let mut write = |from: *const u8, len: usize| {
+            let mut done = 0;
+            while done < len {
+                let (start, room) = if at < parts[0].1 {
+                    (parts[0].0.wrapping_add(at), parts[0].1 - at)
+                } else {
+                    let skip = at - parts[0].1;
+                    (parts[1].0.wrapping_add(skip), parts[1].1 - skip)
+                };
+                let n = room.min(len - done);
+                assert!(n > 0, "the chunk is as long as the record");
+                // SAFETY: n bytes are left at `start` inside the chunk, which is ours; `from` is readable for `len` bytes (below), and
+                // lies in no ring.
+                unsafe { std::ptr::copy_nonoverlapping(from.add(done), start, n) };
+                (at, done) = (at + n, done + n);
+            }
+        };
+        let before = header(len as u32, to, frame.hash, &frame.offload);
+        write(before.as_ptr(), HEADER);
+        write(frame.head().as_ptr(), frame.head().len());
+        for piece in batch.tail(i) {
+            // Lent until the batch is cleared (contract of `Batch::lend`).
+            write(piece.ptr(), piece.len());
+        }
+        write([0; ALIGN].as_ptr(), whole - HEADER - len);
+        // SAFETY: all of it was written.
+        unsafe { chunk.commit_all() };
+        true
+    }
+}
+
+impl Receiver {
+    /// Nothing is in it.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.ring.is_empty()
+    }
+
+    /// Nothing is in it, and nothing will come.
+    pub(crate) fn is_over(&self) -> bool {
+        // In this order: what was put in before the writer went is seen.
+        self.ring.is_abandoned() && self.ring.is_empty()
+    }
+
+    /// Takes up to a batch of frames out, and shows them to `deliver`; says how many there were.
+    pub(crate) fn take(
+        &mut self,
+        batch: &mut Batch,
+        envelopes: &mut [Envelope; BATCH],
+        deliver: impl FnOnce(&Batch, &[Envelope]),
+    ) -> usize {
+        let slots = self.ring.slots();
+        let Ok(chunk) = self.ring.read_chunk(slots) else {
+            return 0;
+        };
+        let (first, second) = chunk.as_slices();
+        let (mut at, mut n) = (0, 0);
+        batch.clear();
+        while at < slots && n < BATCH {
+            let mut bytes = [0; HEADER];
+            copy(first, second, at, &mut bytes);
+            let (len, to, hash, offload) = parse(&bytes);
+            let body = at + HEADER;
+            let head = len.min(HEAD);
+            let frame = batch.push_with(0, |room| {
+                copy(first, second, body, &mut room[..head]);
+                head
+            });
+            at += (HEADER + len).next_multiple_of(ALIGN);
+            // A frame without bytes: nobody puts one in.
+            let Some(frame) = frame else { continue };
+            (frame.hash, frame.offload) = (hash, offload);
+            let pieces = pieces(first, second, body + head, len - head);
+            // SAFETY: the chunk is ours until it is committed, after the batch was cleared; nothing borrows it mutably.
+            unsafe { batch.lend(&pieces) };
+            envelopes[n] = to;
+            n += 1;
+        }
+        deliver(batch, &envelopes[..n]);
+        batch.clear();
+        chunk.commit(at);
+        n
+    }
+}
+
+/// Copies from two slices as if they were one.
+fn copy(first: &[u8], second: &[u8], at: usize, to: &mut [u8]) {
+    let n = first.len().saturating_sub(at).min(to.len());
+    to[..n].copy_from_slice(&first[at.min(first.len())..][..n]);
+    let skip = (at + n) - first.len().min(at + n);
+    let rest = to.len() - n;
+    if rest > 0 {
+        to[n..].copy_from_slice(&second[skip..skip + rest]);
+    }
+}
+
+/// Names bytes of two slices as if they were one. Those are only read.
+fn pieces(first: &[u8], second: &[u8], at: usize, len: usize) -> [IoVec; 2] {
+    let n = first.len().saturating_sub(at).min(len);
+    let skip = (at + n).saturating_sub(first.len());
+    let one = first.as_ptr().wrapping_add(at);
+    let two = second.as_ptr().wrapping_add(skip);
+    [
+        IoVec::new(one.cast_mut(), n),
+        IoVec::new(two.cast_mut(), len - n),
+    ]
+}

@@ -1,0 +1,19 @@
+//! A virtio-net device.
+//!
+//! ```text
+//!   control queue --> Control: commands --> Settings: what receive queues obey
+//!   configuration space <-- config
+//! ```
+//!
+//! Follows Virtio 1.3 (OASIS), §5.1. What is here: formats ([`spec`]), configuration space ([`config`]) and the control queue without its
+//! ring ([`Control`]). Commands are parsed on a copy; each is obeyed as a whole or refused as a whole.
+//!
+//! Not implemented: GUEST_UFO and HOST_UFO (deprecated), RSC, STANDBY, DEVICE_STATS.
+
+pub mod config;
+mod control;
+mod settings;
+pub mod spec;
+
+pub use control::{Control, Refused};
+pub use settings::{Coalescing, Hashing, MAC_TABLE, Mac, RxMode, Settings, Steer, Vlans};

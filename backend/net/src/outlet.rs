@@ -253,11 +253,9 @@ impl Courier {
         })?;
         let (batch, envelopes) = (&mut self.batch, &mut self.envelopes);
         let n = inbox.take(batch, envelopes, |batch, envelopes| {
-            let same =
-                |a: &Envelope, b: &Envelope| a.slot == b.slot && a.generation == b.generation;
             let mut which = [0; BATCH];
             let mut at = 0;
-            for run in envelopes.chunk_by(same) {
+            for run in envelopes.chunk_by(PartialEq::eq) {
                 for (place, i) in which.iter_mut().zip(at..at + run.len()) {
                     *place = i as u8;
                 }

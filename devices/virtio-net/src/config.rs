@@ -1,10 +1,11 @@
 //! Configuration space (virtio 1.3 §5.1.4).
 
+use bluff_packet::toeplitz::HashTypes;
 use zerocopy::little_endian::{U16, U32};
 
 use crate::control::RSS_TABLE;
 use crate::settings::Mac;
-use crate::spec::{ANNOUNCE, Config, LINK_UP, hash};
+use crate::spec::{ANNOUNCE, Config, LINK_UP};
 
 /// Speed and duplex are not known.
 pub const SPEED_UNKNOWN: u32 = u32::MAX;
@@ -50,7 +51,7 @@ pub fn config(shown: &Shown) -> Config {
         },
         rss_max_key_size: 40,
         rss_max_indirection_table_length: U16::new(RSS_TABLE as u16),
-        supported_hash_types: U32::new(hash::ALL),
+        supported_hash_types: U32::new(HashTypes::ALL.0),
     }
 }
 

@@ -1,10 +1,11 @@
 //! The control queue without its ring (virtio 1.3 §5.1.6.5).
 
+use bluff_packet::toeplitz::HashTypes;
 use zerocopy::byteorder::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
 
 use crate::settings::{Coalescing, Hashing, MAC_TABLE, Mac, RxMode, Settings, Steer, Vlans};
-use crate::spec::{command, feature, hash};
+use crate::spec::{command, feature};
 
 /// The longest table of RSS.
 pub const RSS_TABLE: usize = 128;
@@ -278,7 +279,7 @@ fn hashing(
     };
     let place = this.key.get_mut(..key.len()).ok_or(value)?;
     place.copy_from_slice(key);
-    match types & !hash::ALL {
+    match types & !HashTypes::ALL.0 {
         0 => Ok(this),
         _ => Err(value),
     }

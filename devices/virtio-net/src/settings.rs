@@ -57,7 +57,7 @@ pub struct Coalescing {
 /// Which hash is computed, and reported (§5.1.6.5.7).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hashing {
-    /// Types, of [`crate::spec::hash`].
+    /// Types, of [`HashTypes`](bluff_packet::toeplitz::HashTypes).
     pub types: u32,
     /// The key of the Toeplitz hash; bytes that the driver did not give are 0.
     pub key: [u8; 40],

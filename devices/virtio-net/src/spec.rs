@@ -88,7 +88,7 @@ pub struct Config {
     pub rss_max_key_size: u8,
     /// Entries of the longest table, at least 128 (RSS).
     pub rss_max_indirection_table_length: U16,
-    /// [`hash`] types that the device computes (RSS, HASH_REPORT).
+    /// [`HashTypes`](bluff_packet::toeplitz::HashTypes) that the device computes (RSS, HASH_REPORT).
     pub supported_hash_types: U32,
 }
 
@@ -167,30 +167,6 @@ pub mod gso {
     pub const UDP_L4: u8 = 5;
     /// A bit of its own: congestion notification.
     pub const ECN: u8 = 0x80;
-}
-
-/// Types of hashes (§5.1.6.4.3).
-pub mod hash {
-    /// IPv4 addresses.
-    pub const IPV4: u32 = 1 << 0;
-    /// IPv4 addresses and TCP ports.
-    pub const TCPV4: u32 = 1 << 1;
-    /// IPv4 addresses and UDP ports.
-    pub const UDPV4: u32 = 1 << 2;
-    /// IPv6 addresses.
-    pub const IPV6: u32 = 1 << 3;
-    /// IPv6 addresses and TCP ports.
-    pub const TCPV6: u32 = 1 << 4;
-    /// IPv6 addresses and UDP ports.
-    pub const UDPV6: u32 = 1 << 5;
-    /// IPv6 addresses of extension headers.
-    pub const IP_EX: u32 = 1 << 6;
-    /// These and TCP ports.
-    pub const TCP_EX: u32 = 1 << 7;
-    /// These and UDP ports.
-    pub const UDP_EX: u32 = 1 << 8;
-    /// All of them.
-    pub const ALL: u32 = 0x1ff;
 }
 
 /// Classes and commands of the control queue (§5.1.6.5), as `(class, command)`.

@@ -209,7 +209,7 @@ fn what_the_driver_takes() {
 
 /// What a driver sends to set up RSS.
 fn rss(table: &[u16], unclassified: u16, transmit: u16, key: &[u8]) -> Vec<u8> {
-    let mut data = hash::TCPV4.to_le_bytes().to_vec();
+    let mut data = HashTypes::TCPV4.0.to_le_bytes().to_vec();
     data.extend((table.len() as u16).wrapping_sub(1).to_le_bytes());
     data.extend(unclassified.to_le_bytes());
     data.extend(table.iter().flat_map(|q| q.to_le_bytes()));
@@ -233,7 +233,10 @@ fn receive_side_scaling() {
     else {
         panic!("it is set");
     };
-    assert_eq!((hashing.types, &hashing.key[..]), (hash::TCPV4, &key[..]));
+    assert_eq!(
+        (hashing.types, &hashing.key[..]),
+        (HashTypes::TCPV4.0, &key[..])
+    );
     assert_eq!(
         (&table[..], *unclassified, *transmit),
         (&[0, 3, 1, 2][..], 3, 2)
@@ -294,12 +297,17 @@ fn a15_rss_table_names_a_queue_that_does_not_exist() {
 #[test]
 fn hashes_that_are_reported() {
     let mut c = control(ALL);
-    let mut data = (hash::UDPV6 | hash::IPV4).to_le_bytes().to_vec();
+    let mut data = (HashTypes::UDPV6.0 | HashTypes::IPV4.0)
+        .to_le_bytes()
+        .to_vec();
     data.extend([0; 8]);
     data.push(2);
     data.extend([7, 8]);
     c.command(&bytes(command::MQ_HASH_CONFIG, &data)).unwrap();
-    assert_eq!(c.settings().report.types, hash::UDPV6 | hash::IPV4);
+    assert_eq!(
+        c.settings().report.types,
+        HashTypes::UDPV6.0 | HashTypes::IPV4.0
+    );
     assert_eq!(c.settings().report.key[..3], [7, 8, 0]);
     data[12] = 3;
     let short = bytes(command::MQ_HASH_CONFIG, &data);

@@ -556,9 +556,9 @@ fn queue(index: u16, reactor: u16, counters: &QueueCounters) -> QueueStatistics 
         written_bytes: get(&counters.bytes_written),
         errors: get(&counters.errors),
         in_flight: u32::try_from(get(&counters.in_flight)).unwrap_or(u32::MAX),
-        kicks: get(&counters.kicks),
-        interrupts: get(&counters.interrupts),
-        hung: get(&counters.hung),
+        kicks: get(&counters.line.kicks),
+        interrupts: get(&counters.line.interrupts),
+        hung: get(&counters.line.hung),
     }
 }
 

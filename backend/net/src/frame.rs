@@ -6,6 +6,7 @@
 use std::fmt;
 
 use bluff_memory::IoVec;
+use bluff_packet::Frame as Packet;
 
 use crate::Offload;
 
@@ -30,6 +31,8 @@ pub struct Frame {
     tail_len: u32,
     /// What is left to do on it.
     pub offload: Offload,
+    /// What its headers say, where somebody has read them. It is of the frame as it was then.
+    pub packet: Option<Packet>,
     /// A hash of its flow, the same in both directions; 0 where nobody has computed it.
     pub hash: u32,
 }
@@ -43,6 +46,7 @@ impl Frame {
             tail: (0, 0),
             tail_len: 0,
             offload: Offload::default(),
+            packet: None,
             hash: 0,
         }
     }
@@ -105,7 +109,9 @@ impl Frame {
             *start = moved(*start);
         }
         if let Some(gso) = &mut self.offload.gso {
-            gso.headers = moved(gso.headers);
+            for place in [&mut gso.network, &mut gso.transport, &mut gso.headers] {
+                *place = moved(*place);
+            }
         }
     }
 
@@ -199,6 +205,7 @@ impl Batch {
         frame.tail = (pieces, pieces);
         frame.tail_len = 0;
         frame.offload = Offload::default();
+        frame.packet = None;
         frame.hash = 0;
         self.len += 1;
         Some(frame)
@@ -270,6 +277,66 @@ impl Batch {
             }
         }
         done
+    }
+
+    /// Writes what follows the first `from` bytes of `before` and frame `i` together into `to`, as far as both reach; says how many bytes.
+    ///
+    /// # Safety
+    /// The memory that `to` names is mapped, and nothing in this process borrows it. Others may change it at any time.
+    #[inline]
+    pub unsafe fn write_to(&self, i: usize, before: &[u8], from: usize, to: &[IoVec]) -> usize {
+        let head = self.frames[i].head();
+        let mut place = Place {
+            to,
+            at: 0,
+            written: 0,
+        };
+        let mut skip = from;
+        for part in [before, head] {
+            if skip < part.len() {
+                let part = &part[skip..];
+                // SAFETY: borrowed, and the caller's promise for `to`.
+                unsafe { place.write(part.as_ptr(), part.len()) };
+            }
+            skip = skip.saturating_sub(part.len());
+        }
+        for piece in self.tail(i) {
+            if skip < piece.len() {
+                let start = piece.ptr().wrapping_add(skip);
+                // SAFETY: lent until the batch is cleared (contract of `lend`), and the caller's promise for `to`.
+                unsafe { place.write(start, piece.len() - skip) };
+            }
+            skip = skip.saturating_sub(piece.len());
+        }
+        place.written
+    }
+}
+
+/// Where bytes go that are written one after the other.
+struct Place<'a> {
+    to: &'a [IoVec],
+    /// How much of the first piece is full.
+    at: usize,
+    written: usize,
+}
+
+impl Place<'_> {
+    /// # Safety
+    /// `len` bytes at `from` are readable, and the pieces are writable.
+    #[inline]
+    unsafe fn write(&mut self, mut from: *const u8, mut len: usize) {
+        while len > 0
+            && let Some(piece) = self.to.first()
+        {
+            let n = (piece.len() - self.at).min(len);
+            // SAFETY: n bytes are left of both. They may overlap: a guest can have one buffer read and written.
+            unsafe { std::ptr::copy(from, piece.ptr().wrapping_add(self.at), n) };
+            from = from.wrapping_add(n);
+            (len, self.written, self.at) = (len - n, self.written + n, self.at + n);
+            if self.at == piece.len() {
+                (self.to, self.at) = (&self.to[1..], 0);
+            }
+        }
     }
 }
 

@@ -191,7 +191,7 @@ impl Local {
     #[cold]
     fn open(&mut self, home: &Arc<Home>) -> usize {
         self.ways.retain(|(_, sender)| !sender.is_closed());
-        let (sender, receiver) = mailbox::channel();
+        let (sender, receiver) = mailbox::channel(mailbox::SIZE);
         let courier = home.courier.clone();
         home.handle.send(move |cx| {
             LOCAL.with_borrow_mut(|local| local.inboxes.push(receiver));
@@ -270,6 +270,7 @@ impl Courier {
                 // One that has gone meanwhile: so have its counters.
                 let _ = outlet.deliver(batch, &which[..run.len()]);
             }
+            envelopes.len()
         });
         let open = n > 0 || !inbox.is_over();
         if open {

@@ -147,6 +147,8 @@ fn frames_reach_another_reactor_whole_and_in_order() {
                 kind: kinds[i % 4],
                 ecn: i == 4,
                 size: 1400 + i as u16,
+                network: 14,
+                transport: 34,
                 headers: 54,
             });
         }
@@ -188,8 +190,11 @@ fn a_mailbox_is_bounded() {
         let got = far.got.recv_timeout(PATIENCE).expect("it arrives");
         assert!(got.0 == frame && got.1 == i as u32);
     }
-    // There is room again.
-    far.outlet.deliver(&batch, &[0]).unwrap();
+    // There is room again, as soon as the last ones are given up.
+    let start = Instant::now();
+    while far.outlet.deliver(&batch, &[0]).is_err() {
+        assert!(start.elapsed() < PATIENCE);
+    }
     assert_eq!(far.got.recv_timeout(PATIENCE).unwrap().1, 0);
 }
 
@@ -297,6 +302,8 @@ fn places_follow_what_is_put_in_front() {
             kind: GsoKind::Tcp4,
             ecn: false,
             size: 10,
+            network: 14,
+            transport: 34,
             headers: 54,
         }),
     };
@@ -319,7 +326,7 @@ proptest! {
     fn a_mailbox_gives_back_what_was_put_in(
         script in prop::collection::vec((1usize..70_000, any::<bool>()), 1..60),
     ) {
-        let (mut sender, mut receiver) = mailbox::channel();
+        let (mut sender, mut receiver) = mailbox::channel(mailbox::SIZE);
         let mut batch = Batch::default();
         let mut out = Batch::default();
         let mut envelopes = [Envelope::default(); BATCH];
@@ -332,6 +339,7 @@ proptest! {
                     assert_eq!((to.slot, to.generation), (slot, !slot));
                     assert!(whole(batch, i).0 == source[..len]);
                 }
+                envelopes.len()
             })
         };
         for (slot, (len, taken)) in script.into_iter().enumerate() {
@@ -353,4 +361,37 @@ proptest! {
         drop(sender);
         prop_assert!(receiver.is_over());
     }
+}
+
+/// A backlog keeps its order, and what does not fit is refused.
+#[test]
+fn a_backlog_is_drained_in_portions() {
+    let mut backlog = Backlog::default();
+    let mut batch = Batch::default();
+    let frames: Vec<_> = (0..400).map(|i| bytes(i, 700 + i as usize)).collect();
+    let mut kept = 0;
+    for frame in &frames {
+        batch.clear();
+        push(&mut batch, frame, 5);
+        if !backlog.push(&batch, 0) {
+            break;
+        }
+        kept += 1;
+    }
+    assert!((100..frames.len()).contains(&kept), "{kept}");
+    let (mut seen, mut portion) = (0, 0);
+    while !backlog.is_empty() {
+        portion = (portion + 7) % 40;
+        let mut left = portion;
+        backlog.drain(|batch, i| {
+            if left == 0 {
+                return false;
+            }
+            left -= 1;
+            assert!(whole(batch, i).0 == frames[seen] && batch.frames()[i].hash == 5);
+            seen += 1;
+            true
+        });
+    }
+    assert_eq!(seen, kept);
 }

@@ -12,8 +12,16 @@
 
 pub mod config;
 mod control;
+mod control_queue;
+mod device;
+mod header;
+mod receive;
 mod settings;
+mod shared;
 pub mod spec;
+mod transmit;
 
 pub use control::{Control, Refused};
+pub use device::{Net, NetOptions, PAIRS_MAX};
+pub use header::BadHeader;
 pub use settings::{Coalescing, Hashing, MAC_TABLE, Mac, RxMode, Settings, Steer, Vlans};

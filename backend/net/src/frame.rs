@@ -103,6 +103,27 @@ impl Frame {
         self.shift(-(n as i32));
     }
 
+    /// Makes room for `bytes` behind the first `at` bytes and puts them there: a VLAN tag behind the addresses.
+    ///
+    /// # Panics
+    /// As [`Frame::prepend`], and where the head has fewer than `at` bytes.
+    pub fn insert(&mut self, at: usize, bytes: &[u8]) {
+        let n = bytes.len();
+        self.prepend(n);
+        let head = self.head_mut();
+        head.copy_within(n..n + at, 0);
+        head[at..at + n].copy_from_slice(bytes);
+    }
+
+    /// Takes `n` bytes out behind the first `at`.
+    ///
+    /// # Panics
+    /// As [`Frame::strip`].
+    pub fn remove(&mut self, at: usize, n: usize) {
+        self.head_mut().copy_within(0..at, n);
+        self.strip(n);
+    }
+
     fn shift(&mut self, by: i32) {
         let moved = |at: u16| u16::try_from(i32::from(at) + by).expect("a place in the frame");
         if let crate::Csum::Partial { start, .. } = &mut self.offload.csum {

@@ -38,6 +38,6 @@ pub use backlog::Backlog;
 pub use counters::{Cause, Counters, Direction, Drops};
 pub use frame::{BATCH, Batch, Frame, HEAD, HEADROOM, MAX_FRAME};
 pub use offload::{Csum, Gso, GsoKind, Offload, Offloads};
-pub use outlet::{Outlet, Receive, Registration};
+pub use outlet::{Outlet, Receive, Registration, all_of, distribute, places};
 pub use pair::{Null, Pair};
 pub use port::{Attributes, Lane, NetError, Port, Receivers, Steering};

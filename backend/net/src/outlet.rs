@@ -306,25 +306,24 @@ impl Actor for Courier {
     }
 }
 
-/// Hands frames over, those of one outlet together. `outlet` says where a frame goes; `done` hears for each group what became of it.
-pub(crate) fn distribute<'a>(
-    batch: &'a Batch,
-    outlet: impl Fn(usize, &'a Frame) -> Option<&'a Outlet>,
+/// Hands over the frames whose bits are set in `which`, those of one outlet together. `outlet` says where a frame goes; `done` hears
+/// for each group what became of it.
+pub fn distribute<'a>(
+    batch: &Batch,
+    which: u32,
+    outlet: impl Fn(usize, &Frame) -> Option<&'a Outlet>,
     mut done: impl FnMut(&[u8], Result<(), Cause>),
 ) {
     let mut outlets = [None; BATCH];
     let frames = batch.frames();
-    for (i, frame) in frames.iter().enumerate() {
-        outlets[i] = outlet(i, frame);
+    for i in places(which) {
+        outlets[i] = outlet(i, &frames[i]);
     }
-    let mut pending: u32 = ((1u64 << frames.len()) - 1) as u32;
+    let mut pending = which;
     while pending != 0 {
         let first = pending.trailing_zeros() as usize;
         let (mut which, mut n) = ([0; BATCH], 0);
-        let mut left = pending;
-        while left != 0 {
-            let i = left.trailing_zeros() as usize;
-            left &= left - 1;
+        for i in places(pending) {
             if outlets[i] == outlets[first] {
                 (which[n], n) = (i as u8, n + 1);
                 pending &= !(1 << i);
@@ -340,4 +339,20 @@ pub(crate) fn distribute<'a>(
             None => done(which, Err(Cause::LinkDown)),
         }
     }
+}
+
+/// The places whose bits are set.
+#[inline]
+pub fn places(mut set: u32) -> impl Iterator<Item = usize> {
+    std::iter::from_fn(move || {
+        let i = (set != 0).then(|| set.trailing_zeros() as usize)?;
+        set &= set - 1;
+        Some(i)
+    })
+}
+
+/// All frames of a batch, as a set of their places.
+#[inline]
+pub fn all_of(batch: &Batch) -> u32 {
+    ((1u64 << batch.frames().len()) - 1) as u32
 }

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use bluff_reactor::Context;
 
-use crate::outlet::distribute;
+use crate::outlet::{all_of, distribute};
 use crate::{Attributes, Batch, Counters, Lane, NetError, Offloads, Port, Receivers};
 
 /// What joined ports carry.
@@ -83,6 +83,7 @@ impl Lane for Wire {
         let sent = &self.counters.sent;
         distribute(
             batch,
+            all_of(batch),
             |_, frame| receivers.as_ref()?.outlet(frame),
             |which, result| match result {
                 Ok(()) => {

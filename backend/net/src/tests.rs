@@ -316,6 +316,13 @@ fn places_follow_what_is_put_in_front() {
     frame.strip(50);
     assert!(frame.head() == [9; 100]);
     assert_eq!(frame.offload.gso.unwrap().headers, 54);
+    // A tag behind the addresses, and out again.
+    let tag = [0x81, 0, 0, 7];
+    frame.insert(12, &tag);
+    assert_eq!(frame.head()[..16], [[9; 12].as_slice(), &tag].concat());
+    assert_eq!((frame.len(), frame.offload.gso.unwrap().transport), (104, 38));
+    frame.remove(12, 4);
+    assert!(frame.head() == [9; 100]);
     let needs = frame.offload.needs(true);
     assert_eq!(needs, Offloads::CSUM | Offloads::TSO4);
 }

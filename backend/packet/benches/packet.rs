@@ -7,7 +7,7 @@ use bluff_packet::build::{Ipv4Fields, Ipv6Fields, Writer};
 use bluff_packet::flow::{FlowHasher, FlowKey};
 use bluff_packet::toeplitz::{HashTypes, Toeplitz};
 use bluff_packet::tunnel::Vxlan;
-use bluff_packet::{EtherType, IpProto, L2, Mac, Tags, checksum, parse, parse_l2};
+use bluff_packet::{EtherType, IpProto, L2, Mac, Macs, Tags, checksum, parse, parse_l2};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 
 const TCP: [u8; 20] = [
@@ -16,8 +16,10 @@ const TCP: [u8; 20] = [
 
 fn l2(ethertype: EtherType) -> L2 {
     L2 {
-        dst: Mac([2, 0, 0, 0, 0, 2]),
-        src: Mac([2, 0, 0, 0, 0, 1]),
+        macs: Macs {
+            dst: Mac([2, 0, 0, 0, 0, 2]),
+            src: Mac([2, 0, 0, 0, 0, 1]),
+        },
         tags: Tags::NONE,
         ethertype,
     }

@@ -9,7 +9,7 @@ use crate::spec::{
     IPV4_DF, Ipv4Header, Ipv6Header, UdpHeader, VXLAN_I, VlanTag, VxlanHeader, arp_op,
 };
 use crate::tunnel::Options;
-use crate::{BuildError, EtherType, IpProto, L2, Mac, Tags, Vni, checksum};
+use crate::{BuildError, EtherType, IpProto, L2, Mac, Macs, Tags, Vni, checksum};
 
 /// Writes headers from the outside in. After an error nothing more is to be relied on in the room.
 #[derive(Debug)]
@@ -119,8 +119,7 @@ impl<'a> Writer<'a> {
     pub fn ethernet(&mut self, l2: &L2) -> Result<&mut Self, BuildError> {
         let tags = l2.tags.as_slice();
         self.put(&EthernetHeader {
-            dst: l2.dst,
-            src: l2.src,
+            macs: l2.macs,
             ethertype: tags.first().map_or(l2.ethertype, |tag| tag.tpid).0.into(),
         })?;
         for (index, tag) in tags.iter().enumerate() {
@@ -277,8 +276,10 @@ impl<'a> Writer<'a> {
         op: u16,
     ) -> Result<&mut Self, BuildError> {
         self.ethernet(&L2 {
-            dst,
-            src: arp.sender_mac,
+            macs: Macs {
+                dst,
+                src: arp.sender_mac,
+            },
             tags,
             ethertype: EtherType::ARP,
         })?

@@ -61,7 +61,7 @@ impl FlowKey {
     }
 
     fn of_link(frame: &Frame) -> Self {
-        let (src, dst) = (frame.l2.src.bits(), frame.l2.dst.bits());
+        let (src, dst) = (frame.l2.src().bits(), frame.l2.dst().bits());
         Self {
             kind: MACS | u32::from(frame.l2.ethertype.0),
             ports: 0,

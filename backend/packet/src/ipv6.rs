@@ -108,7 +108,7 @@ fn header<'a>(window: &Window<'a>, at: usize) -> Result<(&'a Ipv6Header, u16), M
 
 #[inline(always)]
 pub(crate) fn parse(window: &Window<'_>, l2: L2) -> Frame {
-    let start = l2.len();
+    let start = l2.header_len();
     let (header, payload_len) = match header(window, start) {
         Ok(header) => header,
         Err(cause) => return Frame::malformed(l2, cause),

@@ -1,5 +1,7 @@
 //! The cheap level of parsing: addresses, tags, ethertype. It is all that a switch needs.
 
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
 use crate::spec::{EthernetHeader, VlanTag};
 use crate::window::Window;
 use crate::{EtherType, Mac, Malformed};
@@ -83,13 +85,23 @@ impl Tags {
     }
 }
 
-/// What stands in front of a frame's payload.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct L2 {
+/// A frame's addresses, as they lie in it. They are one piece, so that they are copied with two moves.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
+#[repr(C)]
+pub struct Macs {
     /// Destination.
     pub dst: Mac,
     /// Source. It may be a group's, which is for the caller to refuse.
     pub src: Mac,
+}
+
+/// What stands in front of a frame's payload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct L2 {
+    /// Destination and source.
+    pub macs: Macs,
     /// The first two tags.
     pub tags: Tags,
     /// What follows the tags. With a third tag it is that tag's TPID, and nothing behind it was looked at.
@@ -97,15 +109,22 @@ pub struct L2 {
 }
 
 impl L2 {
-    /// Where the payload begins: 14, 18 or 22.
+    /// Destination.
     #[inline]
-    pub const fn len(&self) -> usize {
-        EthernetHeader::LEN + self.tags.wire_len()
+    pub const fn dst(&self) -> Mac {
+        self.macs.dst
     }
 
-    /// It never is; there for those who ask for it beside `len`.
-    pub const fn is_empty(&self) -> bool {
-        false
+    /// Source.
+    #[inline]
+    pub const fn src(&self) -> Mac {
+        self.macs.src
+    }
+
+    /// Where the payload begins: 14, 18 or 22.
+    #[inline]
+    pub const fn header_len(&self) -> usize {
+        EthernetHeader::LEN + self.tags.wire_len()
     }
 }
 
@@ -132,8 +151,7 @@ pub(crate) fn l2(window: &Window<'_>) -> Result<L2, Malformed> {
         (Tags::NONE, ethertype)
     };
     Ok(L2 {
-        dst: header.dst,
-        src: header.src,
+        macs: header.macs,
         tags,
         ethertype,
     })
@@ -176,22 +194,22 @@ mod tests {
     #[test]
     fn tags_are_taken_off_and_two_at_most() {
         let plain = parsed(&[0x0800]).unwrap();
-        assert_eq!((plain.len(), plain.ethertype), (14, EtherType::IPV4));
-        assert_eq!(plain.dst, Mac([2, 0, 0, 0, 0, 2]));
-        assert_eq!(plain.src, Mac([2, 0, 0, 0, 0, 1]));
+        assert_eq!((plain.header_len(), plain.ethertype), (14, EtherType::IPV4));
+        assert_eq!(plain.dst(), Mac([2, 0, 0, 0, 0, 2]));
+        assert_eq!(plain.src(), Mac([2, 0, 0, 0, 0, 1]));
         assert!(plain.tags.as_slice().is_empty());
 
         let one = parsed(&[0x8100, 0xe007, 0x86dd]).unwrap();
-        assert_eq!((one.len(), one.ethertype), (18, EtherType::IPV6));
+        assert_eq!((one.header_len(), one.ethertype), (18, EtherType::IPV6));
         assert_eq!(one.tags, Tags::one(Tag::customer(0xe007)));
         assert_eq!(one.tags.as_slice()[0].vlan(), 7);
 
         let two = parsed(&[0x88a8, 9, 0x8100, 7, 0x0806]).unwrap();
-        assert_eq!((two.len(), two.ethertype), (22, EtherType::ARP));
+        assert_eq!((two.header_len(), two.ethertype), (22, EtherType::ARP));
         assert_eq!(two.tags, Tags::two(Tag::service(9), Tag::customer(7)));
 
         let three = parsed(&[0x8100, 9, 0x8100, 7, 0x8100, 5, 0x0800]).unwrap();
-        assert_eq!((three.len(), three.ethertype), (22, EtherType::VLAN));
+        assert_eq!((three.header_len(), three.ethertype), (22, EtherType::VLAN));
         // The third may even be cut: nobody looks at it.
         assert!(parsed(&[0x8100, 9, 0x8100, 7, 0x8100]).is_ok());
     }

@@ -54,5 +54,5 @@ mod window;
 pub use error::{BuildError, Malformed, NoAnswer};
 pub use frame::{Arp, Fragment, Frame, Icmp, Ipv4, L3, L4, Tcp, Udp, parse};
 pub use ipv6::Ipv6;
-pub use l2::{L2, Tag, Tags, parse_l2};
+pub use l2::{L2, Macs, Tag, Tags, parse_l2};
 pub use names::{BadMac, EtherType, IpProto, Mac, Vni};

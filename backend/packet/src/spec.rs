@@ -7,7 +7,7 @@
 use zerocopy::big_endian::{U16, U32};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use crate::Mac;
+use crate::{Mac, Macs};
 
 macro_rules! wire {
     ($($(#[$doc:meta])* $name:ident, $len:literal { $($(#[$fdoc:meta])* $field:ident: $ty:ty,)* })*) => {$(
@@ -26,10 +26,8 @@ macro_rules! wire {
 wire! {
     /// Ethernet II header.
     EthernetHeader, 14 {
-        /// Destination.
-        dst: Mac,
-        /// Source.
-        src: Mac,
+        /// Destination and source.
+        macs: Macs,
         /// What follows; below 0x0600 it is a length (IEEE 802.3 §3.2.6).
         ethertype: U16,
     }

@@ -12,10 +12,9 @@ pub(crate) struct Window<'a> {
 }
 
 impl<'a> Window<'a> {
-    /// `head` begins something that has `len` bytes in all. What `head` has beyond that is no part of it.
+    /// `head` begins something that has `len` bytes in all. What `head` has beyond that is no part of it: every read looks at the end first.
     #[inline(always)]
     pub fn new(head: &'a [u8], len: usize) -> Self {
-        let head = head.get(..len).unwrap_or(head);
         Self { head, end: len }
     }
 

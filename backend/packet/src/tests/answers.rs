@@ -28,7 +28,7 @@ fn fragmentation_needed_goes_back_to_the_sender() {
         let len = fragmentation_needed(&mut room, &frame, head, ROUTER, ROUTER_V4, 1400).unwrap();
         let answer = parse(&room[..len], len).unwrap();
         assert_eq!(
-            (answer.l2.dst, answer.l2.src, answer.l2.tags),
+            (answer.l2.dst(), answer.l2.src(), answer.l2.tags),
             (A, ROUTER, tags)
         );
         let L3::Ipv4(ip) = answer.l3 else {
@@ -61,7 +61,7 @@ fn packet_too_big_goes_back_to_the_sender() {
         let len = packet_too_big(&mut room, &frame, head, ROUTER, V6_B, 1400).unwrap();
         let answer = parse(&room[..len], len).unwrap();
         assert_eq!(
-            (answer.l2.dst, answer.l2.src, answer.l2.tags),
+            (answer.l2.dst(), answer.l2.src(), answer.l2.tags),
             (A, ROUTER, tags)
         );
         assert!(matches!(answer.l3, L3::Ipv6(ip) if (ip.src, ip.dst) == (V6_B, V6_A)));

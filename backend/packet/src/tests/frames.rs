@@ -12,8 +12,8 @@ use crate::ndp::{self, Ndp};
 use crate::spec::arp_op;
 use crate::tunnel::{Geneve, Vxlan};
 use crate::{
-    Arp, BuildError, EtherType, Fragment, IpProto, L2, L3, L4, Mac, Malformed, Tag, Tags, Tcp, Vni,
-    parse,
+    Arp, BuildError, EtherType, Fragment, IpProto, L2, L3, L4, Mac, Macs, Malformed, Tag, Tags,
+    Tcp, Vni, parse,
 };
 
 #[test]
@@ -198,6 +198,20 @@ fn fragments_of_ipv6() {
 }
 
 #[test]
+fn the_first_fragment_of_a_datagram_has_the_length_of_all() {
+    let mut bytes = v4(IpProto::UDP, &udp(1, 2, &[3; 8]));
+    bytes[38..40].copy_from_slice(&3000u16.to_be_bytes());
+    assert_eq!(parsed(&bytes).l4, L4::Malformed(Malformed::UdpLength));
+    bytes[20] = 0x20;
+    let frame = parsed(&bytes);
+    assert!(
+        matches!(frame.l4, L4::Udp(udp) if udp.len == 3000),
+        "{frame:?}"
+    );
+    assert_eq!(checksum::verify(&frame, [&bytes[..]]), Verdict::Unknown);
+}
+
+#[test]
 fn the_other_versions_icmp_is_any_protocol() {
     let echo = [8, 0, 0, 0, 0, 0, 0, 0];
     assert_eq!(parsed(&v4(IpProto::ICMPV6, &echo)).l4, L4::Other);
@@ -224,7 +238,7 @@ fn arp_is_for_ipv4_on_ethernet() {
     let len = writer.arp_request(tags, &fields).unwrap().len();
     let frame = parse(&room, len).unwrap();
     assert_eq!(
-        (frame.l2.dst, frame.l2.src, frame.l2.tags),
+        (frame.l2.dst(), frame.l2.src(), frame.l2.tags),
         (Mac::BROADCAST, A, tags)
     );
     let wanted = Arp {
@@ -245,7 +259,7 @@ fn arp_is_for_ipv4_on_ethernet() {
         .unwrap()
         .len();
     let frame = parse(&room, len).unwrap();
-    assert_eq!(frame.l2.dst, B);
+    assert_eq!(frame.l2.dst(), B);
     let wanted = Arp {
         op: arp_op::REPLY,
         target_mac: B,
@@ -472,8 +486,10 @@ proptest! {
         let header = if geneve { 8 + options.len() } else { 8 };
         let udp_len = 8 + header + inner.len();
         let l2 = L2 {
-            dst: Mac(macs[0]),
-            src: Mac(macs[1]),
+            macs: Macs {
+                dst: Mac(macs[0]),
+                src: Mac(macs[1]),
+            },
             tags,
             ethertype: if six { EtherType::IPV6 } else { EtherType::IPV4 },
         };

@@ -254,6 +254,12 @@ fn ipv6_with_extension_headers_is_hashed_by_home_address_and_route() {
             card.of(Report::Tcpv6Ex, &[&a, &route, &PORTS])
         );
     }
+    // A home address that its header is too short for: what follows is no address.
+    let short = [&[6, 0, 0xc9, 16, 0, 0, 0, 0][..], &TCP].concat();
+    assert_eq!(
+        card.hash(&v6(IpProto::DEST_OPTIONS, &short), 0x1ff),
+        card.of(Report::Tcpv6Ex, &[&a, &b, &PORTS])
+    );
     // Another type of routing header.
     let (mut bytes, ..) = mobile(6, &TCP);
     bytes[54 + 24 + 2] = 0;

@@ -9,7 +9,7 @@ mod hostile;
 use core::net::{Ipv4Addr, Ipv6Addr};
 
 use crate::build::{Ipv4Fields, Ipv6Fields, Writer};
-use crate::{EtherType, Frame, IpProto, L2, Mac, Tags, parse};
+use crate::{EtherType, Frame, IpProto, L2, Mac, Macs, Tags, parse};
 
 const A: Mac = Mac([2, 0, 0, 0, 0, 1]);
 const B: Mac = Mac([2, 0, 0, 0, 0, 2]);
@@ -24,8 +24,7 @@ const TCP: [u8; 20] = [
 
 fn l2(ethertype: EtherType) -> L2 {
     L2 {
-        dst: B,
-        src: A,
+        macs: Macs { dst: B, src: A },
         tags: Tags::NONE,
         ethertype,
     }

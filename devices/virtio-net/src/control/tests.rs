@@ -344,9 +344,8 @@ fn any_commands() {
         let mut c = control(ALL);
         for _ in 0..50 {
             let mut command = vec![chance.below(8) as u8, chance.below(5) as u8];
-            let len = chance.below(60);
-            command
-                .extend((0..len).map(|_| chance.below(if len % 2 == 0 { 4 } else { 256 }) as u8));
+            let (len, small) = (chance.below(60), chance.percent(50));
+            command.extend((0..len).map(|_| chance.below(if small { 4 } else { 256 }) as u8));
             let before = c.settings().clone();
             if c.command(&command).is_err() {
                 assert_eq!(*c.settings(), before);

@@ -9,7 +9,13 @@ use std::path::Path;
 use crate::metadata::{Dependency, Workspace};
 
 /// The crates of `backend/` that are seams. Every other crate there is a concrete kind, which devices must not name.
-const SEAMS: &[&str] = &["bluff-memory", "bluff-reactor", "bluff-block"];
+const SEAMS: &[&str] = &[
+    "bluff-memory",
+    "bluff-reactor",
+    "bluff-block",
+    "bluff-net",
+    "bluff-packet",
+];
 
 /// All that the guest tests may know.
 const GUEST_TESTS_KNOW: &[&str] = &["bluff-qemu", "bluff-api"];

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use crate::mailbox::{self, Envelope};
-use crate::{BATCH, Batch};
+use crate::{BATCH, Batch, Lent};
 
 /// Bytes that may wait: a few frames of 64 KiB, or hundreds of ordinary ones.
 const SIZE: usize = 256 << 10;
@@ -47,7 +47,7 @@ impl Backlog {
     }
 
     /// Shows the frames to `take`, the first one first, until it does not take one.
-    pub fn drain(&mut self, mut take: impl FnMut(&mut Batch, usize) -> bool) {
+    pub fn drain(&mut self, mut take: impl FnMut(Lent<'_>, usize) -> bool) {
         let Some(kept) = &mut self.0 else { return };
         loop {
             let (mut shown, mut taken) = (0, 0);
@@ -57,9 +57,9 @@ impl Backlog {
                 envelopes,
                 ..
             } = &mut **kept;
-            receiver.take(batch, envelopes, |batch, all| {
+            receiver.take(batch, envelopes, |mut batch, all| {
                 shown = all.len();
-                while taken < shown && take(batch, taken) {
+                while taken < shown && take(batch.again(), taken) {
                     taken += 1;
                 }
                 taken

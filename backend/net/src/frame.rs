@@ -10,8 +10,10 @@ use bluff_packet::Frame as Packet;
 
 use crate::Offload;
 
-/// Bytes of a frame that are copied, and may be looked at: all headers lie there, or the frame is not understood.
+/// Bytes of a frame that its sender copies, and that may be looked at: all headers lie there, or the frame is not understood.
 pub const HEAD: usize = 256;
+/// The most bytes of a head: what was put in front counts too, also where the frame was copied since.
+pub const HEAD_MAX: usize = HEADROOM + HEAD;
 /// Bytes free before them, for the headers of a tunnel (Ethernet, IPv6, UDP, Geneve with options).
 pub const HEADROOM: usize = 128;
 /// The most frames of a batch.
@@ -21,7 +23,7 @@ pub const MAX_FRAME: usize = 65_535 + 14 + 8;
 
 /// A frame: its head on the card, the rest where its sender has it.
 pub struct Frame {
-    bytes: [u8; HEADROOM + HEAD],
+    bytes: [u8; HEADROOM + HEAD_MAX],
     /// Where it begins in `bytes`.
     start: u16,
     /// Where the head ends in `bytes`.
@@ -40,7 +42,7 @@ pub struct Frame {
 impl Frame {
     fn new() -> Self {
         Self {
-            bytes: [0; HEADROOM + HEAD],
+            bytes: [0; HEADROOM + HEAD_MAX],
             start: HEADROOM as u16,
             end: HEADROOM as u16,
             tail: (0, 0),
@@ -135,11 +137,6 @@ impl Frame {
             }
         }
     }
-
-    /// The places that a head can take, to be filled from the first on: [`Batch::push_with`].
-    fn room(&mut self) -> &mut [u8; HEADROOM + HEAD] {
-        &mut self.bytes
-    }
 }
 
 impl fmt::Debug for Frame {
@@ -202,7 +199,7 @@ impl Batch {
     }
 
     /// Adds a frame whose head `fill` writes into the place that it is given: `before` bytes that are not the frame's (a header of the
-    /// sender's own), and then up to [`HEAD`] bytes of it. `fill` says how many bytes it wrote in all. Nothing is added where those
+    /// sender's own), and then the first bytes of it, up to [`HEAD_MAX`]. `fill` says how many bytes it wrote in all. Nothing is added where those
     /// are not more than `before`.
     ///
     /// # Panics
@@ -216,8 +213,8 @@ impl Batch {
         assert!(before <= HEADROOM);
         let pieces = self.pieces.len() as u32;
         let frame = &mut self.frames[self.len];
-        let room = &mut frame.room()[HEADROOM - before..];
-        let filled = fill(room).min(before + HEAD);
+        let room = &mut frame.bytes[HEADROOM - before..];
+        let filled = fill(room).min(before + HEAD_MAX);
         if filled <= before {
             return None;
         }
@@ -238,16 +235,22 @@ impl Batch {
         &self.frames[self.len - 1].bytes[HEADROOM - before..HEADROOM]
     }
 
-    /// Adds a frame of at most [`HEAD`] bytes, copied.
+    /// Adds a frame of at most [`HEAD_MAX`] bytes, copied.
     ///
     /// # Panics
     /// Where it is longer, or the batch is full.
     pub fn push(&mut self, frame: &[u8]) -> Option<&mut Frame> {
-        assert!(frame.len() <= HEAD, "the rest has to be lent");
+        assert!(frame.len() <= HEAD_MAX, "the rest has to be lent");
         self.push_with(0, |room| {
             room[..frame.len()].copy_from_slice(frame);
             frame.len()
         })
+    }
+
+    /// For whoever is called with it.
+    #[inline]
+    pub fn lent(&mut self) -> Lent<'_> {
+        Lent(self)
     }
 
     /// Takes the last frame away again.
@@ -330,6 +333,36 @@ impl Batch {
             skip = skip.saturating_sub(piece.len());
         }
         place.written
+    }
+}
+
+/// A batch as those see it who are called with it: they may change heads, and may not keep what is lent.
+#[derive(Debug)]
+pub struct Lent<'a>(&'a mut Batch);
+
+impl std::ops::Deref for Lent<'_> {
+    type Target = Batch;
+
+    fn deref(&self) -> &Batch {
+        self.0
+    }
+}
+
+impl Lent<'_> {
+    /// The frames, to be changed.
+    #[inline]
+    pub fn frames_mut(&mut self) -> &mut [Frame] {
+        self.0.frames_mut()
+    }
+
+    /// For a call within the call.
+    #[inline]
+    pub fn again(&mut self) -> Lent<'_> {
+        Lent(self.0)
+    }
+
+    pub(crate) fn batch_mut(&mut self) -> &mut Batch {
+        self.0
     }
 }
 

@@ -36,7 +36,7 @@ mod tests;
 
 pub use backlog::Backlog;
 pub use counters::{Cause, Counters, Direction, Drops};
-pub use frame::{BATCH, Batch, Frame, HEAD, HEADROOM, MAX_FRAME};
+pub use frame::{BATCH, Batch, Frame, HEAD, HEAD_MAX, HEADROOM, Lent, MAX_FRAME};
 pub use offload::{Csum, Gso, GsoKind, Offload, Offloads};
 pub use outlet::{Outlet, Receive, Registration, all_of, distribute, places};
 pub use pair::{Null, Pair};

@@ -3,11 +3,13 @@
 //! Unsafe, because the ring's free bytes are not initialised, and what a batch is lent out of it is named by pointers.
 #![allow(unsafe_code)]
 
+use std::sync::atomic::{Ordering, fence};
+
 use bluff_memory::IoVec;
 use rtrb::chunks::ChunkError;
 use rtrb::{Consumer, Producer, RingBuffer};
 
-use crate::{BATCH, Batch, Csum, Gso, GsoKind, HEAD, Offload};
+use crate::{BATCH, Batch, Csum, Gso, GsoKind, Lent, Offload};
 
 /// Bytes of a mailbox: some frames of 64 KiB, thousands of small ones. Its pages cost nothing before they are used.
 pub(crate) const SIZE: usize = 1 << 20;
@@ -38,7 +40,7 @@ pub(crate) fn channel(size: usize) -> (Sender, Receiver) {
 }
 
 /// What stands before a frame. It never leaves this process.
-fn header(len: u32, to: Envelope, hash: u32, offload: &Offload) -> [u8; HEADER] {
+fn header(len: u32, head: u16, to: Envelope, hash: u32, offload: &Offload) -> [u8; HEADER] {
     let mut bytes = [0; HEADER];
     let words = [len, to.slot, to.generation, hash];
     for (at, word) in bytes.chunks_exact_mut(4).zip(words) {
@@ -70,6 +72,7 @@ fn header(len: u32, to: Envelope, hash: u32, offload: &Offload) -> [u8; HEADER] 
         network,
         transport,
         headers,
+        head,
     ];
     for (at, half) in bytes[16..].chunks_exact_mut(2).zip(halves) {
         at.copy_from_slice(&half.to_ne_bytes());
@@ -77,7 +80,7 @@ fn header(len: u32, to: Envelope, hash: u32, offload: &Offload) -> [u8; HEADER] 
     bytes
 }
 
-fn parse(bytes: &[u8; HEADER]) -> (usize, Envelope, u32, Offload) {
+fn parse(bytes: &[u8; HEADER]) -> (usize, usize, Envelope, u32, Offload) {
     let word = |i: usize| {
         let at = &bytes[4 * i..4 * i + 4];
         u32::from_ne_bytes(at.try_into().expect("four bytes"))
@@ -112,7 +115,8 @@ fn parse(bytes: &[u8; HEADER]) -> (usize, Envelope, u32, Offload) {
         slot: word(1),
         generation: word(2),
     };
-    (word(0) as usize, to, word(3), Offload { csum, gso })
+    let (len, head) = (word(0) as usize, usize::from(half(7)));
+    (len, head, to, word(3), Offload { csum, gso })
 }
 
 impl Sender {
@@ -153,7 +157,8 @@ impl Sender {
                 (at, done) = (at + n, done + n);
             }
         };
-        let before = header(len as u32, to, frame.hash, &frame.offload);
+        let head = frame.head().len() as u16;
+        let before = header(len as u32, head, to, frame.hash, &frame.offload);
         write(before.as_ptr(), HEADER);
         write(frame.head().as_ptr(), frame.head().len());
         for piece in batch.tail(i) {
@@ -175,8 +180,10 @@ impl Receiver {
 
     /// Nothing is in it, and nothing will come.
     pub(crate) fn is_over(&self) -> bool {
-        // In this order: what was put in before the writer went is seen.
-        self.ring.is_abandoned() && self.ring.is_empty()
+        // In this order, and so seen: what was put in before the writer went. The ring's own look is a relaxed one.
+        let gone = self.ring.is_abandoned();
+        fence(Ordering::Acquire);
+        gone && self.ring.is_empty()
     }
 
     /// Shows up to a batch of frames to `deliver`, and takes out as many as it says; says how many.
@@ -184,7 +191,7 @@ impl Receiver {
         &mut self,
         batch: &mut Batch,
         envelopes: &mut [Envelope; BATCH],
-        deliver: impl FnOnce(&mut Batch, &[Envelope]) -> usize,
+        deliver: impl FnOnce(Lent<'_>, &[Envelope]) -> usize,
     ) -> usize {
         let slots = self.ring.slots();
         let Ok(chunk) = self.ring.read_chunk(slots) else {
@@ -197,9 +204,8 @@ impl Receiver {
         while at < slots && n < BATCH {
             let mut bytes = [0; HEADER];
             copy(first, second, at, &mut bytes);
-            let (len, to, hash, offload) = parse(&bytes);
+            let (len, head, to, hash, offload) = parse(&bytes);
             let body = at + HEADER;
-            let head = len.min(HEAD);
             let frame = batch.push_with(0, |room| {
                 copy(first, second, body, &mut room[..head]);
                 head
@@ -213,7 +219,7 @@ impl Receiver {
             (envelopes[n], ends[n]) = (to, at);
             n += 1;
         }
-        let taken = deliver(batch, &envelopes[..n]);
+        let taken = deliver(batch.lent(), &envelopes[..n]);
         batch.clear();
         chunk.commit(taken.checked_sub(1).map_or(0, |last| ends[last]));
         taken

@@ -244,6 +244,19 @@ fn courier(cx: &mut Context<'_>) -> Arc<Home> {
     home
 }
 
+impl Drop for Courier {
+    /// The reactor has ended: this thread is no home any more, and who writes to its mailboxes is told.
+    fn drop(&mut self) {
+        // At the end of a thread there may be no table any more.
+        let gone = LOCAL.try_with(|local| {
+            let local = &mut *local.borrow_mut();
+            local.home.take_if(|home| Arc::ptr_eq(home, &self.home))?;
+            Some(std::mem::take(&mut local.inboxes))
+        });
+        drop(gone);
+    }
+}
+
 impl Courier {
     /// Delivers a batch out of mailbox `i`; says whether there was anything, and `None` where there is no such mailbox.
     fn deliver(&mut self, i: usize) -> Option<bool> {
@@ -268,7 +281,7 @@ impl Courier {
                     generation: run[0].generation,
                 };
                 // One that has gone meanwhile: so have its counters.
-                let _ = outlet.deliver(batch, &which[..run.len()]);
+                let _ = outlet.deliver(&batch, &which[..run.len()]);
             }
             envelopes.len()
         });

@@ -6,7 +6,7 @@ use std::time::Instant;
 use bluff_reactor::Context;
 
 use crate::outlet::{all_of, distribute};
-use crate::{Attributes, Batch, Counters, Lane, NetError, Offloads, Port, Receivers};
+use crate::{Attributes, Counters, Lane, Lent, NetError, Offloads, Port, Receivers};
 
 /// What joined ports carry.
 const ATTRIBUTES: Attributes = Attributes {
@@ -78,12 +78,12 @@ struct Wire {
 }
 
 impl Lane for Wire {
-    fn send(&mut self, _: Instant, batch: &mut Batch) {
+    fn send(&mut self, _: Instant, batch: Lent<'_>) {
         let receivers = self.there.lock().clone();
         let sent = &self.counters.sent;
         distribute(
-            batch,
-            all_of(batch),
+            &batch,
+            all_of(&batch),
             |_, frame| receivers.as_ref()?.outlet(frame),
             |which, result| match result {
                 Ok(()) => {
@@ -117,5 +117,5 @@ impl Port for Null {
 struct Hole;
 
 impl Lane for Hole {
-    fn send(&mut self, _: Instant, _: &mut Batch) {}
+    fn send(&mut self, _: Instant, _: Lent<'_>) {}
 }

@@ -267,7 +267,7 @@ fn a_pair_carries_both_ways_by_the_hash() {
     for hash in [0, u32::MAX, 1, 0x8000_0000] {
         push(&mut batch, &[7; 60], hash);
     }
-    lane.send(Instant::now(), &mut batch);
+    lane.send(Instant::now(), batch.lent());
     let hashes = |got: &std::sync::mpsc::Receiver<Got>| {
         let two = [got.recv_timeout(PATIENCE), got.recv_timeout(PATIENCE)];
         two.map(|g| g.unwrap().1)
@@ -276,7 +276,7 @@ fn a_pair_carries_both_ways_by_the_hash() {
     assert_eq!(hashes(&got_second), [u32::MAX, 0x8000_0000]);
     // Nobody is at the other end.
     let mut lane = b.open(&mut reactor.context(), 0).unwrap();
-    lane.send(Instant::now(), &mut batch);
+    lane.send(Instant::now(), batch.lent());
     assert!(far.got.try_recv().is_err() && got_second.try_recv().is_err());
     // To oneself.
     let loopback = Pair::loopback();
@@ -285,7 +285,7 @@ fn a_pair_carries_both_ways_by_the_hash() {
         steering: Steering::Spread(1),
     }));
     let mut lane = loopback.open(&mut reactor.context(), 0).unwrap();
-    lane.send(Instant::now(), &mut batch);
+    lane.send(Instant::now(), batch.lent());
     assert_eq!(far.got.recv_timeout(PATIENCE).unwrap().1, 0);
 }
 
@@ -320,7 +320,10 @@ fn places_follow_what_is_put_in_front() {
     let tag = [0x81, 0, 0, 7];
     frame.insert(12, &tag);
     assert_eq!(frame.head()[..16], [[9; 12].as_slice(), &tag].concat());
-    assert_eq!((frame.len(), frame.offload.gso.unwrap().transport), (104, 38));
+    assert_eq!(
+        (frame.len(), frame.offload.gso.unwrap().transport),
+        (104, 38)
+    );
     frame.remove(12, 4);
     assert!(frame.head() == [9; 100]);
     let needs = frame.offload.needs(true);
@@ -344,7 +347,7 @@ proptest! {
                 for (i, to) in envelopes.iter().enumerate() {
                     let (slot, len) = waiting.pop_front().expect("no more than went in");
                     assert_eq!((to.slot, to.generation), (slot, !slot));
-                    assert!(whole(batch, i).0 == source[..len]);
+                    assert!(whole(&batch, i).0 == source[..len]);
                 }
                 envelopes.len()
             })
@@ -395,7 +398,7 @@ fn a_backlog_is_drained_in_portions() {
                 return false;
             }
             left -= 1;
-            assert!(whole(batch, i).0 == frames[seen] && batch.frames()[i].hash == 5);
+            assert!(whole(&batch, i).0 == frames[seen] && batch.frames()[i].hash == 5);
             seen += 1;
             true
         });

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, Guard};
 use bluff_net::{Attributes, Drops, Lane, NetError, Offloads, Port, Receivers};
-use bluff_packet::FlowHasher;
+use bluff_packet::flow::FlowHasher;
 use bluff_reactor::Context;
 
 use crate::bucket::{Bucket, Rate};
@@ -121,7 +121,10 @@ impl Meter {
     #[inline]
     pub(crate) fn take(&self, frames: u64, bytes: u64) {
         self.with(|buckets| {
-            for (bucket, n) in [(&mut buckets.bits, 8 * bytes), (&mut buckets.frames, frames)] {
+            for (bucket, n) in [
+                (&mut buckets.bits, 8 * bytes),
+                (&mut buckets.frames, frames),
+            ] {
                 if let Some(bucket) = bucket {
                     bucket.take(n);
                 }
@@ -219,7 +222,8 @@ impl Network {
         let _editing = self.edit();
         let mut table = Table::clone(&self.table());
         let free = table.members.iter().position(Option::is_none);
-        let number = u16::try_from(free.unwrap_or(table.members.len())).map_err(|_| NetError::Gone)?;
+        let number =
+            u16::try_from(free.unwrap_or(table.members.len())).map_err(|_| NetError::Gone)?;
         let now = Instant::now();
         let member = Arc::new(Member {
             number,
@@ -286,7 +290,11 @@ impl NetworkPort {
 
 impl fmt::Debug for NetworkPort {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "NetworkPort({}.{})", self.network.name, self.member.number)
+        write!(
+            f,
+            "NetworkPort({}.{})",
+            self.network.name, self.member.number
+        )
     }
 }
 

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bluff_net::{BATCH, Batch, Cause, Frame, HEAD, Lane, all_of, distribute, places};
-use bluff_packet::{FlowKey, Frame as Packet, L3, icmp, parse};
+use bluff_packet::flow::FlowKey;
+use bluff_packet::{Frame as Packet, L3, icmp, parse};
 
 use crate::bucket::{Bucket, Rate};
 use crate::fdb::{Key, Place};
@@ -56,7 +57,13 @@ impl Switch {
     /// # Errors
     /// Why it goes nowhere.
     #[inline]
-    fn judge(&mut self, table: &Table, tick: u32, now: Instant, frame: &mut Frame) -> Result<Way, Cause> {
+    fn judge(
+        &mut self,
+        table: &Table,
+        tick: u32,
+        now: Instant,
+        frame: &mut Frame,
+    ) -> Result<Way, Cause> {
         let packet = match frame.packet {
             Some(packet) => packet,
             None => parse(frame.head(), frame.len()).map_err(|_| Cause::Malformed)?,
@@ -73,14 +80,21 @@ impl Switch {
                 frame.insert(ADDRESSES, &[0x81, 0, a, b]);
                 vlan
             }
-            None => packet.l2.tags.as_slice().first().map_or(0, |tag| tag.vlan()),
+            None => packet
+                .l2
+                .tags
+                .as_slice()
+                .first()
+                .map_or(0, |tag| tag.vlan()),
         };
         frame.hash = self.network.hasher.hash(&FlowKey::new(&packet));
         let (source, to) = (packet.l2.src(), packet.l2.dst());
         let here = Place::Port(self.member.number);
         // What cannot be learnt is flooded later; it is no reason to drop a frame. But where an address is known to be elsewhere for
         // good, somebody takes it.
-        if let Err(crate::Refused::Fixed) = self.network.fdb.see(Key::new(source.0, vlan), here, tick) {
+        if let Err(crate::Refused::Fixed) =
+            self.network.fdb.see(Key::new(source.0, vlan), here, tick)
+        {
             return Err(Cause::Spoofed);
         }
         if !to.is_multicast()

@@ -11,6 +11,7 @@ use bluff_virtio::{
 
 use crate::control::{COMMAND_MAX, Effect};
 use crate::device::State as Device;
+use crate::shared::Shared;
 use crate::spec::{ACK_ERR, ACK_OK};
 use crate::transmit::{State, apply};
 
@@ -25,6 +26,7 @@ pub(crate) struct Commands {
     state: State,
     enabled: bool,
     device: Arc<Mutex<Device>>,
+    shared: Arc<Shared>,
     tell: Tell,
     chain: Chain,
     bytes: Box<[u8]>,
@@ -36,6 +38,7 @@ impl Commands {
         queue: Queue,
         enabled: bool,
         device: Arc<Mutex<Device>>,
+        shared: Arc<Shared>,
         tell: Tell,
     ) -> Self {
         let Wiring { line, mailbox } = wiring;
@@ -46,6 +49,7 @@ impl Commands {
             state: State::Running,
             enabled,
             device,
+            shared,
             tell,
             chain: Chain::default(),
             // One more than the longest, so that a longer one is seen to be.
@@ -79,19 +83,26 @@ impl Commands {
     fn obey(&mut self) -> u32 {
         // Read once: what is checked is what is obeyed.
         let len = self.chain.read_front(&mut self.bytes);
-        let (answer, news) = {
+        let (answer, news, pairs) = {
             let mut device = self.device.lock().expect("nothing panics with it");
-            let mac = device.control.settings().mac;
+            let before = device.control.settings();
+            let (mac, used) = (before.mac, before.transmit());
             match device.control.command(&self.bytes[..len]) {
                 Ok(effect) => {
                     let announced = effect == Effect::Announced;
                     device.announce &= !announced;
-                    let news = announced || device.control.settings().mac != mac;
-                    (Ok(effect), news)
+                    let after = device.control.settings();
+                    let news = announced || after.mac != mac;
+                    let pairs = (after.transmit() != used).then(|| after.transmit());
+                    (Ok(effect), news, pairs)
                 }
-                Err(e) => (Err(e), false),
+                Err(e) => (Err(e), false, None),
             }
         };
+        if let Some(pairs) = pairs {
+            // In force before the driver sees that it was obeyed.
+            self.shared.set_used(Some(pairs));
+        }
         if news {
             (self.tell)(DeviceEvent::ConfigChanged);
         }

@@ -1,6 +1,7 @@
 //! The device, as its attachment sees it.
 
 use std::fmt;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use bluff_net::{Counters, NetError, Port};
@@ -14,7 +15,7 @@ use zerocopy::IntoBytes;
 use crate::config::{SPEED_UNKNOWN, Shown, config};
 use crate::control::Control;
 use crate::control_queue::Commands;
-use crate::receive::{Receiving, Shape, header_len};
+use crate::receive::{Receiving, Shape};
 use crate::settings::Mac;
 use crate::shared::Shared;
 use crate::spec::{Config, DEVICE_ID, feature};
@@ -53,8 +54,6 @@ pub struct Net {
 /// What drivers and operators set.
 pub(crate) struct State {
     pub(crate) control: Control,
-    /// The operator's wish.
-    link: bool,
     /// The driver is asked to announce itself.
     pub(crate) announce: bool,
 }
@@ -99,7 +98,6 @@ impl Net {
             lines: (0..count).map(|_| Arc::default()).collect(),
             state: Arc::new(Mutex::new(State {
                 control: Control::new(options.mac, options.pairs),
-                link: true,
                 announce: false,
             })),
             options,
@@ -120,9 +118,9 @@ impl Net {
         self.state.lock().expect("nothing panics with it")
     }
 
-    /// The operator plugs the cable in, or pulls it out.
+    /// The operator plugs the cable in, or pulls it out: no frame passes any more, and a driver that can is told.
     pub fn set_link(&mut self, up: bool) {
-        let changed = std::mem::replace(&mut self.state().link, up) != up;
+        let changed = self.shared.link.swap(up, Ordering::Relaxed) != up;
         if changed {
             self.queues.teller()(DeviceEvent::ConfigChanged);
         }
@@ -142,12 +140,19 @@ impl Net {
         }
     }
 
+    /// A driver with a control queue says there how many pairs it uses, and begins with one; of others the front end knows (§5.1.5).
+    fn tell_used(&self) {
+        let says = feature::CTRL_VQ | feature::MQ;
+        let begins = self.features & says == says;
+        self.shared.set_used(begins.then_some(1));
+    }
+
     fn shown(&self) -> Shown {
         let state = self.state();
         let attributes = self.shared.port.attributes();
         Shown {
             mac: state.control.settings().mac,
-            link: state.link && attributes.link,
+            link: self.shared.link.load(Ordering::Relaxed) && attributes.link,
             announce: state.announce,
             pairs: self.options.pairs,
             mtu: attributes.mtu,
@@ -202,6 +207,7 @@ impl VirtioDevice for Net {
     fn set_features(&mut self, features: u64) {
         self.features = features;
         self.state().control.reset(features);
+        self.tell_used();
     }
 
     fn config_len(&self) -> u32 {
@@ -261,11 +267,17 @@ impl VirtioDevice for Net {
                         Ok(lane) => lane,
                         Err(e) => return Err((e.into(), wiring)),
                     };
-                    let header = header_len(setup.features);
-                    let out = Outward::new(lane, setup.features, header, shared.counters(pair));
+                    let out = Outward::new(lane, setup.features, pair, &shared);
                     Box::new(Transmit::new(wiring, queue, setup.enabled, out))
                 }
-                Role::Control => Box::new(Commands::new(wiring, queue, setup.enabled, state, tell)),
+                Role::Control => Box::new(Commands::new(
+                    wiring,
+                    queue,
+                    setup.enabled,
+                    state,
+                    shared,
+                    tell,
+                )),
             };
             Ok(worker)
         };
@@ -282,16 +294,19 @@ impl VirtioDevice for Net {
 
     fn reset(&mut self) {
         self.features = 0;
-        let mut state = self.state();
-        state.control.reset(0);
-        state.announce = false;
+        {
+            let mut state = self.state();
+            state.control.reset(0);
+            state.announce = false;
+        }
+        self.tell_used();
     }
 
     fn save(&self) -> Vec<u8> {
         let state = self.state();
         vec![
             STATE_VERSION,
-            u8::from(state.link),
+            u8::from(self.shared.link.load(Ordering::Relaxed)),
             u8::from(state.announce),
         ]
     }
@@ -300,8 +315,8 @@ impl VirtioDevice for Net {
         let [STATE_VERSION, link @ (0 | 1), announce @ (0 | 1)] = saved else {
             return Err(DeviceError::State);
         };
-        let mut state = self.state();
-        (state.link, state.announce) = (*link == 1, *announce == 1);
+        self.shared.link.store(*link == 1, Ordering::Relaxed);
+        self.state().announce = *announce == 1;
         Ok(())
     }
 

@@ -42,8 +42,7 @@ pub fn offload(
             return Err(BadHeader::NotNegotiated);
         }
         let (start, offset) = (header.csum_start.get(), header.csum_offset.get());
-        let place = usize::from(start) + usize::from(offset);
-        if place + 2 > head {
+        if !may_complete(usize::from(start), usize::from(offset), packet, head) {
             return Err(BadHeader::Checksum);
         }
         offload.csum = Csum::Partial { start, offset };
@@ -53,6 +52,29 @@ pub fn offload(
     }
     Ok(offload)
 }
+
+/// Whether a checksum may be completed there. It is written after the frame was checked, and its sender can make it any value: so it may not lie where
+/// anything was checked, but in the field of the transport's header, or behind that header, where a guest has a tunnel of its own.
+fn may_complete(start: usize, offset: usize, packet: &Packet, head: usize) -> bool {
+    let Some(transport) = packet.l4_offset() else {
+        return false;
+    };
+    let own = |field: usize| (start, offset) == (transport, field);
+    let behind = |len: u8| start >= transport + usize::from(len);
+    let allowed = match &packet.l4 {
+        L4::Tcp(tcp) => own(16) || behind(tcp.header_len),
+        L4::Udp(_) => own(6) || behind(8),
+        // GRE, IP in IP: nothing of it was looked at.
+        L4::Other => start >= transport,
+        L4::None | L4::Fragment | L4::Icmp(_) | L4::Icmpv6(_) | L4::Malformed(_) => false,
+    };
+    allowed && start + offset + 2 <= head
+}
+
+/// The least bytes of payload of a segment of TCP: no path is so narrow, and each costs as much as a frame.
+const TCP_MIN: u16 = 48;
+/// The most datagrams that a frame stands for, as Linux has it.
+const UDP_MOST: usize = 128;
 
 /// How a frame is to be cut.
 fn cut(
@@ -95,14 +117,19 @@ fn cut(
     if header.gso_size.get() == 0 || headers > head || headers >= len {
         return Err(bad);
     }
-    Ok(Gso {
+    let gso = Gso {
         kind,
         ecn,
         size: header.gso_size.get(),
         network: packet.l3_offset() as u16,
         transport: transport as u16,
         headers: headers as u16,
-    })
+    };
+    let many = match kind {
+        GsoKind::Udp => gso.segments(len) > UDP_MOST,
+        GsoKind::Tcp4 | GsoKind::Tcp6 => gso.size < TCP_MIN,
+    };
+    if many { Err(bad) } else { Ok(gso) }
 }
 
 /// What stands before a received frame (§5.1.6.4.1). `csum`: GUEST_CSUM was negotiated.

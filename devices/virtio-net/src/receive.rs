@@ -10,10 +10,12 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Receiver;
+use std::time::{Duration, Instant};
 
 use bluff_memory::IoVec;
-use bluff_net::{Backlog, Batch, Cause, Counters, Frame, Offloads, Receive, Registration};
+use bluff_net::{Backlog, Batch, Cause, Counters, Frame, Lent, Offloads, Receive, Registration};
 use bluff_reactor::{Actor, Context, Event, Turn, Waker};
 use bluff_virtio::{
     Chain, Line, Message, Pop, Queue, QueueChange, Ring, RingError, StoppedQueue, Wiring, with_ring,
@@ -25,8 +27,12 @@ use crate::shared::Shared;
 use crate::spec::{HashReport, Header, feature};
 use crate::transmit::{State, apply};
 
-/// Chains that are looked at for one frame without finding room: who gives empty ones for ever is left alone.
-const USELESS: usize = 64;
+/// Descriptors that are looked at in one call. A driver that makes more of them for its buffers waits for our next turn, and not its neighbours for it.
+const DESCRIPTORS: usize = 4096;
+/// Chains that are kept to be filled again: of what a driver had, as they keep the size that they have grown to.
+const FREE: usize = 64;
+/// How long the first frame that waits may stay the first: then the driver does not want it, or can never have room for it.
+const STUCK: Duration = Duration::from_secs(1);
 
 /// What a driver has negotiated of received frames.
 #[derive(Clone, Copy, Debug)]
@@ -90,7 +96,8 @@ pub(crate) struct Inward {
     line: Line,
     shape: Shape,
     counters: Arc<Counters>,
-    /// Chains that were popped and have not been used, with the bytes that they take, the first one first.
+    /// Chains that were popped and have not been used, the first one first, with the bytes that they take: 0 of one that cannot be used, which
+    /// goes back to the driver in its turn.
     held: VecDeque<(Chain, usize)>,
     free: Vec<Chain>,
     backlog: Backlog,
@@ -106,66 +113,91 @@ pub(crate) struct Inward {
     error: Option<RingError>,
     /// The ring must not be touched any more.
     broken: bool,
+    /// Descriptors that may still be looked at in this call.
+    budget: usize,
+    /// The cable is plugged in.
+    link: Arc<AtomicBool>,
+    /// Since when the first frame that waits has been the first.
+    stuck: Option<Instant>,
 }
 
 impl Inward {
-    /// Pops another chain into `held`; `false` where there is none.
+    /// Pops another chain into `held`; `false` where there is none, or this call has looked at enough.
     fn pop(&mut self) -> Result<bool, RingError> {
-        for _ in 0..USELESS {
-            let mut chain = self.free.pop().unwrap_or_default();
-            let bad = match with_ring!(&mut self.queue, ring => ring.pop(&mut chain))? {
-                Pop::Empty => {
-                    self.free.push(chain);
-                    return Ok(false);
-                }
-                Pop::Chain => {
-                    let room = IoVec::total(chain.writable()) as usize;
-                    if room >= self.shape.header {
-                        self.held.push_back((chain, room));
-                        return Ok(true);
-                    }
-                    "shorter than a header".to_owned()
-                }
-                Pop::Bad(e) => e.to_string(),
-            };
-            log::debug!("a buffer that cannot be used: {bad}");
-            with_ring!(&mut self.queue, ring => ring.complete(&chain, 0));
-            self.dirty = true;
+        if self.budget == 0 {
+            return Ok(false);
+        }
+        let mut chain = self.free.pop().unwrap_or_default();
+        let room = match with_ring!(&mut self.queue, ring => ring.pop(&mut chain))? {
+            Pop::Empty => {
+                self.free.push(chain);
+                return Ok(false);
+            }
+            Pop::Chain => IoVec::total(chain.writable()) as usize,
+            Pop::Bad(_) => 0,
+        };
+        self.budget = self.budget.saturating_sub(1 + chain.walked() as usize);
+        // One that has no room for a header has none for a frame.
+        let room = if room < self.shape.header { 0 } else { room };
+        self.held.push_back((chain, room));
+        self.return_useless();
+        Ok(true)
+    }
+
+    /// Gives back what cannot be used, as far as it is its turn.
+    fn return_useless(&mut self) {
+        while let Some((_, 0)) = self.held.front() {
+            let (chain, _) = self.held.pop_front().expect("it was there");
+            self.complete(chain, 0);
+        }
+    }
+
+    fn complete(&mut self, chain: Chain, written: usize) {
+        with_ring!(&mut self.queue, ring => ring.complete(&chain, written as u32));
+        self.dirty = true;
+        if self.free.len() < FREE {
             self.free.push(chain);
         }
-        Ok(false)
     }
 
     /// Writes a frame that the driver takes as it is.
     fn put(&mut self, batch: &Batch, i: usize) -> Result<Put, RingError> {
         let frame = &batch.frames()[i];
         let total = self.shape.header + frame.len();
-        let (mut room, mut count) = (0, 0);
-        while room < total && (count == 0 || self.shape.mergeable) {
-            if count == self.held.len() && !self.pop()? {
-                return Ok(Put::NoRoom);
+        // `looked`: how many of the chains that are held were counted. `buffers`: how many of them can be used.
+        let (mut room, mut looked, mut buffers) = (0, 0, 0u16);
+        while room < total && (buffers == 0 || self.shape.mergeable) {
+            if looked == self.held.len() {
+                if !self.pop()? {
+                    return Ok(Put::NoRoom);
+                }
+                // One that cannot be used is gone again, or is the last one now.
+                continue;
             }
-            room += self.held[count].1;
-            count += 1;
+            let here = self.held[looked].1;
+            (room, looked) = (room + here, looked + 1);
+            buffers += u16::from(here > 0);
         }
         if room < total {
             return Ok(Put::TooLong);
         }
         let mut bytes = [0; HEADER_MAX];
         let mut first = header(&frame.offload, self.shape.takes.contains(Offloads::CSUM));
-        first.num_buffers.set(count as u16);
+        first.num_buffers.set(buffers);
         bytes[..size_of::<Header>()].copy_from_slice(first.as_bytes());
         let before = &bytes[..self.shape.header];
         let mut done = 0;
-        for _ in 0..count {
-            let (mut chain, _) = self.held.pop_front().expect("so many");
-            // SAFETY: the chain's buffers belong to the ring's epoch, which the ring keeps; nothing borrows guest memory.
-            let written = unsafe { batch.write_to(i, before, done, chain.fill()) };
+        for _ in 0..looked {
+            let (mut chain, room) = self.held.pop_front().expect("so many");
+            let written = match room {
+                0 => 0,
+                // SAFETY: the chain's buffers belong to the ring's epoch, which the ring keeps; nothing borrows guest memory.
+                _ => unsafe { batch.write_to(i, before, done, chain.fill()) },
+            };
             done += written;
-            with_ring!(&mut self.queue, ring => ring.complete(&chain, written as u32));
-            self.free.push(chain);
+            self.complete(chain, written);
         }
-        self.dirty = true;
+        self.return_useless();
         self.counters.received.passed(1, frame.len() as u64);
         Ok(Put::Done)
     }
@@ -180,13 +212,13 @@ impl Inward {
         let mut scratch = self.scratch.take().unwrap_or_default();
         let complete = !self.shape.takes.contains(Offloads::CSUM);
         let mut result = Ok(());
-        let mut each = |batch: &mut Batch| {
+        let mut each = |mut batch: Lent<'_>| {
             for i in 0..batch.frames().len() {
                 if complete {
                     batch.complete_checksum(i);
                 }
                 if result.is_ok() {
-                    result = self.queue_up(batch, i);
+                    result = self.queue_up(&batch, i);
                 }
             }
         };
@@ -200,7 +232,7 @@ impl Inward {
                 }
                 // SAFETY: lent as long as `batch`, and cleared below.
                 unsafe { scratch.lend(batch.tail(i)) };
-                each(&mut scratch);
+                each(scratch.lent());
             }
         }
         scratch.clear();
@@ -227,15 +259,16 @@ impl Inward {
 
     /// Writes frames that waited, as far as there are buffers.
     fn flush(&mut self) -> Result<bool, RingError> {
-        if self.backlog.is_empty() {
+        if self.backlog.is_empty() || self.broken {
             return Ok(false);
         }
+        self.budget = DESCRIPTORS;
         let mut backlog = std::mem::take(&mut self.backlog);
         let (mut worked, mut result) = (false, Ok(()));
-        backlog.drain(|batch, i| match self.put(batch, i) {
+        backlog.drain(|batch, i| match self.put(&batch, i) {
             Ok(Put::NoRoom) => false,
             Ok(Put::Done) => {
-                worked = true;
+                (worked, self.stuck) = (true, None);
                 true
             }
             Ok(Put::TooLong) => {
@@ -259,6 +292,17 @@ impl Inward {
         if std::mem::take(&mut self.dirty) && with_ring!(&mut self.queue, ring => ring.publish()) {
             self.line.notify();
         }
+    }
+
+    /// The first frame that waits has had its time: it is dropped, and the next one is tried.
+    fn give_up_stuck(&mut self, now: Instant) {
+        if self.stuck.is_none_or(|since| now < since + STUCK) {
+            return;
+        }
+        self.stuck = None;
+        let mut first = true;
+        self.backlog.drain(|_, _| std::mem::take(&mut first));
+        self.counters.received.drops.add(Cause::NoBuffers, 1);
     }
 
     /// Puts chains back that were not used: nothing is in flight.
@@ -290,10 +334,11 @@ fn is_ipv4(frame: &Frame) -> bool {
 
 impl Receive for Inward {
     fn receive(&mut self, batch: &Batch, which: &[u8]) {
-        if !self.open {
+        if !self.open || self.broken || !self.link.load(Ordering::Relaxed) {
             let drops = &self.counters.received.drops;
             return drops.add(Cause::LinkDown, which.len() as u64);
         }
+        self.budget = DESCRIPTORS;
         for i in which {
             if let Err(e) = self.offer(batch, usize::from(*i)) {
                 return self.fail(e);
@@ -339,6 +384,9 @@ impl Receiving {
             scratch: None,
             error: None,
             broken: false,
+            budget: 0,
+            link: shared.link.clone(),
+            stuck: None,
         }));
         let registration = Registration::new(cx, inward.clone());
         let this = Self {
@@ -377,12 +425,14 @@ impl Receiving {
                         inward.fail(e);
                     }
                 }
-                Message::Stop(_, done) => {
+                Message::Stop(stop, done) => {
                     self.state = State::Stopped;
                     self.tell_port();
                     self.registration = None;
                     let inward = &mut *self.inward.borrow_mut();
                     inward.open = false;
+                    // After a reset nothing is written any more, not even what was to be given back.
+                    inward.broken |= !stop.answer;
                     inward.let_go();
                     let waited = inward.backlog.clear();
                     inward.counters.received.drops.add(Cause::LinkDown, waited);
@@ -399,7 +449,11 @@ impl Actor for Receiving {
         match event {
             Event::Ready { .. } => self.inward.borrow().line.kicked(),
             Event::Woken => self.take_messages(cx),
-            Event::Timer { .. } => {}
+            Event::Timer { .. } => self.inward.borrow_mut().give_up_stuck(cx.now()),
+        }
+        let inward = &mut *self.inward.borrow_mut();
+        if self.state == State::Running && !inward.broken {
+            with_ring!(&mut inward.queue, ring => ring.disable_notifications());
         }
     }
 
@@ -427,9 +481,14 @@ impl Actor for Receiving {
 
     fn arm(&mut self, cx: &mut Context<'_>) -> bool {
         let inward = &mut *self.inward.borrow_mut();
-        if !inward.open || inward.backlog.is_empty() {
+        if !inward.open || inward.broken || inward.backlog.is_empty() {
             // Buffers that come are found by the frame that needs them.
+            inward.stuck = None;
             return true;
+        }
+        if inward.stuck.is_none() {
+            inward.stuck = Some(cx.now());
+            cx.timer(cx.id(), cx.now() + STUCK, 0);
         }
         inward.line.doze(cx);
         let more = with_ring!(&mut inward.queue, ring => ring.enable_notifications());

@@ -1,5 +1,6 @@
 //! What the workers of a device share.
 
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
 use bluff_net::{Counters, Outlet, Port, Receivers, Steering};
@@ -9,8 +10,18 @@ use bluff_net::{Counters, Outlet, Port, Receivers, Steering};
 pub(crate) struct Shared {
     pub(crate) port: Arc<dyn Port>,
     counters: Vec<Arc<Counters>>,
+    /// The cable is plugged in.
+    pub(crate) link: Arc<AtomicBool>,
+    ways: Mutex<Ways>,
+}
+
+/// Where frames for the device go.
+#[derive(Debug)]
+struct Ways {
     /// By pair: where its receive queue is reached, while it takes frames.
-    outlets: Mutex<Vec<Option<Outlet>>>,
+    outlets: Vec<Option<Outlet>>,
+    /// How many pairs the driver uses, where it has said so.
+    used: Option<u16>,
 }
 
 impl Shared {
@@ -18,7 +29,11 @@ impl Shared {
         Self {
             port,
             counters: (0..pairs).map(|_| Arc::default()).collect(),
-            outlets: Mutex::new((0..pairs).map(|_| None).collect()),
+            link: Arc::new(AtomicBool::new(true)),
+            ways: Mutex::new(Ways {
+                outlets: (0..pairs).map(|_| None).collect(),
+                used: None,
+            }),
         }
     }
 
@@ -33,17 +48,23 @@ impl Shared {
 
     /// A receive queue takes frames from now on, or does not any more.
     pub(crate) fn set_outlet(&self, pair: u16, outlet: Option<Outlet>) {
-        let mut outlets = self.outlets.lock().expect("nothing panics with it");
-        let place = &mut outlets[usize::from(pair)];
-        if *place == outlet {
-            return;
-        }
-        *place = outlet;
+        self.change(|ways| ways.outlets[usize::from(pair)] = outlet);
+    }
+
+    /// The driver uses so many pairs; `None`: all that are started.
+    pub(crate) fn set_used(&self, used: Option<u16>) {
+        self.change(|ways| ways.used = used);
+    }
+
+    fn change(&self, what: impl FnOnce(&mut Ways)) {
+        let mut ways = self.ways.lock().expect("nothing panics with it");
+        what(&mut ways);
         // A driver uses its first queues (§5.1.6.5.5).
-        let served = outlets.iter().take_while(|o| o.is_some()).count();
+        let served = ways.outlets.iter().take_while(|o| o.is_some()).count() as u16;
+        let used = ways.used.unwrap_or(served);
         self.port.set_receivers(Arc::new(Receivers {
-            queues: outlets.clone(),
-            steering: Steering::Spread((served as u16).max(1)),
+            queues: ways.outlets.clone(),
+            steering: Steering::Spread(served.min(used).max(1)),
         }));
     }
 }

@@ -7,6 +7,7 @@
 #![allow(unsafe_code)]
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Receiver;
 use std::time::Instant;
 
@@ -18,10 +19,14 @@ use bluff_virtio::{
 use zerocopy::FromBytes;
 
 use crate::header::offload;
+use crate::receive::header_len;
+use crate::shared::Shared;
 use crate::spec::Header;
 
 /// Bytes after which a turn takes no more frames.
 const BYTES: usize = 256 << 10;
+/// What a segment counts.
+const SEGMENT: usize = 64;
 /// What a descriptor counts: a chain of as many as a ring has is a turn of its own.
 const DESCRIPTOR: usize = 256;
 
@@ -32,22 +37,20 @@ pub(crate) struct Outward {
     /// Bytes of the header before each frame.
     pub(crate) header: usize,
     pub(crate) counters: Arc<Counters>,
+    /// The cable is plugged in.
+    pub(crate) link: Arc<AtomicBool>,
     batch: Batch,
     chains: Vec<Chain>,
 }
 
 impl Outward {
-    pub(crate) fn new(
-        lane: Box<dyn Lane>,
-        features: u64,
-        header: usize,
-        counters: Arc<Counters>,
-    ) -> Self {
+    pub(crate) fn new(lane: Box<dyn Lane>, features: u64, pair: u16, shared: &Shared) -> Self {
         Self {
             lane,
             features,
-            header,
-            counters,
+            header: header_len(features),
+            counters: shared.counters(pair),
+            link: shared.link.clone(),
             batch: Batch::default(),
             chains: (0..BATCH).map(|_| Chain::default()).collect(),
         }
@@ -85,7 +88,7 @@ impl Outward {
             let lens = self.batch.frames().iter().map(|f| f.len() as u64);
             let frames = self.batch.frames().len() as u64;
             self.counters.sent.passed(frames, lens.sum());
-            self.lane.send(now, &mut self.batch);
+            self.lane.send(now, self.batch.lent());
             self.batch.clear();
         }
         // Nothing uses what they lent any more.
@@ -130,7 +133,8 @@ impl Outward {
             Ok((packet, offload)) => {
                 frame.offload = offload;
                 frame.packet = Some(packet);
-                len
+                // Whoever has to cut it pays for each segment.
+                len + offload.gso.map_or(0, |gso| SEGMENT * gso.segments(len))
             }
             Err(()) => {
                 self.batch.pop();
@@ -230,7 +234,13 @@ impl Actor for Transmit {
     fn event(&mut self, cx: &mut Context<'_>, event: Event) {
         match event {
             Event::Ready { .. } => self.line.kicked(),
-            Event::Woken => self.take_messages(cx),
+            Event::Woken => {
+                self.take_messages(cx);
+                // What was waited for may not hold any more.
+                if let State::Waiting(_) = self.state {
+                    self.state = State::Running;
+                }
+            }
             Event::Timer { .. } => {}
         }
         if self.state == State::Running {
@@ -254,7 +264,8 @@ impl Actor for Transmit {
             return Turn::Idle;
         }
         // What comes while it is disabled is taken and dropped, as a cable that is not plugged in would.
-        let (out, open) = (&mut self.out, self.enabled);
+        let out = &mut self.out;
+        let open = self.enabled && out.link.load(Ordering::Relaxed);
         match with_ring!(&mut self.queue, ring => out.batch(&mut **ring, now, open)) {
             Ok((worked, notify)) => {
                 if notify {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use bluff_net::{Cause, Pair};
 use bluff_reactor::Reactor;
+use bluff_virtio::VirtioDevice;
 use bluff_virtio_driver::Buffer;
 use bluff_virtio_net::spec::{Header, feature, gso, header_flag};
 
@@ -145,6 +146,86 @@ fn a12_receive_buffers_shorter_than_the_header() {
     }
 }
 
+/// They lie between good ones, of a frame that needs several: everything goes back in the order in which it came.
+#[test]
+fn a12_useless_buffers_between_good_ones() {
+    for kind in Kind::all() {
+        let mut w = Wire::new(kind);
+        let one = frame(false, false, 1400, 1);
+        w.b.offer(0, &[500, 4, 500, 11]);
+        w.a.send(0, &header(false, false, 0), &one);
+        turns(&mut w.reactor, 20);
+        // Not enough: whatever comes from outside now, nothing is lost.
+        let changed = w.b.change_memory(epoch(&w.b.memory));
+        for _ in 0..2 {
+            until(&mut w.reactor, || changed.try_recv().ok());
+        }
+        let stopped = w.b.stop(&mut w.reactor, 0);
+        assert_eq!(stopped.in_flight, 0, "{kind:?}");
+        let mut setup = w.b.setup(0);
+        setup.position = stopped.position;
+        w.b.device.start_queue(setup).unwrap();
+        turns(&mut w.reactor, 20);
+        w.b.offer(0, &[600, 3, 50]);
+        w.a.send(0, &header(false, false, 0), &one);
+        let (b, reactor) = (&mut w.b, &mut w.reactor);
+        let mut lens = Vec::new();
+        let mut bytes = Vec::new();
+        while lens.len() < 5 {
+            let part = until(reactor, || b.used(0));
+            lens.push(part.len());
+            bytes.extend(part);
+        }
+        assert_eq!(lens, [500, 0, 500, 0, 454], "{kind:?}");
+        assert!(bytes[12..] == one);
+        let a = &mut w.a;
+        until(&mut w.reactor, || (a.sent(0) == 2).then_some(()));
+        assert_eq!(w.b.used(0), Some(Vec::new()));
+    }
+}
+
+/// A frame for which the ring can never have room does not stay for ever.
+#[test]
+fn a12_a_ring_that_is_too_short_for_a_frame() {
+    for kind in KINDS {
+        let mut reactor = reactor();
+        let (a, b) = Pair::new();
+        let a = Guest::new(&mut reactor, Arc::new(a), kind, ALL, 64);
+        let b = Guest::new(&mut reactor, Arc::new(b), kind, ALL, 4);
+        let mut w = Wire { reactor, a, b };
+        w.b.offer(0, &[1500; 4]);
+        w.a.send(
+            0,
+            &header(false, true, 1400),
+            &frame(false, true, 20_000, 1),
+        );
+        let short = frame(false, true, 100, 2);
+        w.a.send(0, &header(false, true, 0), &short);
+        let (b, reactor) = (&mut w.b, &mut w.reactor);
+        let got = until(reactor, || b.receive(0));
+        assert!(got.bytes == short);
+        let drops = &b.device.counters()[0].received.drops;
+        assert_eq!(drops.get(Cause::NoBuffers), 1);
+    }
+}
+
+/// Chains that take long to look at hold up their own queue alone: a call looks at a bounded number of descriptors.
+#[test]
+fn a01_receive_chains_without_end() {
+    for kind in KINDS {
+        let mut w = Wire::new(kind);
+        // 60 descriptors each, of which one has room; a table has so many.
+        for _ in 0..50 {
+            w.b.offer_chain(0, &[&[12][..], &[1; 59]].concat());
+        }
+        w.b.queues[0].publish();
+        w.a.send(0, &header(false, true, 1400), &frame(false, true, 3000, 1));
+        let (b, reactor) = (&mut w.b, &mut w.reactor);
+        let got = until(reactor, || b.receive(0));
+        assert!(got.bytes == frame(false, true, 3000, 1));
+    }
+}
+
 #[test]
 fn a14_csum_start_past_the_packet() {
     for kind in KINDS {
@@ -167,6 +248,54 @@ fn a14_csum_start_past_the_packet() {
     }
 }
 
+/// A checksum is written after the frame was checked, with a value that its sender chooses: never where something was checked.
+#[test]
+fn a14_csum_over_headers_that_were_checked() {
+    for kind in KINDS {
+        let mut w = Wire::new(kind);
+        for (v6, tcp) in [(false, true), (true, true), (false, false), (true, false)] {
+            let one = frame(v6, tcp, 300, 1);
+            let good = header(v6, tcp, 0);
+            let (at, field) = (good.csum_start.get(), good.csum_offset.get());
+            let end = at + if tcp { 20 } else { 8 };
+            for start in 0..end {
+                for place in [0, 6, 12, 26, 28, at, at + 2, at + 4, at + field, end - 2] {
+                    let Some(offset) = place.checked_sub(start) else {
+                        continue;
+                    };
+                    if (start, offset) == (at, field) {
+                        continue;
+                    }
+                    let mut bad = good;
+                    bad.csum_start.set(start);
+                    bad.csum_offset.set(offset);
+                    w.dropped(&bad, &one, Cause::Malformed);
+                }
+            }
+            // Behind the header: a tunnel of the guest's own.
+            let mut own = good;
+            own.csum_start.set(end + 30);
+            own.csum_offset.set(16);
+            w.b.offer(0, &[2048]);
+            w.a.send(0, &own, &one);
+            let (a, b, reactor) = (&mut w.a, &mut w.b, &mut w.reactor);
+            let got = until(reactor, || b.receive(0));
+            assert_eq!(got.header.csum_start.get(), end + 30);
+            until(reactor, || (a.sent(0) == 1).then_some(()));
+        }
+        // What has no transport: ARP, and a frame of which nothing is known.
+        for ethertype in [[8, 6], [0x88, 0xcc]] {
+            let mut other = frame(false, false, 300, 1);
+            other[12..14].copy_from_slice(&ethertype);
+            let mut bad = Header::default();
+            bad.flags = header_flag::NEEDS_CSUM;
+            bad.csum_start.set(40);
+            w.dropped(&bad, &other, Cause::Malformed);
+        }
+        w.lives();
+    }
+}
+
 #[test]
 fn a14_gso_header_longer_than_a_segment() {
     for kind in KINDS {
@@ -181,6 +310,8 @@ fn a14_gso_header_longer_than_a_segment() {
             let at = usize::from(header(v6, tcp, 0).csum_start.get());
             for header in [
                 bad(&|h| h.gso_size.set(0)),
+                // More segments than anybody would want.
+                bad(&|h| h.gso_size.set(if tcp { 47 } else { 23 })),
                 bad(&|h| h.flags = 0),
                 bad(&|h| h.csum_start.set(at as u16 + 1)),
                 bad(&|h| h.csum_offset.set(2)),
@@ -204,7 +335,7 @@ fn a14_gso_header_longer_than_a_segment() {
                 for offset in [0x40, 0xf0] {
                     let mut other = one[..headers + 30].to_vec();
                     other[at + 12] = offset;
-                    w.dropped(&header(v6, tcp, 10), &other, Cause::Malformed);
+                    w.dropped(&header(v6, tcp, 100), &other, Cause::Malformed);
                 }
             }
             // What the driver says of the length of its headers is a hint, and not followed.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bluff_net::{Cause, Pair};
 use bluff_testing::{Chance, times};
-use bluff_virtio::VirtioDevice;
+use bluff_virtio::{DeviceEvent, VirtioDevice};
 use bluff_virtio_net::spec::{Header, feature, gso, header_flag};
 
 use crate::rig::*;
@@ -174,24 +174,48 @@ fn disabled_queues() {
             .device
             .change_queue(queue, bluff_virtio::QueueChange::Enable(on));
     };
-    let one = frame(false, false, 100, 1);
-    b.offer(0, &[2048, 2048]);
+    let send = |reactor: &mut bluff_reactor::Reactor, a: &mut Guest, seed| {
+        a.send(0, &header(false, false, 0), &frame(false, false, 100, seed));
+        until(reactor, || (a.sent(0) == 1).then_some(()));
+        turns(reactor, 20);
+    };
+    b.offer(0, &[2048; 4]);
     enable(&mut a, 1, false);
     turns(&mut reactor, 20);
-    a.send(0, &header(false, false, 0), &one);
-    until(&mut reactor, || (a.sent(0) == 1).then_some(()));
+    send(&mut reactor, &mut a, 1);
     assert_eq!(a.device.counters()[0].sent.drops.get(Cause::LinkDown), 1);
     enable(&mut a, 1, true);
     enable(&mut b, 0, false);
     turns(&mut reactor, 20);
-    a.send(0, &header(false, false, 0), &one);
-    until(&mut reactor, || (a.sent(0) == 1).then_some(()));
-    turns(&mut reactor, 20);
-    assert!(b.receive(0).is_none());
+    send(&mut reactor, &mut a, 2);
     enable(&mut b, 0, true);
+    // Pulled out at either end.
+    for (seed, end) in [(3, 0), (4, 1)] {
+        for up in [false, true] {
+            let device = if end == 0 {
+                &mut a.device
+            } else {
+                &mut b.device
+            };
+            device.set_link(up);
+            let mut status = [0; 2];
+            device.read_config(6, &mut status);
+            assert_eq!(status, [u8::from(up), 0]);
+            if !up {
+                send(&mut reactor, &mut a, seed);
+            }
+        }
+    }
     turns(&mut reactor, 20);
-    a.send(0, &header(false, false, 0), &one);
-    assert!(until(&mut reactor, || b.receive(0)).bytes == one);
+    send(&mut reactor, &mut a, 5);
+    // The first and only one that came.
+    assert!(until(&mut reactor, || b.receive(0)).bytes == frame(false, false, 100, 5));
+    assert!(b.receive(0).is_none());
+    let news = a.events.lock().unwrap();
+    assert_eq!(
+        news[..],
+        [DeviceEvent::ConfigChanged, DeviceEvent::ConfigChanged]
+    );
 }
 
 /// A chain that does not fit into the one buffer that is there, where frames may not go into several.

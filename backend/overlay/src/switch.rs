@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use bluff_net::{BATCH, Batch, Cause, Frame, HEAD, Lane, all_of, distribute, places};
+use bluff_net::{BATCH, Batch, Cause, Frame, HEAD, Lane, Lent, all_of, distribute, places};
 use bluff_packet::flow::FlowKey;
 use bluff_packet::{Frame as Packet, L3, icmp, parse};
 
@@ -152,7 +152,7 @@ fn packet_len(frame: &Frame, packet: &Packet) -> usize {
 }
 
 /// Gives frames to a port, those of them that it may have.
-pub(crate) fn deliver(to: &Member, now: Instant, batch: &mut Batch, mut which: u32) {
+pub(crate) fn deliver(to: &Member, now: Instant, batch: &mut Lent<'_>, mut which: u32) {
     let count = |cause, set: u32| {
         if set != 0 {
             to.received.add_shared(cause, u64::from(set.count_ones()));
@@ -227,7 +227,13 @@ fn frames_of(frame: &Frame) -> u64 {
 }
 
 /// Gives frames to all ports but one.
-pub(crate) fn flood(table: &Table, but: Option<u16>, now: Instant, batch: &mut Batch, which: u32) {
+pub(crate) fn flood(
+    table: &Table,
+    but: Option<u16>,
+    now: Instant,
+    batch: &mut Lent<'_>,
+    which: u32,
+) {
     let members = table.members.iter().flatten();
     for member in members.filter(|m| Some(m.number) != but) {
         // A port of another VLAN has nothing to do with them.
@@ -248,11 +254,11 @@ impl Lane for Switch {
         self.member.transmit.ready(now)
     }
 
-    fn send(&mut self, now: Instant, batch: &mut Batch) {
+    fn send(&mut self, now: Instant, mut batch: Lent<'_>) {
         let network = self.network.clone();
         let table = network.table();
         let tick = network.tick(now);
-        let all = all_of(batch);
+        let all = all_of(&batch);
         if !self.member.is_up() {
             let count = u64::from(all.count_ones());
             return self.member.sent.add_shared(Cause::LinkDown, count);
@@ -287,7 +293,7 @@ impl Lane for Switch {
             };
             let member = table.members.get(usize::from(number));
             match member.and_then(Option::as_ref) {
-                Some(member) => deliver(member, now, batch, same),
+                Some(member) => deliver(member, now, &mut batch, same),
                 // It has left meanwhile.
                 None => {
                     let count = u64::from(same.count_ones());
@@ -296,7 +302,7 @@ impl Lane for Switch {
             }
         }
         if flooded != 0 {
-            flood(&table, Some(self.member.number), now, batch, flooded);
+            flood(&table, Some(self.member.number), now, &mut batch, flooded);
         }
     }
 }

@@ -7,13 +7,17 @@
 //!
 //! What is here: the switch between the ports of one card. Tunnels to other cards stand on it.
 
+mod arrival;
 mod bucket;
 mod fdb;
 mod network;
 mod rules;
 mod switch;
+mod underlay;
 
+pub use arrival::Arrival;
 pub use bucket::{Bucket, Rate};
 pub use fdb::{Entry, Fdb, FdbLimits, Key, Learnt, Place, Refused};
 pub use network::{Network, NetworkOptions, NetworkPort, PortOptions, PortRates};
 pub use rules::{BadPrefix, Prefix, Rules};
+pub use underlay::{Underlay, Uplink};

@@ -1,12 +1,14 @@
 //! A network: who is in it, and where they are.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, Guard};
 use bluff_net::{Attributes, Drops, Lane, NetError, Offloads, Port, Receivers};
+use bluff_packet::Vni;
 use bluff_packet::flow::FlowHasher;
 use bluff_reactor::Context;
 
@@ -14,6 +16,7 @@ use crate::bucket::{Bucket, Rate};
 use crate::fdb::{Fdb, FdbLimits, Key, Place};
 use crate::rules::Rules;
 use crate::switch::Switch;
+use crate::underlay::Underlay;
 
 /// Frames a second that a port may have flooded to others, of all kinds together, unless it is configured.
 const FLOOD: Rate = Rate {
@@ -47,6 +50,8 @@ pub struct Network {
     start: Instant,
     age: Duration,
     pub(crate) flood: Rate,
+    /// What came from other cards and was dropped.
+    pub(crate) arrived: Drops,
 }
 
 /// Who is in a network. It is replaced as a whole.
@@ -55,6 +60,30 @@ pub(crate) struct Table {
     pub(crate) mtu: u16,
     /// By number.
     pub(crate) members: Vec<Option<Arc<Member>>>,
+    /// The way to other cards.
+    pub(crate) tunnel: Option<Arc<Tunnel>>,
+}
+
+/// A network's place among those of other cards.
+#[derive(Debug)]
+pub(crate) struct Tunnel {
+    pub(crate) vni: Vni,
+    /// By number; `None`: it has gone.
+    pub(crate) vteps: Vec<Option<IpAddr>>,
+    pub(crate) underlay: Arc<dyn Underlay>,
+}
+
+impl Tunnel {
+    #[inline]
+    pub(crate) fn vtep(&self, number: u16) -> Option<IpAddr> {
+        *self.vteps.get(usize::from(number))?
+    }
+
+    #[inline]
+    pub(crate) fn number(&self, vtep: IpAddr) -> Option<u16> {
+        let at = self.vteps.iter().position(|v| *v == Some(vtep))?;
+        Some(at as u16)
+    }
 }
 
 /// How much a port may send or receive.
@@ -176,7 +205,9 @@ impl Network {
             table: ArcSwap::from_pointee(Table {
                 mtu: options.mtu,
                 members: Vec::new(),
+                tunnel: None,
             }),
+            arrived: Drops::default(),
             editing: Mutex::default(),
             hasher,
             start: Instant::now(),
@@ -250,6 +281,59 @@ impl Network {
         })
     }
 
+    /// Joins the network to those of other cards: `vni` and `vteps` are theirs, and `underlay` leads to them. Replaces what there was. A VTEP keeps its number
+    /// for as long as the network lives, so what was learnt behind one that stays is not forgotten.
+    ///
+    /// # Errors
+    /// [`NetError::Gone`] where there were 65,535 VTEPs already.
+    pub fn set_tunnel(
+        &self,
+        vni: Vni,
+        vteps: &[IpAddr],
+        underlay: Arc<dyn Underlay>,
+    ) -> Result<(), NetError> {
+        let _editing = self.edit();
+        let mut table = Table::clone(&self.table());
+        let before = table.tunnel.as_ref().map_or(&[][..], |t| &t.vteps[..]);
+        let stays = |vtep: &Option<IpAddr>| vtep.filter(|v| vteps.contains(v));
+        let mut numbered: Vec<_> = before.iter().map(stays).collect();
+        for vtep in vteps {
+            if !numbered.contains(&Some(*vtep)) {
+                numbered.push(Some(*vtep));
+            }
+        }
+        if numbered.len() > usize::from(u16::MAX) {
+            return Err(NetError::Gone);
+        }
+        let tunnel = Tunnel {
+            vni,
+            vteps: numbered,
+            underlay,
+        };
+        let gone = |place| matches!(place, Place::Vtep(n) if tunnel.vtep(n).is_none());
+        self.fdb.forget(|_, entry| gone(entry.place));
+        table.tunnel = Some(Arc::new(tunnel));
+        self.table.store(Arc::new(table));
+        Ok(())
+    }
+
+    /// Sets where an address is for good: behind a VTEP.
+    ///
+    /// # Errors
+    /// [`NetError::Gone`] where it is none of the network's.
+    pub fn fix(&self, key: Key, vtep: IpAddr) -> Result<(), NetError> {
+        let table = self.table();
+        let tunnel = table.tunnel.as_ref().ok_or(NetError::Gone)?;
+        let number = tunnel.number(vtep).ok_or(NetError::Gone)?;
+        self.fdb.fix(key, Place::Vtep(number));
+        Ok(())
+    }
+
+    /// What came from other cards and was dropped.
+    pub fn arrived(&self) -> &Drops {
+        &self.arrived
+    }
+
     fn leave(&self, member: &Member) {
         let _editing = self.edit();
         let mut table = Table::clone(&self.table());
@@ -308,7 +392,7 @@ impl Port for NetworkPort {
     }
 
     fn open(&self, cx: &mut Context<'_>, _: u16) -> Result<Box<dyn Lane>, NetError> {
-        let switch = Switch::new(self.network.clone(), self.member.clone(), cx.now());
+        let switch = Switch::new(cx, self.network.clone(), self.member.clone())?;
         Ok(Box::new(switch))
     }
 

@@ -5,13 +5,17 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use bluff_net::{BATCH, Batch, Cause, Frame, HEAD, Lane, Lent, all_of, distribute, places};
+use bluff_net::{
+    BATCH, Batch, Cause, Drops, Frame, HEAD, Lane, Lent, NetError, all_of, distribute, places,
+};
 use bluff_packet::flow::FlowKey;
 use bluff_packet::{Frame as Packet, L3, icmp, parse};
+use bluff_reactor::Context;
 
 use crate::bucket::{Bucket, Rate};
 use crate::fdb::{Key, Place};
-use crate::network::{Member, Network, Table};
+use crate::network::{Member, Network, Table, Tunnel};
+use crate::underlay::Uplink;
 
 /// "Too big" messages a second that a port is sent.
 const ANSWERS: Rate = Rate {
@@ -31,28 +35,35 @@ pub(crate) struct Switch {
     flood: Bucket,
     answers: Bucket,
     answer: Option<Box<Batch>>,
-}
-
-/// Where a frame goes.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Way {
-    Dropped,
-    To(Place),
-    Flood,
+    /// The way to other cards, and where it leads.
+    uplink: Option<(Arc<Tunnel>, Box<dyn Uplink>)>,
 }
 
 impl Switch {
-    pub(crate) fn new(network: Arc<Network>, member: Arc<Member>, now: Instant) -> Self {
-        Self {
-            flood: Bucket::new(network.flood, now),
-            answers: Bucket::new(ANSWERS, now),
+    pub(crate) fn new(
+        cx: &mut Context<'_>,
+        network: Arc<Network>,
+        member: Arc<Member>,
+    ) -> Result<Self, NetError> {
+        let tunnel = network.table().tunnel.clone();
+        let uplink = match tunnel {
+            Some(tunnel) => {
+                let uplink = tunnel.underlay.open(cx)?;
+                Some((tunnel, uplink))
+            }
+            None => None,
+        };
+        Ok(Self {
+            flood: Bucket::new(network.flood, cx.now()),
+            answers: Bucket::new(ANSWERS, cx.now()),
             answer: None,
+            uplink,
             network,
             member,
-        }
+        })
     }
 
-    /// Checks a frame, and finds where it goes.
+    /// Checks a frame, and finds where it goes; `None`: to everybody.
     ///
     /// # Errors
     /// Why it goes nowhere.
@@ -63,7 +74,7 @@ impl Switch {
         tick: u32,
         now: Instant,
         frame: &mut Frame,
-    ) -> Result<Way, Cause> {
+    ) -> Result<Option<Place>, Cause> {
         let packet = match frame.packet {
             Some(packet) => packet,
             None => parse(frame.head(), frame.len()).map_err(|_| Cause::Malformed)?,
@@ -102,12 +113,52 @@ impl Switch {
         {
             return match entry.place == here {
                 true => Err(Cause::Nowhere),
-                false => Ok(Way::To(entry.place)),
+                false => Ok(Some(entry.place)),
             };
         }
         match self.flood.admit(now, 1) {
-            true => Ok(Way::Flood),
+            true => Ok(None),
             false => Err(Cause::Storm),
+        }
+    }
+
+    /// Sends frames to other cards: those of `away` to the VTEP that `vteps` has by place, and those of `flooded` to all (head-end replication).
+    #[inline]
+    fn send_away(
+        &mut self,
+        table: &Table,
+        now: Instant,
+        batch: &mut Lent<'_>,
+        away: u32,
+        flooded: u32,
+        vteps: &[u16; BATCH],
+    ) {
+        let count = |cause, set: u32| {
+            let n = u64::from(set.count_ones());
+            self.member.sent.add_shared(cause, n);
+        };
+        // One that was opened for another underlay is opened again with the queue.
+        let is_it =
+            |now: &Arc<Tunnel>, then: &Arc<Tunnel>| Arc::ptr_eq(&now.underlay, &then.underlay);
+        let (tunnel, uplink) = match (&table.tunnel, &mut self.uplink) {
+            (Some(tunnel), Some((then, uplink))) if is_it(tunnel, then) => (tunnel, uplink),
+            _ => return count(Cause::Nowhere, away),
+        };
+        let mut left = away;
+        while left != 0 {
+            let vtep = vteps[left.trailing_zeros() as usize];
+            let same = places(left).filter(|i| vteps[*i] == vtep);
+            let same = same.fold(0u32, |set, i| set | 1 << i);
+            left &= !same;
+            match tunnel.vtep(vtep) {
+                Some(to) => uplink.send(now, batch, same, tunnel.vni, to),
+                None => count(Cause::Nowhere, same),
+            }
+        }
+        if flooded != 0 {
+            for to in tunnel.vteps.iter().flatten() {
+                uplink.send(now, batch, flooded, tunnel.vni, *to);
+            }
         }
     }
 
@@ -152,7 +203,7 @@ fn packet_len(frame: &Frame, packet: &Packet) -> usize {
 }
 
 /// Gives frames to a port, those of them that it may have.
-pub(crate) fn deliver(to: &Member, now: Instant, batch: &mut Lent<'_>, mut which: u32) {
+fn deliver(to: &Member, now: Instant, batch: &mut Lent<'_>, mut which: u32) {
     let count = |cause, set: u32| {
         if set != 0 {
             to.received.add_shared(cause, u64::from(set.count_ones()));
@@ -205,6 +256,31 @@ pub(crate) fn deliver(to: &Member, now: Instant, batch: &mut Lent<'_>, mut which
         // As they were: others may get them too.
         for i in places(which) {
             batch.frames_mut()[i].insert(ADDRESSES, &tags[i]);
+        }
+    }
+}
+
+/// Gives frames to the ports that `ports` has by place. What is for one that has left is counted in `drops`.
+pub(crate) fn deliver_to(
+    table: &Table,
+    now: Instant,
+    batch: &mut Lent<'_>,
+    mut which: u32,
+    ports: &[u16; BATCH],
+    drops: &Drops,
+) {
+    while which != 0 {
+        let number = ports[which.trailing_zeros() as usize];
+        let same = places(which).filter(|i| ports[*i] == number);
+        let same = same.fold(0u32, |set, i| set | 1 << i);
+        which &= !same;
+        match table
+            .members
+            .get(usize::from(number))
+            .and_then(Option::as_ref)
+        {
+            Some(member) => deliver(member, now, batch, same),
+            None => drops.add_shared(Cause::Nowhere, u64::from(same.count_ones())),
         }
     }
 }
@@ -264,45 +340,32 @@ impl Lane for Switch {
             return self.member.sent.add_shared(Cause::LinkDown, count);
         }
         let (mut frames, mut bytes) = (0, 0);
-        let mut ways = [Way::Dropped; BATCH];
-        let (mut here, mut flooded) = (0u32, 0u32);
+        // By place: the number of a port, or of a VTEP.
+        let mut ports = [u16::MAX; BATCH];
+        let (mut here, mut away, mut flooded) = (0u32, 0u32, 0u32);
         for i in places(all) {
             let frame = &mut batch.frames_mut()[i];
             (frames, bytes) = (frames + frames_of(frame), bytes + frame.len() as u64);
             match self.judge(&table, tick, now, frame) {
-                Ok(way) => {
-                    ways[i] = way;
-                    match way {
-                        Way::To(Place::Port(_)) => here |= 1 << i,
-                        Way::To(Place::Vtep(_)) => {}
-                        Way::Flood => flooded |= 1 << i,
-                        Way::Dropped => {}
-                    }
+                Ok(Some(Place::Port(port))) => {
+                    ports[i] = port;
+                    here |= 1 << i;
                 }
+                Ok(Some(Place::Vtep(vtep))) => {
+                    ports[i] = vtep;
+                    away |= 1 << i;
+                }
+                Ok(None) => flooded |= 1 << i,
                 Err(cause) => self.member.sent.add_shared(cause, 1),
             }
         }
         self.member.transmit.take(frames, bytes);
-        while here != 0 {
-            let first = ways[here.trailing_zeros() as usize];
-            let same = places(here).filter(|i| ways[*i] == first);
-            let same = same.fold(0u32, |set, i| set | 1 << i);
-            here &= !same;
-            let Way::To(Place::Port(number)) = first else {
-                unreachable!("one of these")
-            };
-            let member = table.members.get(usize::from(number));
-            match member.and_then(Option::as_ref) {
-                Some(member) => deliver(member, now, &mut batch, same),
-                // It has left meanwhile.
-                None => {
-                    let count = u64::from(same.count_ones());
-                    self.member.sent.add_shared(Cause::Nowhere, count);
-                }
-            }
-        }
+        deliver_to(&table, now, &mut batch, here, &ports, &self.member.sent);
         if flooded != 0 {
             flood(&table, Some(self.member.number), now, &mut batch, flooded);
+        }
+        if away | flooded != 0 {
+            self.send_away(&table, now, &mut batch, away, flooded, &ports);
         }
     }
 }

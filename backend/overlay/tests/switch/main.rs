@@ -1,6 +1,7 @@
 //! The switch between the ports of one card.
 
 mod rig;
+mod tunnels;
 
 use std::net::Ipv6Addr;
 use std::sync::Arc;

@@ -13,6 +13,7 @@ mod fdb;
 mod network;
 mod rules;
 mod switch;
+pub mod udp;
 mod underlay;
 
 pub use arrival::Arrival;

@@ -2,6 +2,7 @@
 
 mod rig;
 mod tunnels;
+mod udp;
 
 use std::net::Ipv6Addr;
 use std::sync::Arc;

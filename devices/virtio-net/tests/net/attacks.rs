@@ -287,8 +287,10 @@ fn a14_csum_over_headers_that_were_checked() {
         for ethertype in [[8, 6], [0x88, 0xcc]] {
             let mut other = frame(false, false, 300, 1);
             other[12..14].copy_from_slice(&ethertype);
-            let mut bad = Header::default();
-            bad.flags = header_flag::NEEDS_CSUM;
+            let mut bad = Header {
+                flags: header_flag::NEEDS_CSUM,
+                ..Header::default()
+            };
             bad.csum_start.set(40);
             w.dropped(&bad, &other, Cause::Malformed);
         }

@@ -15,6 +15,7 @@ mod rules;
 mod switch;
 pub mod udp;
 mod underlay;
+pub mod wire;
 
 pub use arrival::Arrival;
 pub use bucket::{Bucket, Rate};

@@ -16,7 +16,8 @@ use bluff_packet::Mac;
 use bluff_packet::flow::FlowHasher;
 use bluff_reactor::{Options, Reactor};
 
-struct Keeper(std::sync::mpsc::Sender<Vec<u8>>);
+/// Keeps what it is given.
+pub struct Keeper(pub std::sync::mpsc::Sender<Vec<u8>>);
 
 impl Receive for Keeper {
     fn receive(&mut self, batch: &Batch, which: &[u8]) {
@@ -112,25 +113,7 @@ pub struct Station {
 
 impl Station {
     pub fn send_all(&mut self, frames: &[&[u8]], gso: Option<Gso>) {
-        for frames in frames.chunks(bluff_net::BATCH) {
-            let mut batch = Batch::default();
-            for frame in frames {
-                let (head, rest) = frame.split_at(frame.len().min(HEAD));
-                let Some(pushed) = batch.push(head) else {
-                    continue;
-                };
-                if let Some(gso) = gso {
-                    pushed.offload.gso = Some(gso);
-                    pushed.offload.csum = Csum::Partial {
-                        start: gso.transport,
-                        offset: 16,
-                    };
-                }
-                // SAFETY: `frames` outlive the batch.
-                unsafe { batch.lend(&[IoVec::new(rest.as_ptr().cast_mut(), rest.len())]) };
-            }
-            self.lane.send(self.now, batch.lent());
-        }
+        send(&mut *self.lane, self.now, frames, gso);
     }
 
     pub fn send(&mut self, frame: &[u8]) {
@@ -140,6 +123,29 @@ impl Station {
     /// What came since the last time.
     pub fn got(&self) -> Vec<Vec<u8>> {
         self.got.try_iter().collect()
+    }
+}
+
+/// Sends frames in batches.
+pub fn send(lane: &mut dyn Lane, now: Instant, frames: &[&[u8]], gso: Option<Gso>) {
+    for frames in frames.chunks(bluff_net::BATCH) {
+        let mut batch = Batch::default();
+        for frame in frames {
+            let (head, rest) = frame.split_at(frame.len().min(HEAD));
+            let Some(pushed) = batch.push(head) else {
+                continue;
+            };
+            if let Some(gso) = gso {
+                pushed.offload.gso = Some(gso);
+                pushed.offload.csum = Csum::Partial {
+                    start: gso.transport,
+                    offset: 16,
+                };
+            }
+            // SAFETY: `frames` outlive the batch.
+            unsafe { batch.lend(&[IoVec::new(rest.as_ptr().cast_mut(), rest.len())]) };
+        }
+        lane.send(now, batch.lent());
     }
 }
 

@@ -198,7 +198,7 @@ fn each_mistake_has_its_place_and_says_what_is_allowed() {
         (
             "[card]",
             "[crad]",
-            "crad: unknown key; allowed: `card`, `volume`, `subsystem` and `function`",
+            "crad: unknown key; allowed: `card`, `volume`, `subsystem`, `network` and `function`",
         ),
         ("queues = 2", "queues = ", "card.toml:16:"),
     ] {

@@ -313,7 +313,7 @@ pub enum DeviceSpec {
         network: Id,
         /// Its port there.
         #[serde(flatten)]
-        port: PortSpec,
+        port: Box<PortSpec>,
     },
     /// An NVMe controller.
     #[serde(rename = "nvme")]

@@ -185,6 +185,7 @@ impl Reader<'_> {
             key,
             span,
         });
+        let port = Box::new(port);
         Some(DeviceSpec::VirtioNet { network, port })
     }
 

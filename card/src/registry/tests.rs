@@ -548,7 +548,7 @@ fn net(mac: &str) -> FunctionSpec {
     FunctionSpec {
         device: DeviceSpec::VirtioNet {
             network: id("blue"),
-            port,
+            port: Box::new(port),
         },
         ..function("disk0")
     }

@@ -56,7 +56,7 @@ mod tests {
             again.failed(&id, start);
             pauses.push(again.next().unwrap() - start);
             assert!(again.due(start).is_empty());
-            assert_eq!(again.due(start + PAUSE.1), [id.clone()]);
+            assert_eq!(again.due(start + PAUSE.1), std::slice::from_ref(&id));
             assert_eq!(again.next(), None, "it is under way");
         }
         assert_eq!(

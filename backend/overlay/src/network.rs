@@ -329,6 +329,11 @@ impl Network {
         Ok(())
     }
 
+    /// A VTEP by its number, as [`Place::Vtep`] has it; `None`: it has gone.
+    pub fn vtep(&self, number: u16) -> Option<IpAddr> {
+        self.table().tunnel.as_ref()?.vtep(number)
+    }
+
     /// What came from other cards and was dropped.
     pub fn arrived(&self) -> &Drops {
         &self.arrived

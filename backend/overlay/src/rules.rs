@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
 use bluff_net::Cause;
-use bluff_packet::{Arp, Frame as Packet, L3, L4, Mac, ndp};
+use bluff_packet::{Arp, EtherType, Frame as Packet, L3, L4, Mac, ndp};
 
 /// Addresses that begin alike.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,8 +123,24 @@ impl Rules {
                 spoofed(!message.advertisement || self.has_v6(message.target))
             }
             // Neither IP nor ARP.
-            L3::Other => spoofed(self.allowed.is_none()),
+            L3::Other => spoofed(self.allowed.is_none() || self.is_announcement(packet, head)),
         }
+    }
+
+    /// A VMM, or the card, tells the network where a station is now: a request of RARP that has no IP address in it (RFC 903). It says nothing
+    /// but the station's own address.
+    fn is_announcement(&self, packet: &Packet, head: &[u8]) -> bool {
+        let Some(Mac(mac)) = self.mac else {
+            return false;
+        };
+        let at = packet.l3_offset();
+        let body = head.get(at..at + 28);
+        let says = |body: &[u8]| {
+            body[..8] == [0, 1, 8, 0, 6, 4, 0, 3]
+                && (&body[8..14], &body[18..24]) == (&mac[..], &mac[..])
+                && (&body[14..18], &body[24..28]) == (&[0; 4][..], &[0; 4][..])
+        };
+        packet.l2.ethertype == EtherType::RARP && body.is_some_and(says)
     }
 
     fn may_arp(&self, arp: &Arp) -> bool {

@@ -7,11 +7,12 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use bluff_net::{Counters, NetError, Port};
 use bluff_reactor::{Actor, Context, Handle, Poll};
 use bluff_virtio::{
-    DeviceError, DeviceEvent, Limits, LineCounters, Queue, QueueChange, QueueSetup, Queues,
-    RingError, Stop, Stopped, Tell, VirtioDevice, Wiring, features,
+    DeviceError, Limits, LineCounters, Queue, QueueChange, QueueSetup, Queues, RingError, Stop,
+    Stopped, Tell, VirtioDevice, Wiring, features,
 };
 use zerocopy::IntoBytes;
 
+use crate::cable::Cable;
 use crate::config::{SPEED_UNKNOWN, Shown, config};
 use crate::control::Control;
 use crate::control_queue::Commands;
@@ -118,12 +119,15 @@ impl Net {
         self.state.lock().expect("nothing panics with it")
     }
 
-    /// The operator plugs the cable in, or pulls it out: no frame passes any more, and a driver that can is told.
+    /// Its cable, for whoever does not have the device itself.
+    pub fn cable(&self) -> Cable {
+        let reactor = self.options.reactors[0].clone();
+        Cable::new(self.shared.clone(), reactor, self.queues.teller())
+    }
+
+    /// As [`Cable::set_link`].
     pub fn set_link(&mut self, up: bool) {
-        let changed = self.shared.link.swap(up, Ordering::Relaxed) != up;
-        if changed {
-            self.queues.teller()(DeviceEvent::ConfigChanged);
-        }
+        self.cable().set_link(up);
     }
 
     /// What a queue is for. The control queue comes after the pairs that the driver knows of: all, or one where it has negotiated
@@ -302,20 +306,20 @@ impl VirtioDevice for Net {
         self.tell_used();
     }
 
+    fn records_in_flight(&self) -> bool {
+        // A frame is served within a turn, and rings are used in order.
+        false
+    }
+
     fn save(&self) -> Vec<u8> {
-        let state = self.state();
-        vec![
-            STATE_VERSION,
-            u8::from(self.shared.link.load(Ordering::Relaxed)),
-            u8::from(state.announce),
-        ]
+        // Whether the cable is plugged in is the operator's, who says it to each device that is made.
+        vec![STATE_VERSION, u8::from(self.state().announce)]
     }
 
     fn load(&mut self, saved: &[u8]) -> Result<(), DeviceError> {
-        let [STATE_VERSION, link @ (0 | 1), announce @ (0 | 1)] = saved else {
+        let [STATE_VERSION, announce @ (0 | 1)] = saved else {
             return Err(DeviceError::State);
         };
-        self.shared.link.store(*link == 1, Ordering::Relaxed);
         self.state().announce = *announce == 1;
         Ok(())
     }

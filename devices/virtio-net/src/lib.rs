@@ -10,6 +10,7 @@
 //!
 //! Not implemented: GUEST_UFO and HOST_UFO (deprecated), RSC, STANDBY, DEVICE_STATS.
 
+mod cable;
 pub mod config;
 mod control;
 mod control_queue;
@@ -21,6 +22,7 @@ mod shared;
 pub mod spec;
 mod transmit;
 
+pub use cable::Cable;
 pub use control::{Control, Refused};
 pub use device::{Net, NetOptions, PAIRS_MAX};
 pub use header::BadHeader;

@@ -126,6 +126,7 @@ fn f08_a_vm_that_sends_from_anothers_ip() {
         udp4(ALL, mac(1), [0; 4], [68, 67], 300),
         arp(mac(1), mac(1), [0; 4]),
         arp(mac(1), mac(1), [10, 0, 0, 1]),
+        rarp(mac(1), mac(1)),
         ip6(mac(2), mac(1), one, None),
         ip6(mac(2), mac(1), v6("fd12::9"), None),
         ip6(mac(2), mac(1), own, None),
@@ -138,7 +139,11 @@ fn f08_a_vm_that_sends_from_anothers_ip() {
     }
     let mut short = v4([10, 0, 0, 1]);
     short[17] = 10;
+    let mut with_address = rarp(mac(1), mac(1));
+    with_address[28] = 10;
     let bad = [
+        rarp(mac(1), mac(2)),
+        with_address,
         v4([10, 0, 0, 2]),
         v4([192, 168, 6, 0]),
         v4([0; 4]),

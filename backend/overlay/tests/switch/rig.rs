@@ -205,3 +205,19 @@ pub fn ip6(to: Mac, from: Mac, src: [u8; 16], target: Option<([u8; 16], Mac)>) -
     frame.extend(body);
     frame
 }
+
+/// A request of RARP from `from`, as a VMM sends it for a station that says that it is `station`.
+pub fn rarp(from: Mac, station: Mac) -> Vec<u8> {
+    let mut frame = [
+        &[0xff; 6][..],
+        &from.0,
+        &[0x80, 0x35, 0, 1, 8, 0, 6, 4, 0, 3],
+    ]
+    .concat();
+    for _ in 0..2 {
+        frame.extend(station.0);
+        frame.extend([0; 4]);
+    }
+    frame.resize(60, 0);
+    frame
+}

@@ -233,3 +233,33 @@ fn frames_that_are_longer_than_a_buffer() {
     let got = until(&mut reactor, || b.receive(0));
     assert!(got.bytes == short && got.header.flags == 0);
 }
+
+/// Whoever moves a driver's VM asks for it, and a front end may ask as often as it likes.
+#[test]
+fn a_station_is_announced_and_not_too_often() {
+    let (mut reactor, a, mut b) = pair(Kind::SPLIT, ALL, ALL);
+    b.offer(0, &[2048; 4]);
+    let cable = a.device.cable();
+    for _ in 0..1000 {
+        cable.announce(MAC);
+    }
+    let got = until(&mut reactor, || b.receive(0)).bytes;
+    assert_eq!(got.len(), 60);
+    assert_eq!(
+        got[..14],
+        [[0xff; 6], MAC]
+            .concat()
+            .into_iter()
+            .chain([0x80, 0x35])
+            .collect::<Vec<_>>()[..]
+    );
+    assert_eq!((&got[22..28], &got[32..38]), (&MAC[..], &MAC[..]));
+    turns(&mut reactor, 20);
+    let mut more = 0;
+    while b.receive(0).is_some() {
+        more += 1;
+    }
+    assert!(more < 3, "{more} of 1000 that came at once");
+    cable.set_link(false);
+    assert_eq!(cable.mtu(), 65_535);
+}

@@ -14,6 +14,7 @@
 //! All mistakes are told at once. Nothing is opened to find them: what is checked is the file, and the CPUs of the machine.
 
 mod mistake;
+mod net;
 mod nvme;
 mod read;
 
@@ -28,8 +29,9 @@ use toml::de::{DeTable, DeValue};
 
 use crate::kinds::{LayerKind, VolumeUri, list};
 use crate::spec::{
-    Attach, CardSpec, DataMode, DeviceSpec, FunctionKind, FunctionSpec, Id, LayerSpec, Parameter,
-    Poll, STOP_TIMEOUT_MS_DEFAULT, SocketMode, SubsystemSpec, VolumeSpec, attach_mistake,
+    Attach, CardSpec, DataMode, DeviceSpec, FunctionKind, FunctionSpec, Id, LayerSpec, NetworkSpec,
+    Parameter, Poll, PortSpec, STOP_TIMEOUT_MS_DEFAULT, SocketMode, SubsystemSpec, VolumeSpec,
+    attach_mistake,
 };
 
 /// Most queues of one function: what one reactor may have to visit for one host.
@@ -52,6 +54,8 @@ pub struct Config {
     pub volumes: BTreeMap<Id, VolumeSpec>,
     /// The subsystems that NVMe functions may share.
     pub subsystems: BTreeMap<Id, SubsystemSpec>,
+    /// The networks that network functions are in.
+    pub networks: BTreeMap<Id, NetworkSpec>,
     /// Its functions.
     pub functions: BTreeMap<Id, FunctionSpec>,
 }
@@ -111,6 +115,9 @@ struct Names {
     users: Vec<Placed<Id>>,
     /// Names that subsystems were given.
     nqns: Vec<String>,
+    networks: BTreeSet<Id>,
+    /// Ports of networks: with the function and the network of each.
+    ports: Vec<Placed<(Id, Id, PortSpec)>>,
 }
 
 struct Reader<'a> {
@@ -145,12 +152,26 @@ impl Reader<'_> {
             subsystems: root.names("subsystem"),
             users: Vec::new(),
             nqns: Vec::new(),
+            networks: root.names("network"),
+            ports: Vec::new(),
         };
         for (id, mut section) in root.named_sections("subsystem", self.sink) {
             let subsystem = self.subsystem(&mut section, &mut names);
             section.finish(self.sink);
             config.subsystems.insert(id, subsystem);
         }
+        let mut segments: Vec<Placed<Id>> = Vec::new();
+        for (id, mut section) in root.named_sections("network", self.sink) {
+            segments.push(Placed {
+                value: id.clone(),
+                key: section.key("vni"),
+                span: section.place("vni"),
+            });
+            let network = self.network(&mut section);
+            section.finish(self.sink);
+            config.networks.extend(network.map(|network| (id, network)));
+        }
+        self.no_segment_twice(&config.networks, &segments);
         let mut sockets: Vec<Placed<(Id, PathBuf)>> = Vec::new();
         for (id, mut section) in root.named_sections("function", self.sink) {
             let function = self.function(&id, &mut section, &mut names, &mut sockets);
@@ -161,6 +182,7 @@ impl Reader<'_> {
         }
         self.no_volume_shared(&config, &names.users);
         self.no_socket_twice(&sockets);
+        self.no_station_twice(&names.ports);
         root.finish(self.sink);
         config
     }
@@ -306,7 +328,8 @@ impl Reader<'_> {
         let mode = section
             .word("mode", SocketMode::WORDS, sink)
             .unwrap_or(SocketMode::Server);
-        let queues = section.integer("queues", 1..=QUEUES_MAX, sink).unwrap_or(1);
+        let queues_max = kind.map_or(QUEUES_MAX, FunctionSpec::queues_max);
+        let queues = section.integer("queues", 1..=queues_max, sink).unwrap_or(1);
         let poll = section.word("poll", Poll::WORDS, sink);
         let stop_timeout_ms = section.integer("stop_timeout_ms", STOP_TIMEOUT_MS, sink);
         if let (Some(kind), Some(attach)) = (kind, attach)
@@ -329,6 +352,7 @@ impl Reader<'_> {
         }
         let device = match kind {
             Some(FunctionKind::VirtioBlk) => self.virtio_blk(section, names),
+            Some(FunctionKind::VirtioNet) => self.virtio_net(id, section, names),
             Some(FunctionKind::Nvme) => self.nvme(section, names),
             // What the rest should be depends on it.
             None => {
@@ -496,5 +520,7 @@ fn parameter(value: &DeValue<'_>) -> Result<Parameter, String> {
     }
 }
 
+#[cfg(test)]
+mod net_tests;
 #[cfg(test)]
 mod tests;

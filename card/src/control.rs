@@ -14,9 +14,11 @@ pub mod server;
 
 use serde::{Deserialize, Serialize};
 
-use crate::message::{SessionInfo, VolumeInfo};
-use crate::registry::{Function, FunctionState, Registry, Volume, VolumeState};
-use crate::spec::{DataMode, FunctionSpec, Id, VolumeSpec};
+use crate::message::{AddressEntry, NetworkInfo, SessionInfo, VolumeInfo};
+use crate::registry::{
+    Function, FunctionState, Network, NetworkState, Registry, Volume, VolumeState,
+};
+use crate::spec::{DataMode, FunctionSpec, Id, NetworkSpec, VolumeSpec};
 use crate::stats::Statistics;
 
 /// The version of the protocol.
@@ -100,6 +102,25 @@ pub enum Request {
         /// The volume.
         volume: Id,
     },
+    /// All networks.
+    ListNetworks,
+    /// One network.
+    ShowNetwork {
+        /// Its ID.
+        id: Id,
+    },
+    /// The addresses that a network knows.
+    ListAddresses {
+        /// Its ID.
+        network: Id,
+    },
+    /// Plug the cable of a network function in, or pull it out. Answered with the function.
+    SetLink {
+        /// The function.
+        function: Id,
+        /// Whether it is plugged in.
+        up: bool,
+    },
     /// The counters.
     Statistics {
         /// Of one function; otherwise of all, and of the reactors.
@@ -123,6 +144,12 @@ pub enum Response {
     Volume(VolumeEntry),
     /// The namespaces of a function, as they are now.
     Namespaces(NamespacesEntry),
+    /// All networks, by ID.
+    Networks(Vec<NetworkEntry>),
+    /// One network.
+    Network(NetworkEntry),
+    /// The addresses that a network knows, by VLAN and address.
+    Addresses(Vec<AddressEntry>),
     /// The counters.
     Statistics(Statistics),
 }
@@ -148,6 +175,9 @@ pub struct Status {
     pub reactors: u16,
     /// How many volumes there are.
     pub volumes: usize,
+    /// How many networks there are.
+    #[serde(default)]
+    pub networks: usize,
     /// How many functions there are.
     pub functions: usize,
     /// How many of those have a front end.
@@ -186,6 +216,23 @@ pub struct VolumeEntry {
     /// Its shape, where it is open.
     pub info: Option<VolumeInfo>,
     /// The functions that stand on it.
+    pub functions: Vec<Id>,
+}
+
+/// A network.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkEntry {
+    /// Its ID.
+    pub id: Id,
+    /// What it is.
+    pub spec: NetworkSpec,
+    /// How it stands: `opening`, `open`, `closing` or `failed`.
+    pub state: String,
+    /// Why it failed.
+    pub reason: Option<String>,
+    /// What came of opening it, where it is open.
+    pub info: Option<NetworkInfo>,
+    /// The functions that are in it.
     pub functions: Vec<Id>,
 }
 
@@ -236,6 +283,25 @@ impl FunctionEntry {
             reason,
             session,
             namespaces: Vec::new(),
+        }
+    }
+}
+
+impl NetworkEntry {
+    /// How a network stands in the registry.
+    pub fn new(registry: &Registry, id: &Id, network: &Network) -> Self {
+        let (reason, info) = match &network.state {
+            NetworkState::Failed { reason } => (Some(reason.clone()), None),
+            NetworkState::Open(info) => (None, Some(info.clone())),
+            NetworkState::Opening | NetworkState::Closing => (None, None),
+        };
+        Self {
+            id: id.clone(),
+            spec: network.spec.clone(),
+            state: network.state.word().to_owned(),
+            reason,
+            info,
+            functions: registry.members(id).cloned().collect(),
         }
     }
 }

@@ -1,5 +1,6 @@
 //! What `bluffctl` prints: tables for people.
 
+pub mod net;
 mod table;
 pub mod top;
 
@@ -26,6 +27,7 @@ pub fn status(status: &Status) -> String {
     table.row(["data half", &data]);
     table.row(["reactors", &status.reactors.to_string()]);
     table.row(["volumes", &status.volumes.to_string()]);
+    table.row(["networks", &status.networks.to_string()]);
     table.row([
         "functions",
         &format!("{}, {} connected", status.functions, status.connected),
@@ -66,6 +68,10 @@ pub fn function(function: &FunctionEntry, statistics: Option<&FunctionStatistics
     table.row(["socket", &socket(function)]);
     match &function.spec.device {
         DeviceSpec::VirtioBlk { .. } => table.row(["volume", &stands_on(function)]),
+        DeviceSpec::VirtioNet { port, .. } => {
+            table.row(["network", &stands_on(function)]);
+            net::port(&mut table, port);
+        }
         DeviceSpec::Nvme { serial, .. } => {
             table.row(["stands on", &stands_on(function)]);
             let serial = serial.as_deref();
@@ -85,7 +91,10 @@ pub fn function(function: &FunctionEntry, statistics: Option<&FunctionStatistics
         table.row(["messages", &messages.to_string()]);
     }
     // What a virtio driver negotiates.
-    let is_virtio = matches!(function.spec.device, DeviceSpec::VirtioBlk { .. });
+    let is_virtio = matches!(
+        function.spec.device,
+        DeviceSpec::VirtioBlk { .. } | DeviceSpec::VirtioNet { .. }
+    );
     if let Some(session) = function.session.as_ref().filter(|_| is_virtio) {
         table.row(["features", &format!("{:#018x}", session.features)]);
         let status = session
@@ -98,6 +107,9 @@ pub fn function(function: &FunctionEntry, statistics: Option<&FunctionStatistics
     if !function.namespaces.is_empty() {
         text.push('\n');
         text.push_str(&namespace_table(&function.namespaces).to_string());
+    }
+    if let Some(counted) = statistics.and_then(|statistics| statistics.net.as_ref()) {
+        text.push_str(&net::counters(counted));
     }
     if let Some(statistics) = statistics.filter(|statistics| !statistics.queues.is_empty()) {
         let names = [
@@ -135,6 +147,7 @@ pub fn function(function: &FunctionEntry, statistics: Option<&FunctionStatistics
 fn stands_on(function: &FunctionEntry) -> String {
     match &function.spec.device {
         DeviceSpec::VirtioBlk { volume, .. } => volume.to_string(),
+        DeviceSpec::VirtioNet { network, .. } => network.to_string(),
         DeviceSpec::Nvme { subsystem, .. } => match subsystem {
             SubsystemUse::Shared { subsystem } => format!("subsystem {subsystem}"),
             SubsystemUse::Own(own) => {

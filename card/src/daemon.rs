@@ -4,6 +4,7 @@
 //! when it dies that a host would notice. Nothing in the loop waits for anybody, but for an NVMe function that is attached or
 //! gets a namespace while formats are being recorded, which waits for the state directory, for 5 s at most.
 
+mod again;
 mod answer;
 mod carry;
 mod formats;
@@ -16,6 +17,7 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use again::Again;
 use anyhow::{Context, Result, anyhow, bail};
 use bluff_vhost_user::limit::Limit;
 use event_manager::{EventManager, EventOps, Events, MutEventSubscriber, SubscriberOps};
@@ -29,10 +31,10 @@ use crate::control::server::{ClientNumber, Server};
 use crate::data_half::{Body, DataHalf, Options};
 use crate::descriptors;
 use crate::identity::Identity;
-use crate::message::{FromData, Numbered, Outbox, ToData};
-use crate::registry::{FunctionState, Registry, VolumeState};
+use crate::message::{AddressEntry, FromData, Numbered, Outbox, ToData};
+use crate::registry::{FunctionState, NetworkState, Registry, VolumeState};
 use crate::runtime_dir::{BoundSocket, CONTROL_SOCKET, RuntimeDir};
-use crate::spec::{CardSpec, DataMode, DeviceSpec, Id};
+use crate::spec::{CardSpec, DataMode, DeviceSpec, FunctionSpec, Id, Text};
 use crate::stats::Statistics;
 
 /// How long the data half may take to stop all queues, where no function's own bound is longer.
@@ -126,14 +128,20 @@ enum Pending {
     Namespaces(ClientNumber, Id),
     /// A client that wants counters, and those that came already.
     Statistics(ClientNumber, Statistics),
+    /// A client that wants the addresses of a network, and those that came already.
+    Addresses(ClientNumber, Vec<AddressEntry>),
+    /// A client that wants a cable pulled out or plugged in.
+    Link(ClientNumber, Id),
 }
 
 impl Pending {
     fn client(&self) -> ClientNumber {
         match self {
-            Self::Resize(client, _) | Self::Namespaces(client, _) | Self::Statistics(client, _) => {
-                *client
-            }
+            Self::Resize(client, _)
+            | Self::Namespaces(client, _)
+            | Self::Statistics(client, _)
+            | Self::Addresses(client, _)
+            | Self::Link(client, _) => *client,
         }
     }
 }
@@ -142,7 +150,7 @@ struct Daemon {
     card: CardSpec,
     /// There where a function has a name that is made of it.
     identity: Option<Identity>,
-    /// There as well: what hosts have formatted namespaces to.
+    /// There where a function has namespaces: what hosts have formatted them to.
     recorder: Option<Recorder>,
     body: Body,
     options: Options,
@@ -157,8 +165,10 @@ struct Daemon {
     fronts: Fronts,
     /// When to connect next, for functions in client mode without a front end.
     connect_at: BTreeMap<Id, Instant>,
-    /// When to open volumes again that could not be, and the pause before that.
-    reopen: BTreeMap<Id, (Option<Instant>, Duration)>,
+    /// Volumes to be opened again that could not be.
+    reopen: Again,
+    /// Networks, likewise.
+    reopen_networks: Again,
     /// What may be logged of functions whose front ends cause it.
     limits: BTreeMap<Id, Limit>,
     pending: BTreeMap<u64, Pending>,
@@ -185,23 +195,37 @@ impl Daemon {
         for (id, spec) in config.subsystems {
             registry.create_subsystem(id, spec)?;
         }
-        for (id, spec) in config.functions {
+        for (id, spec) in config.networks {
+            registry.create_network(id, spec)?;
+        }
+        let is_nvme = |spec: &FunctionSpec| matches!(spec.device, DeviceSpec::Nvme { .. });
+        let has_formats = config.functions.values().any(is_nvme);
+        let is_named = |spec: &FunctionSpec| {
+            is_nvme(spec) || spec.port().is_some_and(|(_, port)| port.mac.is_none())
+        };
+        let identity = config
+            .functions
+            .values()
+            .any(is_named)
+            .then(|| Identity::of_card(&state_dir))
+            .transpose()?;
+        for (id, mut spec) in config.functions {
+            if let (DeviceSpec::VirtioNet { port, .. }, Some(card)) = (&mut spec.device, identity) {
+                port.mac.get_or_insert_with(|| Text(card.mac(&id)));
+            }
             registry.create_function(id, spec)?;
         }
         let functions = registry.functions().values();
-        let needed = descriptors::needed_by_all(functions.map(|function| function.spec.queues));
+        let needed = descriptors::needed_by_all(functions.map(|function| function.spec.rings()));
         if needed > descriptors::limit() {
             log::warn!(
                 "the functions need up to {needed} open descriptors, and {} are allowed (RLIMIT_NOFILE)",
                 descriptors::limit()
             );
         }
-        let mut functions = registry.functions().values();
-        let is_named = functions.any(|f| matches!(f.spec.device, DeviceSpec::Nvme { .. }));
-        let identity = is_named
-            .then(|| Identity::of_card(&state_dir))
+        let recorder = has_formats
+            .then(|| Recorder::start(&state_dir))
             .transpose()?;
-        let recorder = is_named.then(|| Recorder::start(&state_dir)).transpose()?;
         let options = Options {
             state_dir,
             is_process: config.card.data == DataMode::Process,
@@ -224,7 +248,8 @@ impl Daemon {
             reactors: 0,
             fronts: Fronts::new().context("the functions' sockets")?,
             connect_at: BTreeMap::new(),
-            reopen: BTreeMap::new(),
+            reopen: Again::default(),
+            reopen_networks: Again::default(),
             limits: BTreeMap::new(),
             pending: BTreeMap::new(),
             next_number: 1,
@@ -250,7 +275,7 @@ impl Daemon {
 
     fn tick(&mut self, now: Instant) {
         self.server.tick(now);
-        self.reopen_volumes(now);
+        self.reopen(now);
         self.connect_clients(now);
         self.fronts_turn(now);
         if let Phase::Draining(deadline) = self.phase
@@ -267,7 +292,8 @@ impl Daemon {
             Phase::Starting | Phase::Ready => None,
         };
         let connect = self.connect_at.values().copied();
-        let reopen = self.reopen.values().filter_map(|(at, _)| *at);
+        let reopen = self.reopen.next().into_iter();
+        let reopen = reopen.chain(self.reopen_networks.next());
         let next = connect.chain(reopen).chain(deadline);
         let accept = self.server.deadline().into_iter();
         let next = next.chain(accept).chain(self.fronts.deadline()).min();
@@ -343,6 +369,16 @@ impl Daemon {
                     return self.finish(Err(error));
                 }
                 VolumeState::Opening | VolumeState::Closing => return,
+            }
+        }
+        for (id, network) in self.registry.networks() {
+            match &network.state {
+                NetworkState::Open(_) => {}
+                NetworkState::Failed { reason } => {
+                    let error = anyhow!("network {id}: {reason}");
+                    return self.finish(Err(error));
+                }
+                NetworkState::Opening | NetworkState::Closing => return,
             }
         }
         for (id, function) in self.registry.functions() {

@@ -1,4 +1,4 @@
-//! The data half: reactors, volumes, functions and their sessions.
+//! The data half: reactors, volumes, networks, functions and their sessions.
 //!
 //! ```text
 //!   control's socket --> this thread: one message at a time
@@ -14,6 +14,7 @@
 //! were killed where anything in it is broken, and where control is gone: an orderly end would tell the front ends.
 
 mod formats;
+mod networks;
 mod nvme;
 mod sessions;
 mod volumes;
@@ -35,7 +36,8 @@ use bluff_virtio_blk::{Blk, BlkOptions, QueueCounters};
 
 use crate::data_half::Options;
 use crate::message::{
-    FromData, Link, LinkError, Numbered, Subject, ToData, VolumeInfo, statistics_parts,
+    FromData, Link, LinkError, Numbered, Subject, ToData, VolumeInfo, address_parts,
+    statistics_parts,
 };
 use crate::spec::{
     CardSpec, DeviceSpec, FunctionSpec, Id, Poll, SubsystemKey, SubsystemSpec, VolumeSpec,
@@ -104,7 +106,11 @@ fn subject(message: &ToData) -> Subject {
         ToData::OpenVolume { volume, .. }
         | ToData::CloseVolume { volume }
         | ToData::ResizeVolume { volume, .. } => Subject::Volume(volume.clone()),
-        ToData::Restore { function, .. }
+        ToData::OpenNetwork { network, .. }
+        | ToData::CloseNetwork { network }
+        | ToData::ListAddresses { network } => Subject::Network(network.clone()),
+        ToData::SetLink { function, .. }
+        | ToData::Restore { function, .. }
         | ToData::AttachFunction { function, .. }
         | ToData::Connection { function, .. }
         | ToData::Committed { function, .. }
@@ -156,6 +162,7 @@ struct OpenVolume {
 /// A function, by its kind.
 enum Stands {
     Blk(Blocks),
+    Net(networks::Nets),
     Nvme(nvme::Nvme),
 }
 
@@ -183,6 +190,7 @@ struct Data {
     /// Formats that control is asked to keep.
     records: formats::Records,
     volumes: BTreeMap<Id, OpenVolume>,
+    networks: networks::Networks,
     reactors: Vec<Reactor>,
     /// The reactor that the next function begins with.
     turn: usize,
@@ -201,6 +209,7 @@ impl Data {
             subsystems: BTreeMap::new(),
             records: formats::Records::default(),
             volumes: BTreeMap::new(),
+            networks: networks::Networks::default(),
             reactors: Vec::new(),
             turn: 0,
         })
@@ -240,6 +249,21 @@ impl Data {
                     size: open.volume.geometry().size,
                 }]
             }
+            ToData::OpenNetwork { network, spec } => {
+                let info = self.open_network(&network, &spec)?;
+                vec![FromData::NetworkOpened { network, info }]
+            }
+            ToData::CloseNetwork { network } => {
+                self.close_network(&network)?;
+                vec![FromData::NetworkClosed { network }]
+            }
+            ToData::ListAddresses { network } => {
+                address_parts(&network, &self.addresses(&network)?)
+            }
+            ToData::SetLink { function, up } => {
+                self.set_link(&function, up)?;
+                vec![FromData::LinkSet { function, up }]
+            }
             ToData::AttachFunction {
                 function,
                 spec,
@@ -276,10 +300,14 @@ impl Data {
                 let (teller, name) = (self.teller.clone(), function.to_string());
                 let told = move || teller.tell(number, FromData::FunctionDetached { function });
                 match found.context("it is not attached")? {
-                    Stands::Blk(_) => self.sessions.handle().remove(&name, move |device| {
-                        drop(device);
-                        told();
-                    }),
+                    // What is left of it is dropped first: with its device a port leaves its network.
+                    stands @ (Stands::Blk(_) | Stands::Net(_)) => {
+                        drop(stands);
+                        self.sessions.handle().remove(&name, move |device| {
+                            drop(device);
+                            told();
+                        });
+                    }
                     Stands::Nvme(nvme) => {
                         self.leave(&nvme.key);
                         self.vfio.handle().remove(&name, move |function| {
@@ -298,6 +326,7 @@ impl Data {
             ToData::Restore { function, keys } => {
                 let restored = match self.functions.get_mut(&function) {
                     Some(Stands::Blk(blk)) => &mut blk.restored,
+                    Some(Stands::Net(net)) => &mut net.restored,
                     Some(Stands::Nvme(nvme)) => &mut nvme.restored,
                     None => bail!("it is not attached"),
                 };
@@ -316,7 +345,9 @@ impl Data {
             ToData::Committed { function, seq } => {
                 let name = function.as_str();
                 match self.functions.get(&function) {
-                    Some(Stands::Blk(_)) => self.sessions.handle().committed(name, seq),
+                    Some(Stands::Blk(_) | Stands::Net(_)) => {
+                        self.sessions.handle().committed(name, seq);
+                    }
                     Some(Stands::Nvme(_)) => self.vfio.handle().committed(name, seq),
                     // It was detached meanwhile.
                     None => {}
@@ -407,6 +438,10 @@ impl Data {
                 self.attach_blk(id, spec, order, descriptors)?;
                 Ok(Vec::new())
             }
+            DeviceSpec::VirtioNet { .. } => {
+                self.attach_net(id, spec, &order, descriptors)?;
+                Ok(Vec::new())
+            }
             DeviceSpec::Nvme { .. } => self.attach_nvme(id, spec, subsystem, &order, files),
         }
     }
@@ -448,7 +483,7 @@ impl Data {
         let reactors = (0..usize::from(spec.queues))
             .map(|q| order[q % spread] as u16)
             .collect();
-        self.present(id, Box::new(device), stop_timeout, descriptors)?;
+        self.present(id, Box::new(device), None, stop_timeout, descriptors)?;
         self.functions.insert(
             id.clone(),
             Stands::Blk(Blocks {
@@ -488,7 +523,9 @@ impl Data {
                         .enumerate()
                         .map(|(i, (counters, &reactor))| queue(i as u16, reactor, counters))
                         .collect(),
+                    net: None,
                 },
+                Stands::Net(net) => net.statistics(id),
                 Stands::Nvme(nvme) => nvme.statistics(id),
             })
             .collect();
@@ -515,7 +552,7 @@ impl Data {
                 let _ = stopped.send(());
             };
             match function {
-                Stands::Blk(_) => blk.remove(id.as_str(), move |_| tell()),
+                Stands::Blk(_) | Stands::Net(_) => blk.remove(id.as_str(), move |_| tell()),
                 Stands::Nvme(_) => nvme.remove(id.as_str(), move |_| tell()),
             }
         }
@@ -556,9 +593,9 @@ fn queue(index: u16, reactor: u16, counters: &QueueCounters) -> QueueStatistics 
         written_bytes: get(&counters.bytes_written),
         errors: get(&counters.errors),
         in_flight: u32::try_from(get(&counters.in_flight)).unwrap_or(u32::MAX),
-        kicks: get(&counters.kicks),
-        interrupts: get(&counters.interrupts),
-        hung: get(&counters.hung),
+        kicks: get(&counters.line.kicks),
+        interrupts: get(&counters.line.interrupts),
+        hung: get(&counters.line.hung),
     }
 }
 

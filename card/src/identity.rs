@@ -9,6 +9,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use bluff_packet::Mac;
 use uuid::Uuid;
 
 use crate::spec::Id;
@@ -68,6 +69,13 @@ impl Identity {
         let uuid = Uuid::new_v5(&self.0, format!("{what}/{id}").as_bytes());
         format!("nqn.2014-08.org.nvmexpress:uuid:{uuid}")
     }
+
+    /// The address of a network function that was given none: one of a single station, administered locally (IEEE 802 §8.4).
+    pub fn mac(self, id: &Id) -> Mac {
+        let uuid = Uuid::new_v5(&self.0, format!("mac/{id}").as_bytes());
+        let [a, b, c, d, e, f, ..] = *uuid.as_bytes();
+        Mac([(a | 2) & !1, b, c, d, e, f])
+    }
 }
 
 fn read(path: &Path) -> Result<Option<Identity>> {
@@ -118,5 +126,11 @@ mod tests {
         assert_eq!(crate::spec::nqn_mistake(&nqn), None);
         assert_ne!(nqn, card.nqn("subsystem", &id));
         assert_ne!(nqn, Identity(Uuid::from_u128(2)).nqn("function", &id));
+        let mac = card.mac(&id);
+        assert_eq!(mac, card.mac(&id));
+        assert_eq!(crate::spec::mac_mistake(mac), None);
+        assert_eq!(mac.0[0] & 3, 2, "administered locally");
+        assert_ne!(mac, card.mac(&"nvme1".parse().unwrap()));
+        assert_ne!(mac, Identity(Uuid::from_u128(2)).mac(&id));
     }
 }

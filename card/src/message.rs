@@ -24,13 +24,16 @@
 mod link;
 pub mod record;
 
+use std::net::IpAddr;
+
+use bluff_packet::Mac;
 use serde::{Deserialize, Serialize};
 
 pub use link::{Link, LinkError, MESSAGE_MAX, Outbox, pair};
 
 use crate::spec::{
-    CardSpec, FunctionSpec, Id, NamespaceFormat, NamespaceSpec, SubsystemKey, SubsystemSpec,
-    VolumeSpec,
+    CardSpec, FunctionSpec, Id, NamespaceFormat, NamespaceSpec, NetworkSpec, SubsystemKey,
+    SubsystemSpec, Text, Underlay, VolumeSpec,
 };
 use crate::stats::Statistics;
 
@@ -81,6 +84,30 @@ pub enum ToData {
         volume: Id,
         /// The size, in bytes.
         size: u64,
+    },
+    /// Make a network that functions can be in. Answered by [`FromData::NetworkOpened`].
+    OpenNetwork {
+        /// Its ID.
+        network: Id,
+        /// What it is.
+        spec: NetworkSpec,
+    },
+    /// Let go of a network that no function is in. Answered by [`FromData::NetworkClosed`].
+    CloseNetwork {
+        /// Its ID.
+        network: Id,
+    },
+    /// Tell which addresses a network knows. Answered by one [`FromData::Addresses`] or several.
+    ListAddresses {
+        /// Its ID.
+        network: Id,
+    },
+    /// Plug the cable of a network function in, or pull it out. Answered by [`FromData::LinkSet`].
+    SetLink {
+        /// The function.
+        function: Id,
+        /// Whether it is plugged in.
+        up: bool,
     },
     /// Descriptors of a session that another data half had begun. Not answered. No more than [`DESCRIPTORS_MAX`] at once;
     /// more come in further messages, and [`ToData::Connection`] follows the last.
@@ -186,6 +213,34 @@ pub enum FromData {
         /// The size, in bytes.
         size: u64,
     },
+    /// Functions can be in a network.
+    NetworkOpened {
+        /// The network.
+        network: Id,
+        /// What came of it.
+        info: NetworkInfo,
+    },
+    /// A network was let go of.
+    NetworkClosed {
+        /// The network.
+        network: Id,
+    },
+    /// Addresses that a network knows; many come in parts.
+    Addresses {
+        /// The network.
+        network: Id,
+        /// This part.
+        addresses: Vec<AddressEntry>,
+        /// Whether another part follows.
+        more: bool,
+    },
+    /// A cable was plugged in, or pulled out.
+    LinkSet {
+        /// The function.
+        function: Id,
+        /// Whether it is plugged in.
+        up: bool,
+    },
     /// A function can be reached.
     FunctionAttached {
         /// The function.
@@ -270,8 +325,41 @@ pub enum Subject {
     Card,
     /// A volume.
     Volume(Id),
+    /// A network.
+    Network(Id),
     /// A function.
     Function(Id),
+}
+
+/// What came of opening a network.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkInfo {
+    /// What carries its tunnel, where it has one: never [`Underlay::Auto`].
+    pub underlay: Option<Underlay>,
+}
+
+/// Where an address is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AddressEntry {
+    /// The address.
+    pub mac: Text<Mac>,
+    /// Its VLAN; 0 where its frames have no tag.
+    pub vlan: u16,
+    /// Where it is.
+    #[serde(flatten)]
+    pub place: AddressPlace,
+    /// It was configured, and does not move.
+    pub fixed: bool,
+}
+
+/// Where frames for an address go.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AddressPlace {
+    /// To a function of this card.
+    Function(Id),
+    /// To another card.
+    Vtep(IpAddr),
 }
 
 /// The shape of an open volume.
@@ -312,6 +400,10 @@ impl Message for ToData {
             | Self::OpenVolume { .. }
             | Self::CloseVolume { .. }
             | Self::ResizeVolume { .. }
+            | Self::OpenNetwork { .. }
+            | Self::CloseNetwork { .. }
+            | Self::ListAddresses { .. }
+            | Self::SetLink { .. }
             | Self::DetachFunction { .. }
             | Self::Statistics { .. }
             | Self::Drain { .. } => 0,
@@ -328,6 +420,10 @@ impl Message for FromData {
             | Self::VolumeOpened { .. }
             | Self::VolumeClosed { .. }
             | Self::VolumeResized { .. }
+            | Self::NetworkOpened { .. }
+            | Self::NetworkClosed { .. }
+            | Self::Addresses { .. }
+            | Self::LinkSet { .. }
             | Self::FunctionDetached { .. }
             | Self::NamespaceAdded { .. }
             | Self::NamespaceRemoved { .. }
@@ -347,8 +443,26 @@ impl<T: Message> Message for Numbered<T> {
     }
 }
 
-/// Most queues in one part: about 250 bytes of JSON each.
+/// Most queues in one part: about 250 bytes of JSON each. A pair of a network function has about twice as much.
 const QUEUES_PER_PART: usize = 256;
+/// Most addresses in one part: about 100 bytes of JSON each.
+const ADDRESSES_PER_PART: usize = 512;
+
+/// Splits the addresses of a network into parts that each fit into one message.
+pub fn address_parts(network: &Id, addresses: &[AddressEntry]) -> Vec<FromData> {
+    let part = |addresses: &[AddressEntry], more| FromData::Addresses {
+        network: network.clone(),
+        addresses: addresses.to_vec(),
+        more,
+    };
+    let count = addresses.len().div_ceil(ADDRESSES_PER_PART);
+    let chunks = addresses.chunks(ADDRESSES_PER_PART).enumerate();
+    let parts: Vec<_> = chunks.map(|(i, a)| part(a, i + 1 < count)).collect();
+    match parts.is_empty() {
+        true => vec![part(&[], false)],
+        false => parts,
+    }
+}
 
 /// Splits counters into parts that each fit into one message.
 pub fn statistics_parts(statistics: Statistics) -> Vec<FromData> {
@@ -364,7 +478,8 @@ pub fn statistics_parts(statistics: Statistics) -> Vec<FromData> {
     }];
     let mut queues = 0;
     for function in functions {
-        let fits = queues == 0 || queues + function.queues.len() <= QUEUES_PER_PART;
+        let weight = function.weight();
+        let fits = queues == 0 || queues + weight <= QUEUES_PER_PART;
         if !fits {
             parts.push(Statistics {
                 at_ns,
@@ -372,7 +487,7 @@ pub fn statistics_parts(statistics: Statistics) -> Vec<FromData> {
             });
             queues = 0;
         }
-        queues += function.queues.len().max(1);
+        queues += weight;
         parts
             .last_mut()
             .expect("there is one from the start")

@@ -1,4 +1,4 @@
-//! The volumes and functions of a card, live: what there is, in which state, and what has to happen next.
+//! The volumes, networks and functions of a card, live: what there is, in which state, and what has to happen next.
 //!
 //! ```text
 //!   create, change, delete        reports of the data half
@@ -15,6 +15,7 @@
 
 mod event;
 mod namespaces;
+mod networks;
 mod state;
 
 use std::collections::BTreeMap;
@@ -22,8 +23,9 @@ use std::path::{Path, PathBuf};
 
 use event::Subscribers;
 pub use event::{BACKLOG, Change, Event, Subject};
-pub use state::{FunctionState, IllegalTransition, VolumeState};
-use state::{FunctionStep, VolumeStep};
+pub use networks::Network;
+pub use state::{FunctionState, IllegalTransition, NetworkState, VolumeState};
+use state::{FunctionStep, NetworkStep, VolumeStep};
 
 use crate::kinds::{LayerKind, VolumeUri};
 use crate::message::{FromData, Subject as Failing};
@@ -44,6 +46,9 @@ pub enum RegistryError {
     /// There is no function of this ID.
     #[error("there is no function {0}")]
     NoFunction(Id),
+    /// There is no network of this ID.
+    #[error("there is no network {0}")]
+    NoNetwork(Id),
     /// There is no subsystem of this ID.
     #[error("there is no subsystem {0}")]
     NoSubsystem(Id),
@@ -73,6 +78,10 @@ pub enum Action {
     OpenVolume(Id),
     /// Close this volume.
     CloseVolume(Id),
+    /// Open this network.
+    OpenNetwork(Id),
+    /// Close this network.
+    CloseNetwork(Id),
     /// Attach this function.
     AttachFunction(Id),
     /// Detach this function.
@@ -97,12 +106,13 @@ pub struct Function {
     pub state: FunctionState,
 }
 
-/// All volumes and functions.
+/// All volumes, networks and functions.
 #[derive(Debug, Default)]
 pub struct Registry {
     runtime_dir: PathBuf,
     volumes: BTreeMap<Id, Volume>,
     subsystems: BTreeMap<Id, SubsystemSpec>,
+    networks: BTreeMap<Id, Network>,
     functions: BTreeMap<Id, Function>,
     actions: Vec<Action>,
     subscribers: Subscribers,
@@ -132,6 +142,11 @@ impl Registry {
         &self.subsystems
     }
 
+    /// All networks, by ID.
+    pub fn networks(&self) -> &BTreeMap<Id, Network> {
+        &self.networks
+    }
+
     /// A volume.
     pub fn volume(&self, id: &Id) -> Result<&Volume, RegistryError> {
         self.volumes
@@ -158,6 +173,7 @@ impl Registry {
     pub fn volumes_of<'a>(&'a self, spec: &'a FunctionSpec) -> Vec<&'a Id> {
         match &spec.device {
             DeviceSpec::VirtioBlk { volume, .. } => vec![volume],
+            DeviceSpec::VirtioNet { .. } => Vec::new(),
             DeviceSpec::Nvme { subsystem, .. } => {
                 let namespaces = self.subsystem_of(subsystem).map(|s| &s.namespaces);
                 let namespaces = namespaces.into_iter().flatten();
@@ -177,7 +193,7 @@ impl Registry {
         let functions = self.functions.iter().filter(move |(_, function)| {
             let own = |spec: &&FunctionSpec| match &spec.device {
                 DeviceSpec::Nvme { subsystem, .. } => matches!(subsystem, SubsystemUse::Own(_)),
-                DeviceSpec::VirtioBlk { .. } => true,
+                DeviceSpec::VirtioBlk { .. } | DeviceSpec::VirtioNet { .. } => true,
             };
             let mut specs = function.specs().filter(own);
             specs.any(|spec| self.stands_on(spec, volume))
@@ -277,10 +293,10 @@ impl Registry {
         }
     }
 
-    /// Adds a function, which is attached as soon as its volume is open.
+    /// Adds a function, which is attached as soon as what it stands on is open.
     ///
     /// # Errors
-    /// Where the ID or its socket is taken, or its volume is not there or not free.
+    /// Where the ID or its socket is taken, or what it stands on is not there or not free.
     pub fn create_function(&mut self, id: Id, spec: FunctionSpec) -> Result<(), RegistryError> {
         if self.functions.contains_key(&id) {
             return Err(RegistryError::Exists(id));
@@ -362,6 +378,9 @@ impl Registry {
             FromData::VolumeResized { volume, size } => {
                 self.step_volume(volume, VolumeStep::Resized(*size))?;
             }
+            FromData::NetworkOpened { network, info } => self.network_opened(network, info)?,
+            FromData::NetworkClosed { network } => self.network_closed(network)?,
+            FromData::LinkSet { function, up } => self.link_set(function, *up)?,
             FromData::FunctionAttached { function, .. } => {
                 self.step_function(function, FunctionStep::Attached)?;
             }
@@ -392,9 +411,14 @@ impl Registry {
                 self.step_function(function, FunctionStep::Failed(error.clone()))?;
             }
             FromData::Failed {
+                about: Failing::Network(network),
+                error,
+            } => self.step_network(network, NetworkStep::Failed(error.clone()))?,
+            FromData::Failed {
                 about: Failing::Card,
                 ..
             }
+            | FromData::Addresses { .. }
             | FromData::Started { .. }
             | FromData::Commit { .. }
             | FromData::KeepFormats { .. }
@@ -422,6 +446,7 @@ impl Registry {
                 }
             }
         }
+        self.reopen_networks();
         let volumes: Vec<Id> = self.volumes.keys().cloned().collect();
         for id in volumes {
             match self.volumes[&id].state {
@@ -439,6 +464,7 @@ impl Registry {
         let me = Subject::Function(id.clone());
         match &spec.device {
             DeviceSpec::VirtioBlk { volume, .. } => self.check_use(volume, &me)?,
+            DeviceSpec::VirtioNet { network, port } => self.check_port(id, network, port)?,
             DeviceSpec::Nvme { subsystem, serial } => {
                 check(serial.as_deref().and_then(serial_mistake))?;
                 match subsystem {
@@ -451,12 +477,7 @@ impl Registry {
             }
         }
         check(attach_mistake(spec.device.kind(), spec.attach))?;
-        if spec.queues == 0 || spec.queues > crate::config::QUEUES_MAX {
-            let most = crate::config::QUEUES_MAX;
-            return Err(RegistryError::Invalid(format!(
-                "a function has 1 to {most} queues"
-            )));
-        }
+        check(spec.queues_mistake())?;
         if spec.mode == SocketMode::Client && spec.socket.is_none() {
             return Err(RegistryError::Invalid(
                 "a client needs the path of a socket".to_owned(),

@@ -1,7 +1,10 @@
-//! What a card is to present: volumes and functions, in words that neither a file format nor a wire format owns.
+//! What a card is to present: volumes, networks and functions, in words that neither a file format nor a wire format owns.
 //!
 //! The configuration file, the control socket, the messages to the data half and a later API all speak in these types.
 
+#[macro_use]
+mod words;
+mod net;
 mod rules;
 
 use std::collections::BTreeMap;
@@ -9,7 +12,13 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-pub use rules::{attach_mistake, count_mistake, nqn_mistake, serial_mistake};
+pub use net::{
+    FdbSpec, LIST_MAX, LimitSpec, MTU, MTU_LOCAL, MTU_TUNNEL, NetworkSpec, PAIRS_MAX, PortSpec,
+    Text, Tunnel, TunnelSpec, Underlay, VNI_MAX, VTEPS_MAX,
+};
+pub use rules::{
+    attach_mistake, count_mistake, mac_mistake, nqn_mistake, serial_mistake, vlan_mistake,
+};
 use serde::{Deserialize, Serialize};
 
 /// The longest ID, in bytes: that of a DNS label, so that an ID can name files, sockets and metrics anywhere.
@@ -72,33 +81,6 @@ impl fmt::Debug for Id {
     }
 }
 
-/// An enum whose values are written as fixed words, in the configuration and in messages alike.
-macro_rules! words {
-    ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $word:literal),+ $(,)? }) => {
-        $(#[$doc])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-        pub enum $name {
-            $($(#[$variant_doc])* #[serde(rename = $word)] $variant),+
-        }
-
-        impl $name {
-            /// Every value, by its word.
-            pub const WORDS: &'static [(&'static str, Self)] = &[$(($word, Self::$variant)),+];
-
-            /// Its word.
-            pub fn word(self) -> &'static str {
-                match self { $(Self::$variant => $word),+ }
-            }
-        }
-
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.pad(self.word())
-            }
-        }
-    };
-}
-
 words! {
     /// When a reactor looks at a queue without having been notified.
     Poll {
@@ -126,6 +108,8 @@ words! {
     FunctionKind {
         /// A virtio block device.
         VirtioBlk = "virtio-blk",
+        /// A virtio network device.
+        VirtioNet = "virtio-net",
         /// An NVMe controller.
         Nvme = "nvme",
     }
@@ -213,7 +197,7 @@ impl FunctionKind {
     /// How functions of this kind reach hosts.
     pub fn attach(self) -> Attach {
         match self {
-            Self::VirtioBlk => Attach::VhostUser,
+            Self::VirtioBlk | Self::VirtioNet => Attach::VhostUser,
             Self::Nvme => Attach::VfioUser,
         }
     }
@@ -322,6 +306,15 @@ pub enum DeviceSpec {
         #[serde(default)]
         config_wce: bool,
     },
+    /// A virtio network device.
+    #[serde(rename = "virtio-net")]
+    VirtioNet {
+        /// The network that it is in.
+        network: Id,
+        /// Its port there.
+        #[serde(flatten)]
+        port: Box<PortSpec>,
+    },
     /// An NVMe controller.
     #[serde(rename = "nvme")]
     Nvme {
@@ -342,6 +335,7 @@ impl DeviceSpec {
     pub fn kind(&self) -> FunctionKind {
         match self {
             Self::VirtioBlk { .. } => FunctionKind::VirtioBlk,
+            Self::VirtioNet { .. } => FunctionKind::VirtioNet,
             Self::Nvme { .. } => FunctionKind::Nvme,
         }
     }
@@ -360,7 +354,7 @@ pub struct FunctionSpec {
     pub socket: Option<PathBuf>,
     /// Which side of the socket waits.
     pub mode: SocketMode,
-    /// How many request queues the host is offered.
+    /// How many request queues the host is offered; of a network device: pairs of queues.
     pub queues: u16,
     /// How its queues are polled; left out: as the card says.
     #[serde(default)]
@@ -379,6 +373,23 @@ fn stop_timeout_ms() -> u32 {
 }
 
 impl FunctionSpec {
+    /// How many rings or queues a front end sets up at most.
+    pub fn rings(&self) -> u16 {
+        match self.device {
+            // The control queue is one more.
+            DeviceSpec::VirtioNet { .. } => self.queues.saturating_mul(2).saturating_add(1),
+            DeviceSpec::VirtioBlk { .. } | DeviceSpec::Nvme { .. } => self.queues,
+        }
+    }
+
+    /// Its network, and its port there, where it is a network device.
+    pub fn port(&self) -> Option<(&Id, &PortSpec)> {
+        match &self.device {
+            DeviceSpec::VirtioNet { network, port } => Some((network, port)),
+            DeviceSpec::VirtioBlk { .. } | DeviceSpec::Nvme { .. } => None,
+        }
+    }
+
     /// Where its socket stands, given the runtime directory.
     pub fn socket_path(&self, id: &Id, runtime_dir: &Path) -> PathBuf {
         match &self.socket {
@@ -406,6 +417,16 @@ mod tests {
         assert!(shared(&spec));
         let again = serde_json::to_string(&spec).unwrap();
         assert!(shared(&serde_json::from_str(&again).unwrap()));
+        let net = r#"{"kind":"virtio-net","network":"blue","mac":"02:00:00:00:00:01","limit":{"tx":5},"attach":"vhost-user","mode":"server","queues":2}"#;
+        let spec: FunctionSpec = serde_json::from_str(net).unwrap();
+        let (network, port) = spec.port().unwrap();
+        assert_eq!(
+            (network.as_str(), port.limit.tx, spec.rings()),
+            ("blue", Some(5), 5)
+        );
+        let again: FunctionSpec =
+            serde_json::from_str(&serde_json::to_string(&spec).unwrap()).unwrap();
+        assert_eq!(spec, again);
         let own = r#"{"kind":"nvme","namespaces":[{"volume":"disk0","nsid":1}],"attach":"vfio-user","mode":"server","queues":8}"#;
         let spec: FunctionSpec = serde_json::from_str(own).unwrap();
         let again: FunctionSpec =

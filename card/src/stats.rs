@@ -3,6 +3,7 @@
 //! The counters themselves are plain integers owned by a queue or reactor; these are copies of them, taken when somebody
 //! asks. All only grow, but for [`QueueStatistics::in_flight`]; a rate is the difference of two samples.
 
+use std::collections::BTreeMap;
 use std::ops::AddAssign;
 
 use serde::{Deserialize, Serialize};
@@ -28,11 +29,87 @@ pub struct FunctionStatistics {
     /// How many messages there were on its socket, both ways, where they are counted: of vfio-user functions.
     #[serde(default)]
     pub messages: Option<u64>,
-    /// Each of its queues; of an NVMe function those that its host has made.
+    /// Each of its queues; of an NVMe function those that its host has made. None of a network function.
     pub queues: Vec<QueueStatistics>,
+    /// Of a network function.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub net: Option<NetStatistics>,
+}
+
+/// The counters of a network function.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct NetStatistics {
+    /// Each of its pairs of queues.
+    pub pairs: Vec<PairStatistics>,
+    /// What it sent and was dropped, by the name of the cause; causes without any are left out.
+    pub sent_drops: BTreeMap<String, u64>,
+    /// What was for it and was dropped.
+    pub received_drops: BTreeMap<String, u64>,
+}
+
+/// The counters of a pair of queues. "Sent" is what the host sends.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PairStatistics {
+    /// Which.
+    pub pair: u16,
+    /// The reactor that serves it.
+    pub reactor: u16,
+    /// Frames that were sent. One that stands for several is one.
+    pub sent: u64,
+    /// Their bytes.
+    pub sent_bytes: u64,
+    /// Frames that were received.
+    pub received: u64,
+    /// Their bytes.
+    pub received_bytes: u64,
+    /// Notifications from the host.
+    pub kicks: u64,
+    /// Notifications to the host.
+    pub interrupts: u64,
+    /// Call and error descriptors of the front end that were given up, because they blocked.
+    pub hung: u64,
+}
+
+impl AddAssign for PairStatistics {
+    fn add_assign(&mut self, other: Self) {
+        self.sent += other.sent;
+        self.sent_bytes += other.sent_bytes;
+        self.received += other.received;
+        self.received_bytes += other.received_bytes;
+        self.kicks += other.kicks;
+        self.interrupts += other.interrupts;
+        self.hung += other.hung;
+    }
+}
+
+impl NetStatistics {
+    /// All pairs together.
+    pub fn total(&self) -> PairStatistics {
+        let mut total = PairStatistics::default();
+        for pair in &self.pairs {
+            total += *pair;
+        }
+        total
+    }
+
+    /// Frames that were dropped, both ways, for any cause.
+    pub fn drops(&self) -> u64 {
+        self.sent_drops
+            .values()
+            .chain(self.received_drops.values())
+            .sum()
+    }
 }
 
 impl FunctionStatistics {
+    /// How much of a message it takes, in queues.
+    pub(crate) fn weight(&self) -> usize {
+        let pairs = self.net.as_ref().map_or(0, |net| 2 * net.pairs.len() + 8);
+        (self.queues.len() + pairs).max(1)
+    }
+
     /// All queues together.
     pub fn total(&self) -> QueueStatistics {
         let mut total = QueueStatistics::default();
@@ -155,6 +232,40 @@ impl Rates {
     }
 }
 
+/// What went through a pair of queues between two samples, per second.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct PairRates {
+    /// Frames that the host sent.
+    pub sent: f64,
+    /// Their bytes.
+    pub sent_bytes: f64,
+    /// Frames that the host received.
+    pub received: f64,
+    /// Their bytes.
+    pub received_bytes: f64,
+    /// Notifications from the host.
+    pub kicks: f64,
+    /// Notifications to the host.
+    pub interrupts: f64,
+}
+
+impl PairRates {
+    /// As [`Rates::between`].
+    pub fn between(before: &PairStatistics, after: &PairStatistics, seconds: f64) -> Self {
+        let rate = |before: u64, after: u64| {
+            after.checked_sub(before).unwrap_or(after) as f64 / seconds.max(1e-9)
+        };
+        Self {
+            sent: rate(before.sent, after.sent),
+            sent_bytes: rate(before.sent_bytes, after.sent_bytes),
+            received: rate(before.received, after.received),
+            received_bytes: rate(before.received_bytes, after.received_bytes),
+            kicks: rate(before.kicks, after.kicks),
+            interrupts: rate(before.interrupts, after.interrupts),
+        }
+    }
+}
+
 /// What a reactor did between two samples, per second.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct ReactorRates {
@@ -226,6 +337,7 @@ mod tests {
             function: "blk0".parse().unwrap(),
             messages: None,
             queues: vec![queue, queue],
+            net: None,
         };
         assert_eq!(
             (function.total().requests(), function.total().in_flight),

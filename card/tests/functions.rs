@@ -95,6 +95,7 @@ fn data_half(socket: OwnedFd, _: &Options) -> Result<()> {
                     function: id.clone(),
                     messages: None,
                     queues: queues.clone(),
+                    net: None,
                 };
                 let functions = ["blk0", "blk1"].map(|id| function(&id.parse().expect("an ID")));
                 let statistics = Statistics {

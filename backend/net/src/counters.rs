@@ -66,6 +66,11 @@ impl Drops {
         add(&self.0[cause as usize], n);
     }
 
+    /// As [`Drops::add`], where several threads count.
+    pub fn add_shared(&self, cause: Cause, n: u64) {
+        self.0[cause as usize].fetch_add(n, Ordering::Relaxed);
+    }
+
     /// How many there were.
     pub fn get(&self, cause: Cause) -> u64 {
         self.0[cause as usize].load(Ordering::Relaxed)

@@ -6,11 +6,14 @@
 use std::fmt;
 
 use bluff_memory::IoVec;
+use bluff_packet::Frame as Packet;
 
 use crate::Offload;
 
-/// Bytes of a frame that are copied, and may be looked at: all headers lie there, or the frame is not understood.
+/// Bytes of a frame that its sender copies, and that may be looked at: all headers lie there, or the frame is not understood.
 pub const HEAD: usize = 256;
+/// The most bytes of a head: what was put in front counts too, also where the frame was copied since.
+pub const HEAD_MAX: usize = HEADROOM + HEAD;
 /// Bytes free before them, for the headers of a tunnel (Ethernet, IPv6, UDP, Geneve with options).
 pub const HEADROOM: usize = 128;
 /// The most frames of a batch.
@@ -20,7 +23,7 @@ pub const MAX_FRAME: usize = 65_535 + 14 + 8;
 
 /// A frame: its head on the card, the rest where its sender has it.
 pub struct Frame {
-    bytes: [u8; HEADROOM + HEAD],
+    bytes: [u8; HEADROOM + HEAD_MAX],
     /// Where it begins in `bytes`.
     start: u16,
     /// Where the head ends in `bytes`.
@@ -30,6 +33,8 @@ pub struct Frame {
     tail_len: u32,
     /// What is left to do on it.
     pub offload: Offload,
+    /// What its headers say, where somebody has read them. It is of the frame as it was then.
+    pub packet: Option<Packet>,
     /// A hash of its flow, the same in both directions; 0 where nobody has computed it.
     pub hash: u32,
 }
@@ -37,12 +42,13 @@ pub struct Frame {
 impl Frame {
     fn new() -> Self {
         Self {
-            bytes: [0; HEADROOM + HEAD],
+            bytes: [0; HEADROOM + HEAD_MAX],
             start: HEADROOM as u16,
             end: HEADROOM as u16,
             tail: (0, 0),
             tail_len: 0,
             offload: Offload::default(),
+            packet: None,
             hash: 0,
         }
     }
@@ -99,19 +105,37 @@ impl Frame {
         self.shift(-(n as i32));
     }
 
+    /// Makes room for `bytes` behind the first `at` bytes and puts them there: a VLAN tag behind the addresses.
+    ///
+    /// # Panics
+    /// As [`Frame::prepend`], and where the head has fewer than `at` bytes.
+    pub fn insert(&mut self, at: usize, bytes: &[u8]) {
+        let n = bytes.len();
+        self.prepend(n);
+        let head = self.head_mut();
+        head.copy_within(n..n + at, 0);
+        head[at..at + n].copy_from_slice(bytes);
+    }
+
+    /// Takes `n` bytes out behind the first `at`.
+    ///
+    /// # Panics
+    /// As [`Frame::strip`].
+    pub fn remove(&mut self, at: usize, n: usize) {
+        self.head_mut().copy_within(0..at, n);
+        self.strip(n);
+    }
+
     fn shift(&mut self, by: i32) {
         let moved = |at: u16| u16::try_from(i32::from(at) + by).expect("a place in the frame");
         if let crate::Csum::Partial { start, .. } = &mut self.offload.csum {
             *start = moved(*start);
         }
         if let Some(gso) = &mut self.offload.gso {
-            gso.headers = moved(gso.headers);
+            for place in [&mut gso.network, &mut gso.transport, &mut gso.headers] {
+                *place = moved(*place);
+            }
         }
-    }
-
-    /// The places that a head can take, to be filled from the first on: [`Batch::push_with`].
-    fn room(&mut self) -> &mut [u8; HEADROOM + HEAD] {
-        &mut self.bytes
     }
 }
 
@@ -175,7 +199,7 @@ impl Batch {
     }
 
     /// Adds a frame whose head `fill` writes into the place that it is given: `before` bytes that are not the frame's (a header of the
-    /// sender's own), and then up to [`HEAD`] bytes of it. `fill` says how many bytes it wrote in all. Nothing is added where those
+    /// sender's own), and then the first bytes of it, up to [`HEAD_MAX`]. `fill` says how many bytes it wrote in all. Nothing is added where those
     /// are not more than `before`.
     ///
     /// # Panics
@@ -189,8 +213,8 @@ impl Batch {
         assert!(before <= HEADROOM);
         let pieces = self.pieces.len() as u32;
         let frame = &mut self.frames[self.len];
-        let room = &mut frame.room()[HEADROOM - before..];
-        let filled = fill(room).min(before + HEAD);
+        let room = &mut frame.bytes[HEADROOM - before..];
+        let filled = fill(room).min(before + HEAD_MAX);
         if filled <= before {
             return None;
         }
@@ -199,6 +223,7 @@ impl Batch {
         frame.tail = (pieces, pieces);
         frame.tail_len = 0;
         frame.offload = Offload::default();
+        frame.packet = None;
         frame.hash = 0;
         self.len += 1;
         Some(frame)
@@ -210,16 +235,22 @@ impl Batch {
         &self.frames[self.len - 1].bytes[HEADROOM - before..HEADROOM]
     }
 
-    /// Adds a frame of at most [`HEAD`] bytes, copied.
+    /// Adds a frame of at most [`HEAD_MAX`] bytes, copied.
     ///
     /// # Panics
     /// Where it is longer, or the batch is full.
     pub fn push(&mut self, frame: &[u8]) -> Option<&mut Frame> {
-        assert!(frame.len() <= HEAD, "the rest has to be lent");
+        assert!(frame.len() <= HEAD_MAX, "the rest has to be lent");
         self.push_with(0, |room| {
             room[..frame.len()].copy_from_slice(frame);
             frame.len()
         })
+    }
+
+    /// For whoever is called with it.
+    #[inline]
+    pub fn lent(&mut self) -> Lent<'_> {
+        Lent(self)
     }
 
     /// Takes the last frame away again.
@@ -270,6 +301,96 @@ impl Batch {
             }
         }
         done
+    }
+
+    /// Writes what follows the first `from` bytes of `before` and frame `i` together into `to`, as far as both reach; says how many bytes.
+    ///
+    /// # Safety
+    /// The memory that `to` names is mapped, and nothing in this process borrows it. Others may change it at any time.
+    #[inline]
+    pub unsafe fn write_to(&self, i: usize, before: &[u8], from: usize, to: &[IoVec]) -> usize {
+        let head = self.frames[i].head();
+        let mut place = Place {
+            to,
+            at: 0,
+            written: 0,
+        };
+        let mut skip = from;
+        for part in [before, head] {
+            if skip < part.len() {
+                let part = &part[skip..];
+                // SAFETY: borrowed, and the caller's promise for `to`.
+                unsafe { place.write(part.as_ptr(), part.len()) };
+            }
+            skip = skip.saturating_sub(part.len());
+        }
+        for piece in self.tail(i) {
+            if skip < piece.len() {
+                let start = piece.ptr().wrapping_add(skip);
+                // SAFETY: lent until the batch is cleared (contract of `lend`), and the caller's promise for `to`.
+                unsafe { place.write(start, piece.len() - skip) };
+            }
+            skip = skip.saturating_sub(piece.len());
+        }
+        place.written
+    }
+}
+
+/// A batch as those see it who are called with it: they may change heads, and may not keep what is lent.
+#[derive(Debug)]
+pub struct Lent<'a>(&'a mut Batch);
+
+impl std::ops::Deref for Lent<'_> {
+    type Target = Batch;
+
+    fn deref(&self) -> &Batch {
+        self.0
+    }
+}
+
+impl Lent<'_> {
+    /// The frames, to be changed.
+    #[inline]
+    pub fn frames_mut(&mut self) -> &mut [Frame] {
+        self.0.frames_mut()
+    }
+
+    /// For a call within the call.
+    #[inline]
+    pub fn again(&mut self) -> Lent<'_> {
+        Lent(self.0)
+    }
+
+    pub(crate) fn batch_mut(&mut self) -> &mut Batch {
+        self.0
+    }
+}
+
+/// Where bytes go that are written one after the other.
+struct Place<'a> {
+    to: &'a [IoVec],
+    /// How much of the first piece is full.
+    at: usize,
+    written: usize,
+}
+
+impl Place<'_> {
+    /// # Safety
+    /// `len` bytes at `from` are readable, and the pieces are writable.
+    #[inline]
+    unsafe fn write(&mut self, mut from: *const u8, mut len: usize) {
+        while len > 0
+            && let Some(piece) = self.to.first()
+        {
+            let n = (piece.len() - self.at).min(len);
+            // SAFETY: n bytes are left of both. They may overlap: a guest can have one buffer read and written.
+            unsafe { std::ptr::copy(from, piece.ptr().wrapping_add(self.at), n) };
+            from = from.wrapping_add(n);
+            (len, self.written, self.at) = (len - n, self.written + n, self.at + n);
+            if self.at == piece.len() {
+                (self.to, self.at) = (&self.to[1..], 0);
+            }
+        }
     }
 }
 

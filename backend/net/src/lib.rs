@@ -22,6 +22,7 @@
 //! Offloads follow virtio 1.3 §5.1.6. Not implemented: segmentation of tunnelled frames by the guest (UDP tunnel GSO of virtio 1.4),
 //! receive coalescing (RSC), flow control (pause frames).
 
+mod backlog;
 mod counters;
 mod frame;
 mod mailbox;
@@ -29,12 +30,14 @@ mod offload;
 mod outlet;
 mod pair;
 mod port;
+mod segment;
 #[cfg(test)]
 mod tests;
 
+pub use backlog::Backlog;
 pub use counters::{Cause, Counters, Direction, Drops};
-pub use frame::{BATCH, Batch, Frame, HEAD, HEADROOM, MAX_FRAME};
+pub use frame::{BATCH, Batch, Frame, HEAD, HEAD_MAX, HEADROOM, Lent, MAX_FRAME};
 pub use offload::{Csum, Gso, GsoKind, Offload, Offloads};
-pub use outlet::{Outlet, Receive, Registration};
+pub use outlet::{Outlet, Receive, Registration, all_of, distribute, places};
 pub use pair::{Null, Pair};
 pub use port::{Attributes, Lane, NetError, Port, Receivers, Steering};

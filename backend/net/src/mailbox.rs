@@ -3,14 +3,16 @@
 //! Unsafe, because the ring's free bytes are not initialised, and what a batch is lent out of it is named by pointers.
 #![allow(unsafe_code)]
 
+use std::sync::atomic::{Ordering, fence};
+
 use bluff_memory::IoVec;
 use rtrb::chunks::ChunkError;
 use rtrb::{Consumer, Producer, RingBuffer};
 
-use crate::{BATCH, Batch, Csum, Gso, GsoKind, HEAD, Offload};
+use crate::{BATCH, Batch, Csum, Gso, GsoKind, Lent, Offload};
 
 /// Bytes of a mailbox: some frames of 64 KiB, thousands of small ones. Its pages cost nothing before they are used.
-const SIZE: usize = 1 << 20;
+pub(crate) const SIZE: usize = 1 << 20;
 /// Bytes before each frame.
 const HEADER: usize = 32;
 /// Records begin at multiples of so many bytes.
@@ -32,13 +34,13 @@ pub(crate) struct Receiver {
 }
 
 /// A mailbox.
-pub(crate) fn channel() -> (Sender, Receiver) {
-    let (producer, consumer) = RingBuffer::new(SIZE);
+pub(crate) fn channel(size: usize) -> (Sender, Receiver) {
+    let (producer, consumer) = RingBuffer::new(size);
     (Sender { ring: producer }, Receiver { ring: consumer })
 }
 
 /// What stands before a frame. It never leaves this process.
-fn header(len: u32, to: Envelope, hash: u32, offload: &Offload) -> [u8; HEADER] {
+fn header(len: u32, head: u16, to: Envelope, hash: u32, offload: &Offload) -> [u8; HEADER] {
     let mut bytes = [0; HEADER];
     let words = [len, to.slot, to.generation, hash];
     for (at, word) in bytes.chunks_exact_mut(4).zip(words) {
@@ -49,25 +51,36 @@ fn header(len: u32, to: Envelope, hash: u32, offload: &Offload) -> [u8; HEADER] 
         Csum::Valid => (1, 0, 0),
         Csum::Partial { start, offset } => (2, start, offset),
     };
-    let (kind, ecn, size, headers) = match offload.gso {
-        None => (0, false, 0, 0),
+    let (kind, gso) = match offload.gso {
+        None => (0, [0; 4]),
         Some(gso) => {
             let kind = match gso.kind {
                 GsoKind::Tcp4 => 1,
                 GsoKind::Tcp6 => 2,
                 GsoKind::Udp => 3,
             };
-            (kind, gso.ecn, gso.size, gso.headers)
+            let places = [gso.size, gso.network, gso.transport, gso.headers];
+            (kind | u16::from(gso.ecn) << 4, places)
         }
     };
-    let halves = [csum, start, offset, kind, u16::from(ecn), size, headers];
+    let [size, network, transport, headers] = gso;
+    let halves = [
+        csum | kind << 8,
+        start,
+        offset,
+        size,
+        network,
+        transport,
+        headers,
+        head,
+    ];
     for (at, half) in bytes[16..].chunks_exact_mut(2).zip(halves) {
         at.copy_from_slice(&half.to_ne_bytes());
     }
     bytes
 }
 
-fn parse(bytes: &[u8; HEADER]) -> (usize, Envelope, u32, Offload) {
+fn parse(bytes: &[u8; HEADER]) -> (usize, usize, Envelope, u32, Offload) {
     let word = |i: usize| {
         let at = &bytes[4 * i..4 * i + 4];
         u32::from_ne_bytes(at.try_into().expect("four bytes"))
@@ -76,7 +89,7 @@ fn parse(bytes: &[u8; HEADER]) -> (usize, Envelope, u32, Offload) {
         let at = &bytes[16 + 2 * i..18 + 2 * i];
         u16::from_ne_bytes(at.try_into().expect("two bytes"))
     };
-    let csum = match half(0) {
+    let csum = match half(0) & 0xff {
         0 => Csum::Unknown,
         1 => Csum::Valid,
         _ => Csum::Partial {
@@ -84,7 +97,7 @@ fn parse(bytes: &[u8; HEADER]) -> (usize, Envelope, u32, Offload) {
             offset: half(2),
         },
     };
-    let kind = match half(3) {
+    let kind = match half(0) >> 8 & 0xf {
         0 => None,
         1 => Some(GsoKind::Tcp4),
         2 => Some(GsoKind::Tcp6),
@@ -92,15 +105,18 @@ fn parse(bytes: &[u8; HEADER]) -> (usize, Envelope, u32, Offload) {
     };
     let gso = kind.map(|kind| Gso {
         kind,
-        ecn: half(4) != 0,
-        size: half(5),
+        ecn: half(0) >> 12 != 0,
+        size: half(3),
+        network: half(4),
+        transport: half(5),
         headers: half(6),
     });
     let to = Envelope {
         slot: word(1),
         generation: word(2),
     };
-    (word(0) as usize, to, word(3), Offload { csum, gso })
+    let (len, head) = (word(0) as usize, usize::from(half(7)));
+    (len, head, to, word(3), Offload { csum, gso })
 }
 
 impl Sender {
@@ -141,7 +157,8 @@ impl Sender {
                 (at, done) = (at + n, done + n);
             }
         };
-        let before = header(len as u32, to, frame.hash, &frame.offload);
+        let head = frame.head().len() as u16;
+        let before = header(len as u32, head, to, frame.hash, &frame.offload);
         write(before.as_ptr(), HEADER);
         write(frame.head().as_ptr(), frame.head().len());
         for piece in batch.tail(i) {
@@ -163,16 +180,18 @@ impl Receiver {
 
     /// Nothing is in it, and nothing will come.
     pub(crate) fn is_over(&self) -> bool {
-        // In this order: what was put in before the writer went is seen.
-        self.ring.is_abandoned() && self.ring.is_empty()
+        // In this order, and so seen: what was put in before the writer went. The ring's own look is a relaxed one.
+        let gone = self.ring.is_abandoned();
+        fence(Ordering::Acquire);
+        gone && self.ring.is_empty()
     }
 
-    /// Takes up to a batch of frames out, and shows them to `deliver`; says how many there were.
+    /// Shows up to a batch of frames to `deliver`, and takes out as many as it says; says how many.
     pub(crate) fn take(
         &mut self,
         batch: &mut Batch,
         envelopes: &mut [Envelope; BATCH],
-        deliver: impl FnOnce(&Batch, &[Envelope]),
+        deliver: impl FnOnce(Lent<'_>, &[Envelope]) -> usize,
     ) -> usize {
         let slots = self.ring.slots();
         let Ok(chunk) = self.ring.read_chunk(slots) else {
@@ -180,31 +199,30 @@ impl Receiver {
         };
         let (first, second) = chunk.as_slices();
         let (mut at, mut n) = (0, 0);
+        let mut ends = [0; BATCH];
         batch.clear();
         while at < slots && n < BATCH {
             let mut bytes = [0; HEADER];
             copy(first, second, at, &mut bytes);
-            let (len, to, hash, offload) = parse(&bytes);
+            let (len, head, to, hash, offload) = parse(&bytes);
             let body = at + HEADER;
-            let head = len.min(HEAD);
             let frame = batch.push_with(0, |room| {
                 copy(first, second, body, &mut room[..head]);
                 head
             });
             at += (HEADER + len).next_multiple_of(ALIGN);
-            // A frame without bytes: nobody puts one in.
-            let Some(frame) = frame else { continue };
+            let frame = frame.expect("nobody puts one in without bytes");
             (frame.hash, frame.offload) = (hash, offload);
             let pieces = pieces(first, second, body + head, len - head);
             // SAFETY: the chunk is ours until it is committed, after the batch was cleared; nothing borrows it mutably.
             unsafe { batch.lend(&pieces) };
-            envelopes[n] = to;
+            (envelopes[n], ends[n]) = (to, at);
             n += 1;
         }
-        deliver(batch, &envelopes[..n]);
+        let taken = deliver(batch.lent(), &envelopes[..n]);
         batch.clear();
-        chunk.commit(at);
-        n
+        chunk.commit(taken.checked_sub(1).map_or(0, |last| ends[last]));
+        taken
     }
 }
 

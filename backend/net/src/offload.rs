@@ -59,6 +59,10 @@ pub struct Gso {
     pub ecn: bool,
     /// Bytes of payload in each segment but the last: never 0.
     pub size: u16,
+    /// Where the IP header begins, from the frame's first byte.
+    pub network: u16,
+    /// Where the header of TCP or UDP begins, from the frame's first byte.
+    pub transport: u16,
     /// Bytes of headers that each segment begins with, from the frame's first byte. They lie in the frame's head.
     pub headers: u16,
 }

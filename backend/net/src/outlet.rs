@@ -191,7 +191,7 @@ impl Local {
     #[cold]
     fn open(&mut self, home: &Arc<Home>) -> usize {
         self.ways.retain(|(_, sender)| !sender.is_closed());
-        let (sender, receiver) = mailbox::channel();
+        let (sender, receiver) = mailbox::channel(mailbox::SIZE);
         let courier = home.courier.clone();
         home.handle.send(move |cx| {
             LOCAL.with_borrow_mut(|local| local.inboxes.push(receiver));
@@ -244,6 +244,19 @@ fn courier(cx: &mut Context<'_>) -> Arc<Home> {
     home
 }
 
+impl Drop for Courier {
+    /// The reactor has ended: this thread is no home any more, and who writes to its mailboxes is told.
+    fn drop(&mut self) {
+        // At the end of a thread there may be no table any more.
+        let gone = LOCAL.try_with(|local| {
+            let local = &mut *local.borrow_mut();
+            local.home.take_if(|home| Arc::ptr_eq(home, &self.home))?;
+            Some(std::mem::take(&mut local.inboxes))
+        });
+        drop(gone);
+    }
+}
+
 impl Courier {
     /// Delivers a batch out of mailbox `i`; says whether there was anything, and `None` where there is no such mailbox.
     fn deliver(&mut self, i: usize) -> Option<bool> {
@@ -266,8 +279,9 @@ impl Courier {
                     generation: run[0].generation,
                 };
                 // One that has gone meanwhile: so have its counters.
-                let _ = outlet.deliver(batch, &which[..run.len()]);
+                let _ = outlet.deliver(&batch, &which[..run.len()]);
             }
+            envelopes.len()
         });
         let open = n > 0 || !inbox.is_over();
         if open {
@@ -303,25 +317,24 @@ impl Actor for Courier {
     }
 }
 
-/// Hands frames over, those of one outlet together. `outlet` says where a frame goes; `done` hears for each group what became of it.
-pub(crate) fn distribute<'a>(
-    batch: &'a Batch,
-    outlet: impl Fn(usize, &'a Frame) -> Option<&'a Outlet>,
+/// Hands over the frames whose bits are set in `which`, those of one outlet together. `outlet` says where a frame goes; `done` hears
+/// for each group what became of it.
+pub fn distribute<'a>(
+    batch: &Batch,
+    which: u32,
+    outlet: impl Fn(usize, &Frame) -> Option<&'a Outlet>,
     mut done: impl FnMut(&[u8], Result<(), Cause>),
 ) {
     let mut outlets = [None; BATCH];
     let frames = batch.frames();
-    for (i, frame) in frames.iter().enumerate() {
-        outlets[i] = outlet(i, frame);
+    for i in places(which) {
+        outlets[i] = outlet(i, &frames[i]);
     }
-    let mut pending: u32 = ((1u64 << frames.len()) - 1) as u32;
+    let mut pending = which;
     while pending != 0 {
         let first = pending.trailing_zeros() as usize;
         let (mut which, mut n) = ([0; BATCH], 0);
-        let mut left = pending;
-        while left != 0 {
-            let i = left.trailing_zeros() as usize;
-            left &= left - 1;
+        for i in places(pending) {
             if outlets[i] == outlets[first] {
                 (which[n], n) = (i as u8, n + 1);
                 pending &= !(1 << i);
@@ -337,4 +350,20 @@ pub(crate) fn distribute<'a>(
             None => done(which, Err(Cause::LinkDown)),
         }
     }
+}
+
+/// The places whose bits are set.
+#[inline]
+pub fn places(mut set: u32) -> impl Iterator<Item = usize> {
+    std::iter::from_fn(move || {
+        let i = (set != 0).then(|| set.trailing_zeros() as usize)?;
+        set &= set - 1;
+        Some(i)
+    })
+}
+
+/// All frames of a batch, as a set of their places.
+#[inline]
+pub fn all_of(batch: &Batch) -> u32 {
+    ((1u64 << batch.frames().len()) - 1) as u32
 }

@@ -5,8 +5,8 @@ use std::time::Instant;
 
 use bluff_reactor::Context;
 
-use crate::outlet::distribute;
-use crate::{Attributes, Batch, Counters, Lane, NetError, Offloads, Port, Receivers};
+use crate::outlet::{all_of, distribute};
+use crate::{Attributes, Counters, Lane, Lent, NetError, Offloads, Port, Receivers};
 
 /// What joined ports carry.
 const ATTRIBUTES: Attributes = Attributes {
@@ -78,11 +78,12 @@ struct Wire {
 }
 
 impl Lane for Wire {
-    fn send(&mut self, _: Instant, batch: &mut Batch) {
+    fn send(&mut self, _: Instant, batch: Lent<'_>) {
         let receivers = self.there.lock().clone();
         let sent = &self.counters.sent;
         distribute(
-            batch,
+            &batch,
+            all_of(&batch),
             |_, frame| receivers.as_ref()?.outlet(frame),
             |which, result| match result {
                 Ok(()) => {
@@ -116,5 +117,5 @@ impl Port for Null {
 struct Hole;
 
 impl Lane for Hole {
-    fn send(&mut self, _: Instant, _: &mut Batch) {}
+    fn send(&mut self, _: Instant, _: Lent<'_>) {}
 }

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use bluff_reactor::Context;
 
-use crate::{Batch, Frame, Offloads, Outlet};
+use crate::{Frame, Lent, Offloads, Outlet};
 
 /// Why a port cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -65,7 +65,7 @@ pub trait Lane {
 
     /// Sends every frame of the batch on its way, or drops it and counts why. Their heads may be changed. When it returns nothing uses
     /// what the batch lends.
-    fn send(&mut self, now: Instant, batch: &mut Batch);
+    fn send(&mut self, now: Instant, batch: Lent<'_>);
 }
 
 /// How the receive queue of a frame is found.

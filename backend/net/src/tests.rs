@@ -147,6 +147,8 @@ fn frames_reach_another_reactor_whole_and_in_order() {
                 kind: kinds[i % 4],
                 ecn: i == 4,
                 size: 1400 + i as u16,
+                network: 14,
+                transport: 34,
                 headers: 54,
             });
         }
@@ -265,7 +267,7 @@ fn a_pair_carries_both_ways_by_the_hash() {
     for hash in [0, u32::MAX, 1, 0x8000_0000] {
         push(&mut batch, &[7; 60], hash);
     }
-    lane.send(Instant::now(), &mut batch);
+    lane.send(Instant::now(), batch.lent());
     let hashes = |got: &std::sync::mpsc::Receiver<Got>| {
         let two = [got.recv_timeout(PATIENCE), got.recv_timeout(PATIENCE)];
         two.map(|g| g.unwrap().1)
@@ -274,7 +276,7 @@ fn a_pair_carries_both_ways_by_the_hash() {
     assert_eq!(hashes(&got_second), [u32::MAX, 0x8000_0000]);
     // Nobody is at the other end.
     let mut lane = b.open(&mut reactor.context(), 0).unwrap();
-    lane.send(Instant::now(), &mut batch);
+    lane.send(Instant::now(), batch.lent());
     assert!(far.got.try_recv().is_err() && got_second.try_recv().is_err());
     // To oneself.
     let loopback = Pair::loopback();
@@ -283,7 +285,7 @@ fn a_pair_carries_both_ways_by_the_hash() {
         steering: Steering::Spread(1),
     }));
     let mut lane = loopback.open(&mut reactor.context(), 0).unwrap();
-    lane.send(Instant::now(), &mut batch);
+    lane.send(Instant::now(), batch.lent());
     assert_eq!(far.got.recv_timeout(PATIENCE).unwrap().1, 0);
 }
 
@@ -300,6 +302,8 @@ fn places_follow_what_is_put_in_front() {
             kind: GsoKind::Tcp4,
             ecn: false,
             size: 10,
+            network: 14,
+            transport: 34,
             headers: 54,
         }),
     };
@@ -312,6 +316,16 @@ fn places_follow_what_is_put_in_front() {
     frame.strip(50);
     assert!(frame.head() == [9; 100]);
     assert_eq!(frame.offload.gso.unwrap().headers, 54);
+    // A tag behind the addresses, and out again.
+    let tag = [0x81, 0, 0, 7];
+    frame.insert(12, &tag);
+    assert_eq!(frame.head()[..16], [[9; 12].as_slice(), &tag].concat());
+    assert_eq!(
+        (frame.len(), frame.offload.gso.unwrap().transport),
+        (104, 38)
+    );
+    frame.remove(12, 4);
+    assert!(frame.head() == [9; 100]);
     let needs = frame.offload.needs(true);
     assert_eq!(needs, Offloads::CSUM | Offloads::TSO4);
 }
@@ -322,7 +336,7 @@ proptest! {
     fn a_mailbox_gives_back_what_was_put_in(
         script in prop::collection::vec((1usize..70_000, any::<bool>()), 1..60),
     ) {
-        let (mut sender, mut receiver) = mailbox::channel();
+        let (mut sender, mut receiver) = mailbox::channel(mailbox::SIZE);
         let mut batch = Batch::default();
         let mut out = Batch::default();
         let mut envelopes = [Envelope::default(); BATCH];
@@ -333,8 +347,9 @@ proptest! {
                 for (i, to) in envelopes.iter().enumerate() {
                     let (slot, len) = waiting.pop_front().expect("no more than went in");
                     assert_eq!((to.slot, to.generation), (slot, !slot));
-                    assert!(whole(batch, i).0 == source[..len]);
+                    assert!(whole(&batch, i).0 == source[..len]);
                 }
+                envelopes.len()
             })
         };
         for (slot, (len, taken)) in script.into_iter().enumerate() {
@@ -356,4 +371,37 @@ proptest! {
         drop(sender);
         prop_assert!(receiver.is_over());
     }
+}
+
+/// A backlog keeps its order, and what does not fit is refused.
+#[test]
+fn a_backlog_is_drained_in_portions() {
+    let mut backlog = Backlog::default();
+    let mut batch = Batch::default();
+    let frames: Vec<_> = (0..400).map(|i| bytes(i, 700 + i as usize)).collect();
+    let mut kept = 0;
+    for frame in &frames {
+        batch.clear();
+        push(&mut batch, frame, 5);
+        if !backlog.push(&batch, 0) {
+            break;
+        }
+        kept += 1;
+    }
+    assert!((100..frames.len()).contains(&kept), "{kept}");
+    let (mut seen, mut portion) = (0, 0);
+    while !backlog.is_empty() {
+        portion = (portion + 7) % 40;
+        let mut left = portion;
+        backlog.drain(|batch, i| {
+            if left == 0 {
+                return false;
+            }
+            left -= 1;
+            assert!(whole(&batch, i).0 == frames[seen] && batch.frames()[i].hash == 5);
+            seen += 1;
+            true
+        });
+    }
+    assert_eq!(seen, kept);
 }

@@ -66,7 +66,8 @@ impl Bucket {
         }
         let missing = (1 - self.level).div_euclid(i128::from(self.rate.per_second)) + 1;
         let missing = u64::try_from(missing).unwrap_or(u64::MAX);
-        Err(now + Duration::from_nanos(missing))
+        // From when it was filled: that is now, or later by a clock that is ahead of this one.
+        Err(self.filled.max(now) + Duration::from_nanos(missing))
     }
 
     /// Takes `n` out, whatever is in it.

@@ -386,7 +386,10 @@ impl Fdb {
 
     /// Forgets learnt ones that were last seen more than `age` ticks before `tick`.
     pub fn age(&self, tick: u32, age: u32) -> usize {
-        self.forget(|_, entry| !entry.fixed && tick.wrapping_sub(entry.seen) > age)
+        // A reactor's clock may be ahead of ours: then the difference is below 0.
+        let since = |entry: Entry| tick.wrapping_sub(entry.seen) as i32;
+        let age = i32::try_from(age).unwrap_or(i32::MAX);
+        self.forget(|_, entry| !entry.fixed && since(entry) > age)
     }
 
     /// All that is known, in no order.

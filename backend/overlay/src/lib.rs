@@ -5,10 +5,21 @@
 //!                      (destination) ------+------ (destination)
 //! ```
 //!
-//! What is here: the forwarding database ([`Fdb`]) and the rates of ports ([`Bucket`]). The switch and the tunnels stand on them.
+//! What is here: the switch between the ports of one card. Tunnels to other cards stand on it.
 
+mod arrival;
 mod bucket;
 mod fdb;
+mod network;
+mod rules;
+mod switch;
+pub mod udp;
+mod underlay;
+pub mod wire;
 
+pub use arrival::Arrival;
 pub use bucket::{Bucket, Rate};
 pub use fdb::{Entry, Fdb, FdbLimits, Key, Learnt, Place, Refused};
+pub use network::{Network, NetworkOptions, NetworkPort, PortOptions, PortRates};
+pub use rules::{BadPrefix, Prefix, Rules};
+pub use underlay::{Underlay, Uplink};

@@ -49,7 +49,7 @@ impl Ipv6 {
 
     /// Whether source and destination of the pseudo header are those of the IPv6 header: no home address (RFC 6275 §6.3), no segments left (RFC 8200 §8.1).
     #[inline]
-    pub(crate) const fn addresses_are_final(&self) -> bool {
+    pub const fn addresses_are_final(&self) -> bool {
         self.home == 0 && !self.extensions.has(Extensions::ROUTED)
     }
 }

@@ -45,6 +45,9 @@ enum Verb {
     /// Namespaces: what NVMe functions stand on
     #[command(subcommand)]
     Namespace(NamespaceVerb),
+    /// Networks: what network functions are in
+    #[command(subcommand)]
+    Network(NetworkVerb),
     /// What goes on, each second
     Top {
         /// One round only
@@ -59,6 +62,44 @@ enum FunctionVerb {
     List,
     /// One function and its counters
     Show {
+        /// Its ID
+        id: Id,
+    },
+    /// Change a function, until bluffd ends
+    Set {
+        /// Its ID
+        id: Id,
+        /// link=down pulls the cable of a network function out, link=up plugs it in
+        #[arg(value_parser = setting)]
+        setting: Setting,
+    },
+}
+
+/// What is set of a function.
+#[derive(Clone, Copy)]
+enum Setting {
+    Link { up: bool },
+}
+
+fn setting(text: &str) -> Result<Setting, String> {
+    match text.split_once('=') {
+        Some(("link", "up")) => Ok(Setting::Link { up: true }),
+        Some(("link", "down")) => Ok(Setting::Link { up: false }),
+        _ => Err("allowed: link=up and link=down".to_owned()),
+    }
+}
+
+#[derive(Subcommand)]
+enum NetworkVerb {
+    /// All networks
+    List,
+    /// One network
+    Show {
+        /// Its ID
+        id: Id,
+    },
+    /// The addresses that a network knows, and where they are
+    Fdb {
         /// Its ID
         id: Id,
     },
@@ -145,6 +186,33 @@ fn run(arguments: Arguments) -> Result<()> {
             other => unexpected(&other),
         },
         Verb::Function(FunctionVerb::Show { id }) => show(&mut client, json, id),
+        Verb::Function(FunctionVerb::Set { id, setting }) => {
+            let Setting::Link { up } = setting;
+            match client.ask(Request::SetLink { function: id, up })? {
+                Response::Function(function) => {
+                    print(json, &function, || ctl::function(&function, None))
+                }
+                other => unexpected(&other),
+            }
+        }
+        Verb::Network(NetworkVerb::List) => match client.ask(Request::ListNetworks)? {
+            Response::Networks(networks) => {
+                print(json, &networks, || ctl::net::networks(&networks))
+            }
+            other => unexpected(&other),
+        },
+        Verb::Network(NetworkVerb::Show { id }) => {
+            match client.ask(Request::ShowNetwork { id })? {
+                Response::Network(network) => print(json, &network, || ctl::net::network(&network)),
+                other => unexpected(&other),
+            }
+        }
+        Verb::Network(NetworkVerb::Fdb { id }) => {
+            match client.ask(Request::ListAddresses { network: id })? {
+                Response::Addresses(all) => print(json, &all, || ctl::net::addresses(&all)),
+                other => unexpected(&other),
+            }
+        }
         Verb::Volume(VolumeVerb::List) => match client.ask(Request::ListVolumes)? {
             Response::Volumes(volumes) => print(json, &volumes, || ctl::volumes(&volumes)),
             other => unexpected(&other),

@@ -91,6 +91,12 @@ impl<'a> Section<'a> {
         self.table.get(name).map_or(self.span(), Spanned::span)
     }
 
+    /// Says nothing of these keys.
+    pub fn known(&mut self, names: &[&str]) {
+        self.known
+            .extend(names.iter().map(|name| (*name).to_owned()));
+    }
+
     /// Says nothing of the keys that are left.
     pub fn pass_over(&mut self) {
         let rest = self.rest().into_iter().map(|(name, ..)| name);

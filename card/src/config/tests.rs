@@ -20,7 +20,7 @@ queues = 2
 poll = "always"
 "#;
 
-fn parse(text: &str) -> Result<Config, Mistakes> {
+pub(super) fn parse(text: &str) -> Result<Config, Mistakes> {
     let surroundings = Surroundings {
         cpus: BTreeSet::from([0, 1]),
         runtime_dir: "/run/bluff".into(),
@@ -28,7 +28,7 @@ fn parse(text: &str) -> Result<Config, Mistakes> {
     Config::parse(text, "card.toml", &surroundings)
 }
 
-fn mistakes(text: &str) -> Vec<String> {
+pub(super) fn mistakes(text: &str) -> Vec<String> {
     parse(text)
         .unwrap_err()
         .to_string()
@@ -188,7 +188,7 @@ fn each_mistake_has_its_place_and_says_what_is_allowed() {
         (
             "kind = \"virtio-blk\"",
             "kind = \"nvmf\"",
-            "function.blk0.kind: unknown word `nvmf`; allowed: `virtio-blk` and `nvme`",
+            "function.blk0.kind: unknown word `nvmf`; allowed: `virtio-blk`, `virtio-net` and `nvme`",
         ),
         (
             "kind = \"virtio-blk\"\n",
@@ -198,7 +198,7 @@ fn each_mistake_has_its_place_and_says_what_is_allowed() {
         (
             "[card]",
             "[crad]",
-            "crad: unknown key; allowed: `card`, `volume`, `subsystem` and `function`",
+            "crad: unknown key; allowed: `card`, `volume`, `subsystem`, `network` and `function`",
         ),
         ("queues = 2", "queues = ", "card.toml:16:"),
     ] {

@@ -4,7 +4,10 @@ use serde::Serialize;
 
 use super::Table;
 use crate::spec::Id;
-use crate::stats::{QueueStatistics, Rates, ReactorRates, ReactorStatistics, Statistics};
+use crate::stats::{
+    NetStatistics, PairRates, PairStatistics, QueueStatistics, Rates, ReactorRates,
+    ReactorStatistics, Statistics,
+};
 use crate::units::show_size;
 
 /// What went on between two samples.
@@ -12,8 +15,10 @@ use crate::units::show_size;
 pub struct Round {
     /// The time between them, in seconds.
     pub seconds: f64,
-    /// Each queue of each function.
+    /// Each queue of each function that has a volume.
     pub queues: Vec<QueueRound>,
+    /// Each pair of queues of each network function.
+    pub pairs: Vec<PairRound>,
     /// Each reactor.
     pub reactors: Vec<ReactorRound>,
 }
@@ -33,6 +38,19 @@ pub struct QueueRound {
     pub errors_total: u64,
 }
 
+/// What went on in a pair of queues, or in a network function.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct PairRound {
+    /// The function.
+    pub function: Id,
+    /// The pair; all of the function's where `None`.
+    pub pair: Option<u16>,
+    /// What went through.
+    pub rates: PairRates,
+    /// Frames that were dropped since the function was made; of a function as a whole.
+    pub drops_total: Option<u64>,
+}
+
 /// What a reactor did.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ReactorRound {
@@ -48,12 +66,17 @@ impl Round {
     /// Compares two samples.
     pub fn between(before: &Statistics, after: &Statistics) -> Self {
         let seconds = after.at_ns.saturating_sub(before.at_ns) as f64 / 1e9;
-        let mut queues = Vec::new();
+        let (mut queues, mut pairs) = (Vec::new(), Vec::new());
         for function in &after.functions {
             let earlier = before
                 .functions
                 .iter()
                 .find(|earlier| earlier.function == function.function);
+            if let Some(net) = &function.net {
+                let earlier = earlier.and_then(|earlier| earlier.net.as_ref());
+                pairs.extend(pair_rounds(&function.function, earlier, net, seconds));
+                continue;
+            }
             let round = |queue, before: &QueueStatistics, after: &QueueStatistics| QueueRound {
                 function: function.function.clone(),
                 queue,
@@ -93,6 +116,7 @@ impl Round {
         Self {
             seconds,
             queues,
+            pairs,
             reactors: reactors.collect(),
         }
     }
@@ -126,6 +150,37 @@ impl Round {
                 count(rates.interrupts),
             ]);
         }
+        let mut nets = Table::new([
+            "FUNCTION",
+            "PAIR",
+            "SENT/s",
+            "BYTES/s",
+            "RECEIVED/s",
+            "BYTES/s",
+            "DROPS",
+            "KICKS/s",
+            "IRQS/s",
+        ]);
+        for PairRound {
+            function,
+            pair,
+            rates,
+            drops_total,
+        } in &self.pairs
+        {
+            let count = |rate: f64| format!("{rate:.0}");
+            nets.row([
+                function.to_string(),
+                pair.map_or_else(|| "all".to_owned(), |pair| pair.to_string()),
+                count(rates.sent),
+                show_size(rates.sent_bytes as u64),
+                count(rates.received),
+                show_size(rates.received_bytes as u64),
+                drops_total.map_or_else(|| "-".to_owned(), |drops| drops.to_string()),
+                count(rates.kicks),
+                count(rates.interrupts),
+            ]);
+        }
         let mut reactors = Table::new(["REACTOR", "CPU", "BUSY", "POLLS/s", "SLEEPS/s"]);
         for ReactorRound {
             reactor,
@@ -141,8 +196,43 @@ impl Round {
             );
             reactors.row([reactor.to_string(), cpu, busy, turns, sleeps]);
         }
-        format!("{table}\n{reactors}")
+        // Without any function there is a head, which says that none is there.
+        let mut text = String::new();
+        if !self.queues.is_empty() || self.pairs.is_empty() {
+            text += &format!("{table}\n");
+        }
+        if !self.pairs.is_empty() {
+            text += &format!("{nets}\n");
+        }
+        text + &reactors.to_string()
     }
+}
+
+/// A network function as a whole, and each of its pairs.
+fn pair_rounds(
+    function: &Id,
+    before: Option<&NetStatistics>,
+    after: &NetStatistics,
+    seconds: f64,
+) -> Vec<PairRound> {
+    let none = NetStatistics::default();
+    let before = before.unwrap_or(&none);
+    let round = |pair, before: &PairStatistics, after: &PairStatistics| PairRound {
+        function: function.clone(),
+        pair,
+        rates: PairRates::between(before, after, seconds),
+        drops_total: None,
+    };
+    let whole = PairRound {
+        drops_total: Some(after.drops()),
+        ..round(None, &before.total(), &after.total())
+    };
+    let each = after.pairs.iter().map(|pair| {
+        let same = |other: &&PairStatistics| other.pair == pair.pair;
+        let earlier = before.pairs.iter().find(same).copied();
+        round(Some(pair.pair), &earlier.unwrap_or_default(), pair)
+    });
+    std::iter::once(whole).chain(each).collect()
 }
 
 #[cfg(test)]
@@ -161,6 +251,7 @@ mod tests {
             function: "blk0".parse().unwrap(),
             messages: None,
             queues: vec![queue(0), queue(1)],
+            net: None,
         };
         let reactor = ReactorStatistics {
             turns: reads,

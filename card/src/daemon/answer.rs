@@ -3,7 +3,8 @@
 use super::{Daemon, Pending, Phase};
 use crate::control::server::ClientNumber;
 use crate::control::{
-    FunctionEntry, NamespaceEntry, NamespacesEntry, Request, Response, Status, VolumeEntry,
+    FunctionEntry, NamespaceEntry, NamespacesEntry, NetworkEntry, Request, Response, Status,
+    VolumeEntry,
 };
 use crate::data_half::DataHalf;
 use crate::message::ToData;
@@ -61,6 +62,26 @@ impl Daemon {
                     Err(error) => Err(error.to_string()),
                 }
             }
+            Request::ListNetworks => Ok(Response::Networks(self.networks())),
+            Request::ShowNetwork { id } => self.network(&id).map(Response::Network),
+            Request::ListAddresses { network } => match self.network(&network) {
+                Ok(_) => {
+                    let number = self.send(ToData::ListAddresses { network }, Vec::new());
+                    self.pending
+                        .insert(number, Pending::Addresses(client, Vec::new()));
+                    return;
+                }
+                Err(error) => Err(error),
+            },
+            Request::SetLink { function, up } => match self.registry.check_link(&function) {
+                Ok(()) => {
+                    let id = function.clone();
+                    let number = self.send(ToData::SetLink { function, up }, Vec::new());
+                    self.pending.insert(number, Pending::Link(client, id));
+                    return;
+                }
+                Err(error) => Err(error.to_string()),
+            },
             Request::Statistics { function } => {
                 match function.as_ref().map(|id| self.function(id)).transpose() {
                     Ok(_) => {
@@ -163,6 +184,7 @@ impl Daemon {
             uptime_s: self.started.elapsed().as_secs(),
             reactors: self.reactors,
             volumes: self.registry.volumes().len(),
+            networks: self.registry.networks().len(),
             functions: functions.len(),
             connected: functions
                 .values()
@@ -178,19 +200,32 @@ impl Daemon {
             .collect()
     }
 
-    fn function(&self, id: &Id) -> Result<FunctionEntry, String> {
+    pub(super) fn function(&self, id: &Id) -> Result<FunctionEntry, String> {
         let function = self
             .registry
             .function(id)
             .map_err(|error| error.to_string())?;
         let namespaces = match &function.spec.device {
             DeviceSpec::Nvme { .. } => self.namespaces(id)?.namespaces,
-            DeviceSpec::VirtioBlk { .. } => Vec::new(),
+            DeviceSpec::VirtioBlk { .. } | DeviceSpec::VirtioNet { .. } => Vec::new(),
         };
         Ok(FunctionEntry {
             namespaces,
             ..FunctionEntry::new(&self.registry, id, function)
         })
+    }
+
+    fn networks(&self) -> Vec<NetworkEntry> {
+        let networks = self.registry.networks().iter();
+        networks
+            .map(|(id, network)| NetworkEntry::new(&self.registry, id, network))
+            .collect()
+    }
+
+    fn network(&self, id: &Id) -> Result<NetworkEntry, String> {
+        let network = self.registry.network(id);
+        let network = network.map_err(|error| error.to_string())?;
+        Ok(NetworkEntry::new(&self.registry, id, network))
     }
 
     fn volumes(&self) -> Vec<VolumeEntry> {

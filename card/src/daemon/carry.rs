@@ -12,7 +12,7 @@ use super::fronts::{HandOver, Happening};
 use super::{Daemon, Pending, Phase};
 use crate::control::{Response, VolumeEntry};
 use crate::descriptors;
-use crate::message::{DESCRIPTORS_MAX, FromData, Numbered, Subject, ToData};
+use crate::message::{AddressEntry, DESCRIPTORS_MAX, FromData, Numbered, Subject, ToData};
 use crate::registry::{Action, FunctionState};
 use crate::runtime_dir::{self, BoundSocket};
 use crate::spec::{Attach, Id, SocketMode};
@@ -21,11 +21,10 @@ use crate::stats::Statistics;
 /// The mode of functions' sockets, less the umask: this user, and its group where the umask is 007. Who may connect has
 /// the disk.
 const FUNCTION_MODE: u32 = 0o660;
+/// Most addresses that a data half may say that a network has: more than it learns.
+const ADDRESSES_MAX: usize = 1 << 17;
 /// How long to wait before connecting again.
 const RECONNECT: Duration = Duration::from_millis(250);
-/// First and longest pause before a volume that could not be opened is tried again.
-const REOPEN: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
-
 /// What may be recorded of a session over such an attachment, where its front end's share of descriptors is this.
 fn bounds(attach: Attach, share: u32) -> Bounds {
     match attach {
@@ -79,6 +78,16 @@ impl Daemon {
             Action::CloseVolume(volume) => {
                 self.send(ToData::CloseVolume { volume }, Vec::new());
             }
+            Action::OpenNetwork(network) => {
+                let Ok(found) = self.registry.network(&network) else {
+                    return;
+                };
+                let spec = found.spec.clone();
+                self.send(ToData::OpenNetwork { network, spec }, Vec::new());
+            }
+            Action::CloseNetwork(network) => {
+                self.send(ToData::CloseNetwork { network }, Vec::new());
+            }
             Action::AttachFunction(function) => {
                 if let Err(error) = self.attach(&function) {
                     let error = format!("{error:#}");
@@ -100,7 +109,7 @@ impl Daemon {
     fn attach(&mut self, id: &Id) -> Result<()> {
         let spec = self.registry.function(id)?.spec.clone();
         let functions = self.registry.functions().len();
-        let share = descriptors::share(descriptors::limit(), functions, spec.queues);
+        let share = descriptors::share(descriptors::limit(), functions, spec.rings());
         let subsystem = self.presentable(id, &spec)?;
         if !self.fronts.has_door(id) {
             let path = self.registry.socket_path(id, &spec);
@@ -213,6 +222,17 @@ impl Daemon {
                 let entry = self.namespaces(&function);
                 self.server.answer(client, entry.map(Response::Namespaces));
             }
+            (
+                Some(Pending::Addresses(client, sum)),
+                FromData::Addresses {
+                    addresses, more, ..
+                },
+            ) => self.add_addresses(number, client, sum, addresses, more),
+            (Some(Pending::Link(client, id)), report @ FromData::LinkSet { .. }) => {
+                self.tell_registry(&report);
+                let entry = self.function(&id);
+                self.server.answer(client, entry.map(Response::Function));
+            }
             (Some(Pending::Statistics(client, sum)), FromData::Statistics { statistics, more }) => {
                 self.add_statistics(number, client, sum, statistics, more);
             }
@@ -224,6 +244,26 @@ impl Daemon {
                 );
             }
             (None, report) => self.unasked(report, descriptors),
+        }
+    }
+
+    fn add_addresses(
+        &mut self,
+        number: u64,
+        client: u64,
+        mut sum: Vec<AddressEntry>,
+        part: Vec<AddressEntry>,
+        more: bool,
+    ) {
+        sum.extend(part);
+        if sum.len() > ADDRESSES_MAX {
+            log::warn!("the data half knows more addresses than there can be");
+            let error = "the data half knows more addresses than there can be";
+            self.server.answer(client, Err(error.to_owned()));
+        } else if more {
+            self.pending.insert(number, Pending::Addresses(client, sum));
+        } else {
+            self.server.answer(client, Ok(Response::Addresses(sum)));
         }
     }
 
@@ -286,14 +326,26 @@ impl Daemon {
                 // Whose disk cannot be opened any more is told by the end of its connection. One that is accepted and never
                 // answered would wait for ever.
                 self.bar_users(id, true);
-                let pause = self.reopen.get(id).map_or(REOPEN.0, |(_, last)| *last * 2);
-                let pause = pause.min(REOPEN.1);
-                self.reopen
-                    .insert(id.clone(), (Some(Instant::now() + pause), pause));
+                self.reopen.failed(id, Instant::now());
             }
             FromData::VolumeOpened { volume, .. } => {
-                self.reopen.remove(volume);
+                self.reopen.opened(volume);
                 self.bar_users(volume, false);
+            }
+            FromData::Failed {
+                about: Subject::Network(id),
+                error,
+            } => {
+                log::error!("network {id}: {error}");
+                self.bar_members(id, true);
+                self.reopen_networks.failed(id, Instant::now());
+            }
+            FromData::NetworkOpened { network, info } => {
+                if let Some(underlay) = info.underlay {
+                    log::info!("network {network}: its underlay is {underlay}");
+                }
+                self.reopen_networks.opened(network);
+                self.bar_members(network, false);
             }
             FromData::Failed {
                 about: Subject::Function(id),
@@ -346,17 +398,23 @@ impl Daemon {
         }
     }
 
-    /// Tries volumes again that could not be opened by a data half after the first.
-    pub(super) fn reopen_volumes(&mut self, now: Instant) {
+    fn bar_members(&mut self, network: &Id, barred: bool) {
+        let members: Vec<Id> = self.registry.members(network).cloned().collect();
+        for member in members {
+            self.fronts.bar(&member, barred);
+        }
+    }
+
+    /// Tries volumes and networks again that could not be opened by a data half after the first.
+    pub(super) fn reopen(&mut self, now: Instant) {
         if self.phase != Phase::Ready {
             return;
         }
-        for (id, (at, _)) in &mut self.reopen {
-            if at.is_some_and(|at| at <= now) {
-                // The next time is known when it has failed again.
-                *at = None;
-                self.registry.reopen_volume(id);
-            }
+        for id in self.reopen.due(now) {
+            self.registry.reopen_volume(&id);
+        }
+        for id in self.reopen_networks.due(now) {
+            self.registry.reopen_network(&id);
         }
         self.carry_out();
     }

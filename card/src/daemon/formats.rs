@@ -221,7 +221,7 @@ impl Daemon {
         let all = self.registry.functions().iter();
         let uses = |(id, device): (&Id, &DeviceSpec)| match device {
             DeviceSpec::Nvme { subsystem, .. } => subsystem.key(id) == *key,
-            DeviceSpec::VirtioBlk { .. } => false,
+            DeviceSpec::VirtioBlk { .. } | DeviceSpec::VirtioNet { .. } => false,
         };
         let mut served = all.filter(|(_, function)| function.state.is_attached());
         let (id, function) = served
@@ -300,7 +300,7 @@ impl Daemon {
         id: &Id,
         spec: &FunctionSpec,
     ) -> Result<Option<SubsystemSpec>> {
-        if matches!(spec.device, DeviceSpec::VirtioBlk { .. }) {
+        if !matches!(spec.device, DeviceSpec::Nvme { .. }) {
             return Ok(None);
         }
         self.settle_formats()?;

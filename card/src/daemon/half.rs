@@ -6,7 +6,7 @@ use anyhow::{Context, anyhow};
 use event_manager::{EventOps, Events};
 
 use super::{Daemon, Phase, spawn};
-use crate::registry::{FunctionState, VolumeState};
+use crate::registry::{FunctionState, NetworkState, VolumeState};
 use crate::spec::{DataMode, Id};
 
 /// How long one that closed its socket may take to end: it is about to, and the loop waits for it.
@@ -54,6 +54,8 @@ impl Daemon {
         }
         let volumes = self.registry.volumes();
         let opening = volumes.values().any(|v| v.state == VolumeState::Opening);
+        let networks = self.registry.networks();
+        let connecting = networks.values().any(|n| n.state == NetworkState::Opening);
         let functions = self.registry.functions();
         let waits = functions.iter().any(|(id, function)| match function.state {
             FunctionState::Attaching => true,
@@ -61,7 +63,7 @@ impl Daemon {
             FunctionState::Idle => self.fronts.is_handed(id),
             _ => false,
         });
-        if !opening && !waits {
+        if !opening && !connecting && !waits {
             self.health.serves(Instant::now());
         }
     }

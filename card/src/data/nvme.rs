@@ -106,6 +106,7 @@ impl Nvme {
             function: id.clone(),
             messages: Some(self.messages.total()),
             queues: self.counters.running().into_iter().map(queue).collect(),
+            net: None,
         }
     }
 }

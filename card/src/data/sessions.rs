@@ -16,7 +16,9 @@ use anyhow::{Context, Result};
 use bluff_attachment::keeper::{Commit, Keeper, Progress};
 use bluff_vhost_user::keeper::{BOUNDS, Direct};
 use bluff_vhost_user::limit::Limit;
-use bluff_vhost_user::{Attachment, AttachmentEvent, Negotiated, Options, Resume, SessionState};
+use bluff_vhost_user::{
+    Attachment, AttachmentEvent, Negotiated, NetControl, Options, Resume, SessionState,
+};
 use bluff_virtio::VirtioDevice;
 
 use super::{Data, Stands, Teller};
@@ -29,6 +31,7 @@ impl Data {
         &self,
         id: &Id,
         device: Box<dyn VirtioDevice>,
+        net: Option<Box<dyn NetControl>>,
         bound: Duration,
         descriptors: u32,
     ) -> Result<()> {
@@ -63,8 +66,8 @@ impl Data {
         let options = Options {
             bound,
             descriptors: descriptors as usize,
+            net,
             keeper,
-            ..Options::default()
         };
         let attachment = Attachment::new(id.to_string(), device, options, listener);
         let added = self.sessions.handle().add(attachment);
@@ -81,15 +84,16 @@ impl Data {
 
     /// Takes a front end up, in mid-session where something is recorded.
     pub(super) fn connect(&mut self, id: &Id, descriptors: Vec<OwnedFd>) -> Result<()> {
-        let function = match self.functions.get_mut(id).context("it is not attached")? {
-            Stands::Blk(function) => function,
+        let restored = match self.functions.get_mut(id).context("it is not attached")? {
+            Stands::Blk(blk) => &mut blk.restored,
+            Stands::Net(net) => &mut net.restored,
             Stands::Nvme(nvme) => {
                 let resume = nvme.resume(descriptors)?;
                 self.vfio.handle().connection(id.as_str(), resume);
                 return Ok(());
             }
         };
-        let files = std::mem::take(&mut function.restored);
+        let files = std::mem::take(restored);
         let mut descriptors = descriptors.into_iter();
         let socket = descriptors.next().context("no connection came along")?;
         let recorded = match descriptors.next() {

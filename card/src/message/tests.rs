@@ -3,7 +3,9 @@ use std::io::{Read, Seek, Write};
 use std::os::fd::{AsFd, OwnedFd};
 
 use super::*;
-use crate::spec::{Attach, DeviceSpec, SocketMode};
+use crate::spec::{
+    Attach, DeviceSpec, FdbSpec, LIST_MAX, SocketMode, Tunnel, TunnelSpec, VNI_MAX, VTEPS_MAX,
+};
 use crate::stats::{FunctionStatistics, QueueStatistics, ReactorStatistics};
 
 type Control = Link<Numbered<ToData>, Numbered<FromData>>;
@@ -47,6 +49,60 @@ fn function_spec() -> FunctionSpec {
     }
 }
 
+/// As large as one may be.
+fn network_spec() -> NetworkSpec {
+    let vtep = |n: usize| {
+        IpAddr::from([
+            0xfd00, 0x1111, 0x2222, 0x3333, 0x4444, 0x5555, 0x6666, n as u16,
+        ])
+    };
+    let entry = |n| FdbSpec {
+        mac: Text(Mac([2, 0, 0, 0, 0, 1])),
+        vtep: vtep(n),
+        vlan: Some(4094),
+    };
+    NetworkSpec {
+        vni: Some(VNI_MAX),
+        mtu: 9216,
+        tunnel: Some(TunnelSpec {
+            kind: Tunnel::Geneve,
+            vtep: vtep(0x1000),
+            vteps: (0x1001..0x1001 + VTEPS_MAX).map(vtep).collect(),
+            underlay: Underlay::Auto,
+            port: Some(u16::MAX),
+            fdb: (0x1001..0x1001 + LIST_MAX).map(entry).collect(),
+        }),
+    }
+}
+
+fn address(place: AddressPlace) -> AddressEntry {
+    AddressEntry {
+        mac: Text(Mac([2, 0, 0, 0, 0, 0xff])),
+        vlan: 4094,
+        place,
+        fixed: false,
+    }
+}
+
+#[test]
+fn many_addresses_come_in_parts() {
+    let network = id("blue");
+    let vtep = "fd00:1111:2222:3333:4444:5555:6666:7777".parse().unwrap();
+    let all = vec![address(AddressPlace::Vtep(vtep)); 2 * ADDRESSES_PER_PART + 1];
+    let parts = address_parts(&network, &all);
+    assert_eq!(parts.len(), 3);
+    let more = |part: &FromData| matches!(part, FromData::Addresses { more: true, .. });
+    assert_eq!(
+        parts.iter().map(more).collect::<Vec<_>>(),
+        [true, true, false]
+    );
+    exchange(parts);
+    let none = address_parts(&network, &[]);
+    assert!(
+        matches!(&none[..], [FromData::Addresses { addresses, more: false, .. }] if addresses.is_empty())
+    );
+}
+
 fn every_request() -> Vec<ToData> {
     let spec = VolumeSpec {
         uri: "null:?size=1TiB".to_owned(),
@@ -70,6 +126,20 @@ fn every_request() -> Vec<ToData> {
         ToData::ResizeVolume {
             volume: id("disk0"),
             size: u64::MAX,
+        },
+        ToData::OpenNetwork {
+            network: id("blue"),
+            spec: network_spec(),
+        },
+        ToData::CloseNetwork {
+            network: id("blue"),
+        },
+        ToData::ListAddresses {
+            network: id("blue"),
+        },
+        ToData::SetLink {
+            function: id("net0"),
+            up: false,
         },
         ToData::Restore {
             function: id("blk0"),
@@ -120,6 +190,27 @@ fn every_report() -> Vec<FromData> {
         FromData::VolumeResized {
             volume: id("disk0"),
             size: 4096,
+        },
+        FromData::NetworkOpened {
+            network: id("blue"),
+            info: NetworkInfo {
+                underlay: Some(Underlay::Udp),
+            },
+        },
+        FromData::NetworkClosed {
+            network: id("blue"),
+        },
+        FromData::Addresses {
+            network: id("blue"),
+            addresses: vec![
+                address(AddressPlace::Function(id("net0"))),
+                address(AddressPlace::Vtep("fd00::2".parse().unwrap())),
+            ],
+            more: true,
+        },
+        FromData::LinkSet {
+            function: id("net0"),
+            up: true,
         },
         FromData::FunctionAttached {
             function: id("blk0"),
@@ -348,6 +439,7 @@ fn large_statistics_come_in_parts_that_fit() {
         function: id(&format!("blk{n}")),
         messages: None,
         queues: vec![full; queues],
+        net: None,
     };
     let mut functions: Vec<_> = (0..1000).map(|n| function(n, 2)).collect();
     functions.push(function(1000, usize::from(crate::config::QUEUES_MAX)));

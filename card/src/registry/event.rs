@@ -17,6 +17,8 @@ pub enum Subject {
     Function(Id),
     /// A subsystem that functions may share.
     Subsystem(Id),
+    /// A network.
+    Network(Id),
 }
 
 impl fmt::Display for Subject {
@@ -25,6 +27,7 @@ impl fmt::Display for Subject {
             Self::Volume(id) => write!(f, "volume {id}"),
             Self::Function(id) => write!(f, "function {id}"),
             Self::Subsystem(id) => write!(f, "subsystem {id}"),
+            Self::Network(id) => write!(f, "network {id}"),
         }
     }
 }

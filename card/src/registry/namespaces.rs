@@ -2,7 +2,7 @@
 
 use super::{Change, Registry, RegistryError, Subject, check};
 use crate::kinds::VolumeUri;
-use crate::registry::VolumeState;
+use crate::registry::{NetworkState, VolumeState};
 use crate::spec::{
     DeviceSpec, FunctionSpec, Id, NamespaceSpec, SubsystemSpec, SubsystemUse, count_mistake,
     nqn_mistake,
@@ -135,9 +135,11 @@ impl Registry {
                 let found = self.subsystem_of(subsystem);
                 Ok((user, found.expect("checked when the function was created")))
             }
-            DeviceSpec::VirtioBlk { .. } => Err(RegistryError::Invalid(format!(
-                "function {function} is of a kind without namespaces"
-            ))),
+            DeviceSpec::VirtioBlk { .. } | DeviceSpec::VirtioNet { .. } => {
+                Err(RegistryError::Invalid(format!(
+                    "function {function} is of a kind without namespaces"
+                )))
+            }
         }
     }
 
@@ -177,12 +179,16 @@ impl Registry {
         }
     }
 
-    /// Whether all volumes of a function are open.
+    /// Whether all that a function stands on is open.
     pub fn is_ready(&self, spec: &FunctionSpec) -> bool {
         let is_open = |id: &Id| {
             let volume = self.volumes.get(id);
             volume.is_some_and(|v| matches!(v.state, VolumeState::Open(_)))
         };
-        self.volumes_of(spec).into_iter().all(is_open)
+        let network = spec.port().map(|(network, _)| self.networks.get(network));
+        let is_there = network.is_none_or(|network| {
+            network.is_some_and(|n| matches!(n.state, NetworkState::Open(_)))
+        });
+        is_there && self.volumes_of(spec).into_iter().all(is_open)
     }
 }

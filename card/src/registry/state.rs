@@ -1,8 +1,8 @@
-//! The states of volumes and functions, and which follows which.
+//! The states of volumes, networks and functions, and which follows which.
 
 use serde::{Deserialize, Serialize};
 
-use crate::message::{SessionInfo, VolumeInfo};
+use crate::message::{NetworkInfo, SessionInfo, VolumeInfo};
 use crate::spec::FunctionSpec;
 
 /// A step that does not fit the state.
@@ -95,6 +95,68 @@ impl VolumeStep {
     }
 }
 
+/// How a network stands. As with a [`VolumeState`], one that failed may be tried again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NetworkState {
+    /// The data half was asked for it.
+    Opening,
+    /// Functions can be in it.
+    Open(NetworkInfo),
+    /// The data half was asked to let go of it.
+    Closing,
+    /// It cannot be used.
+    Failed {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// What happens to a network.
+#[derive(Clone, Debug)]
+pub(super) enum NetworkStep {
+    Opened(NetworkInfo),
+    Reopen,
+    Close,
+    Closed,
+    Failed(String),
+}
+
+impl NetworkState {
+    /// The state in one word.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Opening => "opening",
+            Self::Open(_) => "open",
+            Self::Closing => "closing",
+            Self::Failed { .. } => "failed",
+        }
+    }
+
+    pub(super) fn next(&self, step: NetworkStep) -> Result<Self, IllegalTransition> {
+        match (self, step) {
+            (Self::Opening, NetworkStep::Opened(info)) => Ok(Self::Open(info)),
+            (Self::Failed { .. }, NetworkStep::Reopen) => Ok(Self::Opening),
+            (Self::Open(_), NetworkStep::Close) | (Self::Closing, NetworkStep::Closed) => {
+                Ok(Self::Closing)
+            }
+            (Self::Opening | Self::Open(_) | Self::Closing, NetworkStep::Failed(reason)) => {
+                Ok(Self::Failed { reason })
+            }
+            (state, step) => Err(IllegalTransition {
+                state: state.word(),
+                step: match step {
+                    NetworkStep::Opened(_) => "its opening",
+                    NetworkStep::Reopen => "opening it again",
+                    NetworkStep::Close => "closing it",
+                    NetworkStep::Closed => "its end",
+                    NetworkStep::Failed(_) => "failing",
+                },
+            }),
+        }
+    }
+}
+
 /// How a function stands.
 ///
 /// ```text
@@ -107,7 +169,7 @@ impl VolumeStep {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FunctionState {
-    /// Its volume is not open yet.
+    /// Its volume or network is not open yet.
     Waiting,
     /// The data half was asked for it.
     Attaching,

@@ -539,3 +539,111 @@ fn a_disk_of_a_kind_without_namespaces_has_none() {
     assert!(registry.check_namespace(&blk0, &disk0, None).is_err());
     assert!(registry.check_removal(&blk0, &disk0).is_err());
 }
+
+fn net(mac: &str) -> FunctionSpec {
+    let port = crate::spec::PortSpec {
+        mac: Some(crate::spec::Text(mac.parse().unwrap())),
+        ..Default::default()
+    };
+    FunctionSpec {
+        device: DeviceSpec::VirtioNet {
+            network: id("blue"),
+            port: Box::new(port),
+        },
+        ..function("disk0")
+    }
+}
+
+fn network_opened() -> FromData {
+    FromData::NetworkOpened {
+        network: id("blue"),
+        info: crate::message::NetworkInfo { underlay: None },
+    }
+}
+
+/// A card with a network, and net0 in it idle.
+fn with_network() -> Registry {
+    let mut registry = Registry::new(Path::new("/run/x"));
+    let spec = crate::spec::NetworkSpec {
+        vni: None,
+        mtu: 1500,
+        tunnel: None,
+    };
+    registry.create_network(id("blue"), spec).unwrap();
+    registry
+        .create_function(id("net0"), net("02:00:00:00:00:01"))
+        .unwrap();
+    assert_eq!(registry.take_actions(), [Action::OpenNetwork(id("blue"))]);
+    registry.report(&network_opened()).unwrap();
+    let attach = Action::AttachFunction(id("net0"));
+    assert_eq!(registry.take_actions(), [attach]);
+    let function = id("net0");
+    let attached = FromData::FunctionAttached { function, files: 0 };
+    registry.report(&attached).unwrap();
+    registry
+}
+
+#[test]
+fn a_network_function_waits_for_its_network_and_holds_it() {
+    let mut registry = with_network();
+    let error = registry.delete_network(&id("blue")).unwrap_err();
+    assert_eq!(error.to_string(), "function net0 is in network blue");
+    let error = registry
+        .create_function(id("net1"), net("02:00:00:00:00:01"))
+        .unwrap_err();
+    let wanted = "function net0 has the same address in network blue";
+    assert_eq!(error.to_string(), wanted);
+    // Another data half is told all of it again.
+    registry.start_over();
+    assert_eq!(registry.take_actions(), [Action::OpenNetwork(id("blue"))]);
+    registry.report(&network_opened()).unwrap();
+    let attach = Action::AttachFunction(id("net0"));
+    assert_eq!(registry.take_actions(), [attach]);
+    let function = id("net0");
+    let attached = FromData::FunctionAttached { function, files: 0 };
+    registry.report(&attached).unwrap();
+    registry.delete_function(&id("net0")).unwrap();
+    let detached = FromData::FunctionDetached {
+        function: id("net0"),
+    };
+    registry.report(&detached).unwrap();
+    registry.delete_network(&id("blue")).unwrap();
+    registry.take_actions();
+    let closed = FromData::NetworkClosed {
+        network: id("blue"),
+    };
+    registry.report(&closed).unwrap();
+    assert!(registry.networks().is_empty());
+}
+
+#[test]
+fn a_cable_stays_as_it_is_over_data_halves() {
+    let mut registry = with_network();
+    registry.check_link(&id("net0")).unwrap();
+    let pulled = FromData::LinkSet {
+        function: id("net0"),
+        up: false,
+    };
+    registry.report(&pulled).unwrap();
+    registry.start_over();
+    let (_, port) = registry.functions()[&id("net0")].spec.port().unwrap();
+    assert!(port.unplugged);
+    assert!(registry.check_link(&id("net0")).is_err(), "it waits");
+    assert!(running().check_link(&id("blk0")).is_err(), "it has none");
+}
+
+#[test]
+fn a_network_that_failed_is_tried_again() {
+    let mut registry = with_network();
+    registry.start_over();
+    registry.take_actions();
+    let failed = FromData::Failed {
+        about: Failing::Network(id("blue")),
+        error: "the address is in use".to_owned(),
+    };
+    registry.report(&failed).unwrap();
+    let state = &registry.networks()[&id("blue")].state;
+    assert!(matches!(state, NetworkState::Failed { .. }));
+    registry.reopen_network(&id("blue"));
+    assert_eq!(registry.take_actions(), [Action::OpenNetwork(id("blue"))]);
+}

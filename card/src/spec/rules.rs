@@ -1,7 +1,15 @@
 //! What a specification may say. The registry refuses what breaks a rule, and the reader of the configuration file points at its line: both
 //! in these words.
 
-use super::{Attach, FunctionKind, NAMESPACES_MAX, NSID_MAX, NamespaceSpec, SERIAL_MAX};
+use std::net::IpAddr;
+
+use bluff_packet::Mac;
+
+use super::{
+    Attach, DeviceSpec, FunctionKind, FunctionSpec, LIST_MAX, LimitSpec, MTU, NAMESPACES_MAX,
+    NSID_MAX, NamespaceSpec, NetworkSpec, PAIRS_MAX, PortSpec, SERIAL_MAX, TunnelSpec, VNI_MAX,
+    VTEPS_MAX,
+};
 
 /// The longest name of a subsystem, in bytes (NVMe Base 2.1 §4.7).
 const NQN_MAX: usize = 223;
@@ -44,6 +52,132 @@ pub fn attach_mistake(kind: FunctionKind, attach: Attach) -> Option<String> {
 pub fn count_mistake(namespaces: usize) -> Option<String> {
     (namespaces > NAMESPACES_MAX)
         .then(|| format!("a subsystem has at most {NAMESPACES_MAX} namespaces"))
+}
+
+/// What is wrong with an address as a station's, if anything is.
+pub fn mac_mistake(mac: Mac) -> Option<&'static str> {
+    match mac {
+        _ if mac.is_multicast() => Some("a group's address is no station's: its first byte is odd"),
+        Mac::ZERO => Some("all zeroes are no station's address"),
+        _ => None,
+    }
+}
+
+/// What is wrong with a number as a VLAN's, if anything is (IEEE 802.1Q §9.6: 0 and 4095 are none).
+pub fn vlan_mistake(vlan: u16) -> Option<&'static str> {
+    (!(1..=4094).contains(&vlan)).then_some("a VLAN has a number from 1 to 4094")
+}
+
+/// What is wrong with an address as a VTEP's, if anything is.
+fn vtep_mistake(vtep: IpAddr) -> Option<String> {
+    let broadcast = matches!(vtep, IpAddr::V4(v4) if v4.is_broadcast());
+    let bad = vtep.is_unspecified() || vtep.is_multicast() || broadcast;
+    bad.then(|| format!("{vtep} is not the address of one machine"))
+}
+
+impl TunnelSpec {
+    /// What is wrong with the address of another card, beside those before it.
+    pub fn vtep_mistake(&self, vtep: IpAddr, before: &[IpAddr]) -> Option<String> {
+        match vtep {
+            _ if vtep == self.vtep => Some(format!("{vtep} is this card's own address")),
+            _ if vtep.is_ipv4() != self.vtep.is_ipv4() => Some(format!(
+                "{vtep} and {}, this card's address, are of different families",
+                self.vtep
+            )),
+            _ if before.contains(&vtep) => Some(format!("{vtep} stands there twice")),
+            _ => vtep_mistake(vtep),
+        }
+    }
+
+    /// What is wrong with its own address, if anything is.
+    pub fn local_mistake(&self) -> Option<String> {
+        vtep_mistake(self.vtep)
+    }
+
+    /// What is wrong with the static address at a place of its list.
+    pub fn fdb_mistakes(&self, at: usize) -> impl Iterator<Item = String> {
+        let entry = &self.fdb[at];
+        let same = |e: &&super::FdbSpec| (e.mac, e.vlan) == (entry.mac, entry.vlan);
+        let twice = self.fdb[..at].iter().find(same);
+        let known = self.vteps.contains(&entry.vtep);
+        let mistakes = [
+            mac_mistake(entry.mac.0).map(str::to_owned),
+            entry.vlan.and_then(vlan_mistake).map(str::to_owned),
+            (!known).then(|| format!("{} is none of the network's `vteps`", entry.vtep)),
+            twice.map(|_| format!("{} stands there twice", entry.mac)),
+        ];
+        mistakes.into_iter().flatten()
+    }
+
+    fn mistakes(&self) -> impl Iterator<Item = String> {
+        let port = (self.port == Some(0)).then(|| "0 is no port".to_owned());
+        let many = (self.vteps.len() > VTEPS_MAX || self.fdb.len() > LIST_MAX)
+            .then(|| format!("a network has at most {VTEPS_MAX} VTEPs, and {LIST_MAX} addresses"));
+        let first = [port, many, self.local_mistake()];
+        let vteps = self.vteps.iter().enumerate();
+        let vteps = vteps.filter_map(|(i, v)| self.vtep_mistake(*v, &self.vteps[..i]));
+        let fdb = (0..self.fdb.len()).flat_map(|i| self.fdb_mistakes(i));
+        first.into_iter().flatten().chain(vteps).chain(fdb)
+    }
+}
+
+impl NetworkSpec {
+    /// What is wrong with it.
+    pub fn mistakes(&self) -> impl Iterator<Item = String> {
+        let (least, most) = (MTU.start(), MTU.end());
+        let mtu = (!MTU.contains(&self.mtu))
+            .then(|| format!("a network's MTU is a number from {least} to {most}"));
+        let vni = match self.vni {
+            None if self.tunnel.is_some() => Some("a network with a tunnel has a VNI".to_owned()),
+            Some(vni) if vni > VNI_MAX => Some(format!("a VNI is at most {VNI_MAX}")),
+            _ => None,
+        };
+        mtu.into_iter()
+            .chain(vni)
+            .chain(self.tunnel.iter().flat_map(TunnelSpec::mistakes))
+    }
+}
+
+impl PortSpec {
+    /// What is wrong with it.
+    pub fn mistakes(&self) -> impl Iterator<Item = String> {
+        let LimitSpec {
+            tx,
+            rx,
+            tx_pps,
+            rx_pps,
+        } = self.limit;
+        let zero = [tx, rx, tx_pps, rx_pps].contains(&Some(0));
+        let many = self.allowed.as_ref().is_some_and(|a| a.len() > LIST_MAX);
+        let mistakes = [
+            self.mac.and_then(|m| mac_mistake(m.0)).map(str::to_owned),
+            self.vlan.and_then(vlan_mistake).map(str::to_owned),
+            zero.then(|| "a limit of 0 lets nothing pass".to_owned()),
+            many.then(|| format!("a port has at most {LIST_MAX} prefixes")),
+        ];
+        mistakes.into_iter().flatten()
+    }
+}
+
+impl FunctionSpec {
+    /// The most queues, or pairs of queues, of such a function.
+    pub fn queues_max(kind: FunctionKind) -> u16 {
+        match kind {
+            FunctionKind::VirtioNet => PAIRS_MAX,
+            FunctionKind::VirtioBlk | FunctionKind::Nvme => crate::config::QUEUES_MAX,
+        }
+    }
+
+    /// What is wrong with how many queues it has, if anything is.
+    pub fn queues_mistake(&self) -> Option<String> {
+        let most = Self::queues_max(self.device.kind());
+        let what = match self.device {
+            DeviceSpec::VirtioNet { .. } => "pairs of queues",
+            DeviceSpec::VirtioBlk { .. } | DeviceSpec::Nvme { .. } => "queues",
+        };
+        let fits = (1..=most).contains(&self.queues);
+        (!fits).then(|| format!("a function has 1 to {most} {what}"))
+    }
 }
 
 impl NamespaceSpec {

@@ -13,6 +13,7 @@ mod kill;
 mod libblkio;
 mod memory;
 mod neighbours;
+mod net;
 mod nvme;
 mod nvme_kill;
 mod orderly_end;

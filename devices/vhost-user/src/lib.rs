@@ -19,8 +19,8 @@
 //!
 //! # The protocol
 //! Follows the vhost-user protocol as QEMU 11.1 documents it. Protocol features: MQ, LOG_SHMFD, REPLY_ACK,
-//! BACKEND_REQ, CONFIG, INFLIGHT_SHMFD, RESET_DEVICE, STATUS, CONFIGURE_MEM_SLOTS, GET_VRING_BASE_INFLIGHT; NET_MTU
-//! and RARP for network devices.
+//! BACKEND_REQ, CONFIG, RESET_DEVICE, STATUS, CONFIGURE_MEM_SLOTS; INFLIGHT_SHMFD and GET_VRING_BASE_INFLIGHT for devices that
+//! record what is in flight; NET_MTU and RARP for network devices.
 //!
 //! Not implemented: IOTLB messages (ACCESS_PLATFORM is not offered), postcopy, in-band notifications, host
 //! notifiers, crypto sessions, cross-endian rings, shared objects and memory, device state over the protocol,
@@ -40,6 +40,9 @@
 //! * Reconnection: one front end at a time. A second one is accepted and closed; one that comes while the last one's
 //!   rings are still being stopped waits for that.
 //! * The bound for stopping holds for all rings that a front end stops one after another.
+//! * A device that records nothing in flight is offered split rings only: after its process's death they go on at their used
+//!   index. Packed rings do not say where they stand.
+//! * `GET_QUEUE_NUM` counts the pairs of a network device, as QEMU does, and the queues of others.
 //! * Packed rings: base 0 of a front end that cannot migrate (User-Mode Linux) is a fresh ring, though its wrap counters
 //!   say otherwise.
 

@@ -30,13 +30,16 @@ pub struct Offer {
     pub protocol: u64,
     /// Vrings.
     pub queues: u16,
+    /// What `GET_QUEUE_NUM` answers.
+    pub counted: u16,
     /// Bytes of configuration space.
     pub config_len: u32,
     /// Descriptors that the front end may hold.
     pub descriptors: usize,
-    /// Whether every queue needs an in-flight region, also where the front end gives none, because the
-    /// session is to survive this process.
+    /// Whether the session is to survive this process.
     pub keep: bool,
+    /// Whether every queue needs an in-flight region, also where the front end gives none, because of that.
+    pub keep_in_flight: bool,
 }
 
 /// How a ring is stopped; the session adds the bound.
@@ -156,7 +159,7 @@ impl Planner<'_> {
                 }
                 self.plan.next.protocol = bits;
             }
-            R::GetQueueNum => self.number(self.offer.queues.into()),
+            R::GetQueueNum => self.number(self.offer.counted.into()),
             R::SetMemTable(regions) => self.set_mem_table(regions)?,
             R::AddMemReg(info, file) => self.add_region(&info, file)?,
             R::RemMemReg(info) => self.remove_region(&info)?,

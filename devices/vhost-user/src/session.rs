@@ -16,7 +16,9 @@ use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bluff_virtio::{DeviceError, DeviceEvent, Distrust, StoppedQueue, VirtioDevice, features};
+use bluff_virtio::{
+    DeviceError, DeviceEvent, Distrust, QueueChange, StoppedQueue, VirtioDevice, features,
+};
 
 use crate::attachment::Negotiated;
 use crate::channel::Channel;
@@ -32,7 +34,7 @@ use crate::{Error, unix};
 mod end;
 mod work;
 
-use work::queue_setup;
+use work::{notifier, queue_setup};
 
 /// What network devices take besides [`VirtioDevice`].
 pub trait NetControl: Send {
@@ -302,7 +304,11 @@ impl Session {
         if self.state.features.is_some() {
             self.device.set_features(self.state.driver_features());
         }
+        let records = self.device.records_in_flight();
         for index in self.state.started().collect::<Vec<_>>() {
+            if !records {
+                self.take_used_index(index);
+            }
             let setup = queue_setup(
                 &self.state,
                 &self.mapped,
@@ -314,6 +320,11 @@ impl Session {
                 // It was broken before, in a way that the device sees only now: its memory has gone.
                 self.state.status |= spec::STATUS_NEEDS_RESET;
                 self.refused = Some(e.into());
+            } else if !records {
+                // Its driver may not have heard of what was used last.
+                let call = self.state.vrings[usize::from(index)].call;
+                let call = notifier(&self.files, call, &self.distrust)?;
+                self.device.change_queue(index, QueueChange::Call(call));
             }
         }
         self.open_channel()?;
@@ -322,19 +333,49 @@ impl Session {
         Ok(())
     }
 
+    /// A ring without a record of what is in flight goes on where its used index stands (virtio 1.3 §2.7.8): what was taken and not used
+    /// is taken again.
+    fn take_used_index(&mut self, index: u16) {
+        let ring = &self.state.vrings[usize::from(index)];
+        let memory = &self.mapped.memory;
+        let at = ring.addresses.and_then(|a| a.used.checked_add(2));
+        let at = at.and_then(|at| memory.guest_of_user(at));
+        let mut used = [0; 2];
+        // Where it cannot be read, the ring cannot be started either.
+        if at.is_some_and(|at| memory.read(at, &mut used).is_ok()) {
+            self.state.ring(index).base = u16::from_le_bytes(used).into();
+        }
+    }
+
     fn offer(&self) -> Offer {
-        let is_net = self.net.is_some() && self.device.device_id() == spec::DEVICE_NET;
+        let is_net = self.device.device_id() == spec::DEVICE_NET;
+        let records = self.device.records_in_flight();
+        let queues = self.state.vrings.len() as u16;
+        // No message resets a ring alone. A front end can do it by stopping and starting the ring, but QEMU's block and network
+        // devices pass the bit on and do nothing when a driver then resets one.
+        let mut withheld = features::RING_RESET;
+        let mut protocol = protocol::ANY;
+        if records {
+            protocol |= protocol::RECORDS;
+        } else {
+            // Nothing in memory says where such a ring stood when its device died.
+            withheld |= features::RING_PACKED;
+        }
+        if is_net && self.net.is_some() {
+            protocol |= protocol::NET;
+        }
         Offer {
-            // No message resets a ring alone. A front end can do it by stopping and starting the ring, but QEMU's block
-            // device passes the bit on and does nothing when a driver then resets one.
-            features: self.device.features() & !features::RING_RESET
+            features: self.device.features() & !withheld
                 | features::LOG_ALL
                 | spec::F_PROTOCOL_FEATURES,
-            protocol: protocol::ANY | if is_net { protocol::NET } else { 0 },
-            queues: self.state.vrings.len() as u16,
+            protocol,
+            queues,
+            // Front ends of network devices count pairs, and leave the control queue out.
+            counted: if is_net { queues / 2 } else { queues },
             config_len: self.device.config_len(),
             descriptors: self.descriptors,
             keep: self.keep,
+            keep_in_flight: self.keep && records,
         }
     }
 

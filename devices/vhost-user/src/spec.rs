@@ -66,11 +66,11 @@ pub mod protocol {
         | REPLY_ACK
         | BACKEND_REQ
         | CONFIG
-        | INFLIGHT_SHMFD
         | RESET_DEVICE
         | CONFIGURE_MEM_SLOTS
-        | STATUS
-        | GET_VRING_BASE_INFLIGHT;
+        | STATUS;
+    /// What devices offer besides that record what is in flight.
+    pub const RECORDS: u64 = INFLIGHT_SHMFD | GET_VRING_BASE_INFLIGHT;
     /// What network devices offer besides.
     pub const NET: u64 = MTU | RARP;
 }

@@ -1,6 +1,9 @@
 //! What a queue counts.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+
+use bluff_virtio::LineCounters;
 
 /// Counters of one queue. Only its worker writes them, with plain loads and stores; readers may be a
 /// moment late.
@@ -22,12 +25,8 @@ pub struct QueueCounters {
     pub errors: AtomicU64,
     /// Requests in flight.
     pub in_flight: AtomicU64,
-    /// Notifications from the driver.
-    pub kicks: AtomicU64,
-    /// Notifications to the driver.
-    pub interrupts: AtomicU64,
-    /// Notifiers given up, because they blocked.
-    pub hung: AtomicU64,
+    /// Notifications.
+    pub line: Arc<LineCounters>,
 }
 
 /// Adds to a counter that the calling thread alone writes.

@@ -1,25 +1,22 @@
 //! The device, as its attachment sees it.
 
 use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
-use std::sync::mpsc::{self, Receiver, Sender};
-use std::sync::{Arc, Mutex, OnceLock};
-use std::time::Duration;
 
 use bluff_block::{Subscription, Volume, VolumeEvent};
-use bluff_reactor::{Actor, Context, Event, Handle, Poll, Turn, Waker};
-use bluff_virtio::inflight::InflightQueue;
+use bluff_reactor::{Actor, Context, Handle, Poll};
 use bluff_virtio::{
-    DeviceError, DeviceEvent, Notice, Notifier, Position, QueueChange, QueueSetup, Stop,
-    StoppedQueue, VirtioDevice,
+    DeviceError, DeviceEvent, Position, QueueChange, QueueSetup, Queues, Stop, Stopped, Tell,
+    VirtioDevice,
 };
 use zerocopy::IntoBytes;
 
 use crate::config;
-use crate::counters::{QueueCounters, add};
+use crate::counters::QueueCounters;
 use crate::request;
 use crate::spec::{Config, DEVICE_ID, WRITEBACK_OFFSET, feature};
-use crate::worker::{Message, Shared, Worker, drops};
+use crate::worker::{Shared, Worker};
 
 /// What a device is made with.
 #[derive(Clone, Debug)]
@@ -51,8 +48,6 @@ enum Mode {
     Agreed,
 }
 
-type Listener = Arc<Mutex<Option<Arc<dyn Fn(DeviceEvent) + Send + Sync>>>>;
-
 /// A virtio-blk device.
 pub struct Blk {
     options: BlkOptions,
@@ -62,9 +57,8 @@ pub struct Blk {
     chosen: AtomicBool,
     /// What its driver can know of that: a [`Mode`].
     mode: AtomicU8,
-    queues: Vec<Option<Running>>,
+    queues: Queues,
     counters: Vec<Arc<QueueCounters>>,
-    listener: Listener,
     _events: Subscription,
 }
 
@@ -73,29 +67,6 @@ impl fmt::Debug for Blk {
         f.debug_struct("Blk")
             .field("options", &self.options)
             .finish_non_exhaustive()
-    }
-}
-
-/// A queue that runs, from outside.
-struct Running {
-    reactor: Handle,
-    sender: Sender<Message>,
-    /// Set when the worker is built; messages to a reactor are in order, so it is set when it is
-    /// looked at there.
-    waker: Arc<OnceLock<Waker>>,
-}
-
-impl Running {
-    fn send(&self, message: Message) {
-        // Fails where the worker has ended by itself; then the message is dropped, and with it what
-        // waits for an answer.
-        let _ = self.sender.send(message);
-        let waker = self.waker.clone();
-        self.reactor.send(move |cx| {
-            if let Some(waker) = waker.get() {
-                cx.wake(waker.actor());
-            }
-        });
     }
 }
 
@@ -112,16 +83,15 @@ impl Blk {
             id: request::id(&options.serial),
             volume: volume.clone(),
         });
-        let listener = Listener::default();
-        let (s, l) = (shared.clone(), listener.clone());
+        let queues = Queues::new(options.queues);
+        let (s, tell) = (shared.clone(), queues.teller());
         let events = volume.events().subscribe(move |event| {
             if event == VolumeEvent::Resized {
                 s.size.store(s.volume.geometry().size, Ordering::Relaxed);
-                tell(&l, DeviceEvent::ConfigChanged);
+                tell(DeviceEvent::ConfigChanged);
             }
         });
         let counters = (0..options.queues).map(|_| Arc::default()).collect();
-        let queues = (0..options.queues).map(|_| None).collect();
         let this = Self {
             options,
             shared,
@@ -130,7 +100,6 @@ impl Blk {
             mode: AtomicU8::new(Mode::Untold as u8),
             queues,
             counters,
-            listener,
             _events: events,
         };
         // What was missed before there was a subscription.
@@ -187,31 +156,6 @@ impl Blk {
         // A volume that bears fewer channels than there are reactors is used on its first ones.
         let n = all.len().min(self.shared.volume.max_channels()).max(1);
         &all[usize::from(index) % n]
-    }
-}
-
-impl Drop for Blk {
-    /// Queues that still run are told to end, and not waited for. They write nothing to their rings any more; what is
-    /// recorded as in flight stays so.
-    fn drop(&mut self) {
-        let stop = Stop {
-            bound: Duration::ZERO,
-            leave: true,
-            answer: false,
-        };
-        for queue in self.queues.iter_mut().filter_map(Option::take) {
-            queue.send(Message::Stop(stop, Box::new(drop)));
-        }
-    }
-}
-
-fn tell(listener: &Listener, event: DeviceEvent) {
-    let to = listener
-        .lock()
-        .expect("listeners are called without the lock")
-        .clone();
-    if let Some(to) = to {
-        to(event);
     }
 }
 
@@ -277,59 +221,28 @@ impl VirtioDevice for Blk {
 
     fn start_queue(&mut self, setup: QueueSetup) -> Result<(), DeviceError> {
         let index = setup.index;
-        let reactor = self.reactor(index).clone();
-        let place = self
-            .queues
-            .get_mut(usize::from(index))
-            .ok_or(DeviceError::Queue(index))?;
-        if place.is_some() {
-            return Err(DeviceError::Started(index));
-        }
-        let begins = setup.position == Position::START;
-        let (sender, mailbox) = mpsc::channel();
-        let waker = Arc::new(OnceLock::new());
-        *place = Some(Running {
-            reactor: reactor.clone(),
-            sender,
-            waker: waker.clone(),
-        });
+        self.queues.check(index)?;
         if self.features & feature::CONFIG_WCE != 0 {
-            self.agree(begins);
+            self.agree(setup.position == Position::START);
         }
         let shared = self.shared.clone();
         let counters = self.counters[usize::from(index)].clone();
-        let (poll, listener) = (self.options.poll, self.listener.clone());
-        reactor.send(move |cx| {
-            cx.insert(poll, |cx, id| {
-                let _ = waker.set(cx.waker(id));
-                let said = Arc::new(move |event| tell(&listener, event));
-                build(cx, setup, shared, counters, said, mailbox)
-            });
-        });
-        Ok(())
+        let line = counters.line.clone();
+        let reactor = self.reactor(index).clone();
+        let build = move |cx: &mut Context<'_>, setup, wiring| {
+            let worker = Worker::new(cx, setup, wiring, shared, counters)?;
+            Ok(Box::new(worker) as Box<dyn Actor>)
+        };
+        self.queues
+            .start(&reactor, self.options.poll, setup, line, build)
     }
 
     fn change_queue(&mut self, index: u16, change: QueueChange) {
-        match self.queues.get(usize::from(index)) {
-            Some(Some(queue)) => queue.send(Message::Change(change)),
-            _ => skip(change),
-        }
+        self.queues.change(index, change);
     }
 
-    fn stop_queue(
-        &mut self,
-        index: u16,
-        stop: Stop,
-        done: Box<dyn FnOnce(Option<StoppedQueue>) + Send>,
-    ) {
-        match self
-            .queues
-            .get_mut(usize::from(index))
-            .and_then(Option::take)
-        {
-            Some(queue) => queue.send(Message::Stop(stop, done)),
-            None => done(None),
-        }
+    fn stop_queue(&mut self, index: u16, stop: Stop, done: Stopped) {
+        self.queues.stop(index, stop, done);
     }
 
     fn reset(&mut self) {
@@ -365,95 +278,13 @@ impl VirtioDevice for Blk {
         Ok(())
     }
 
-    fn on_event(&mut self, listener: Arc<dyn Fn(DeviceEvent) + Send + Sync>) {
-        *self
-            .listener
-            .lock()
-            .expect("listeners are called without the lock") = Some(listener);
+    fn on_event(&mut self, listener: Tell) {
+        self.queues.on_event(listener);
     }
 }
 
 /// The version of what [`Blk`] saves.
 const STATE_VERSION: u8 = 1;
-
-/// Answers a change that no queue is there for.
-fn skip(change: QueueChange) {
-    match change {
-        QueueChange::Memory { done, .. } | QueueChange::Log { done, .. } => done(),
-        QueueChange::Kick(_)
-        | QueueChange::Call(_)
-        | QueueChange::Error(_)
-        | QueueChange::Enable(_) => {}
-    }
-}
-
-/// Builds a worker, or what stands in for one that cannot be built.
-fn build(
-    cx: &mut Context<'_>,
-    mut setup: QueueSetup,
-    shared: Arc<Shared>,
-    counters: Arc<QueueCounters>,
-    said: Arc<dyn Fn(DeviceEvent) + Send + Sync>,
-    mailbox: Receiver<Message>,
-) -> Box<dyn Actor> {
-    let (index, error, record) = (setup.index, setup.error.take(), setup.inflight.clone());
-    match Worker::new(
-        cx,
-        setup,
-        shared,
-        counters.clone(),
-        said.clone(),
-        mailbox,
-        error,
-    ) {
-        Ok(worker) => Box::new(worker),
-        Err((e, mailbox, error)) => {
-            if error.as_ref().map(Notifier::notify) == Some(Notice::Hung) {
-                add(&counters.hung, 1);
-                said(DeviceEvent::NotifierHung(index));
-            }
-            said(DeviceEvent::QueueBroken {
-                queue: index,
-                cause: format!("it cannot be started: {e}").into(),
-            });
-            Box::new(Failed {
-                mailbox,
-                record,
-                stopped: false,
-            })
-        }
-    }
-}
-
-/// A queue that could not be started: it answers until it is stopped.
-struct Failed {
-    mailbox: Receiver<Message>,
-    record: Option<InflightQueue>,
-    stopped: bool,
-}
-
-impl Actor for Failed {
-    fn event(&mut self, _: &mut Context<'_>, _: Event) {
-        while let Ok(message) = self.mailbox.try_recv() {
-            match message {
-                Message::Change(change) => skip(change),
-                Message::Stop(stop, done) => {
-                    self.stopped = true;
-                    if let Some(record) = &self.record
-                        && drops(stop)
-                    {
-                        record.forget();
-                    }
-                    done(None);
-                }
-            }
-        }
-    }
-
-    fn turn(&mut self, _: &mut Context<'_>) -> Turn {
-        if self.stopped { Turn::Done } else { Turn::Idle }
-    }
-}
 
 #[cfg(test)]
 mod tests {

@@ -3,32 +3,24 @@
 mod batch;
 mod control;
 
-use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::Receiver;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bluff_block::{BlockError, ChannelHandle, InUse, Volume};
 use bluff_reactor::{Actor, Context, Event, Turn};
 use bluff_virtio::inflight::InflightQueue;
 use bluff_virtio::{
-    DeviceEvent, Limits, Notice, Notifier, Position, Queue, QueueSetup, Ring, RingError, with_ring,
+    Limits, Line, Message, Position, Queue, QueueSetup, Ring, RingError, Wiring, with_ring,
 };
-use vmm_sys_util::eventfd::EventFd;
 
 use crate::config::SEG_MAX;
-use crate::counters::{QueueCounters, add};
+use crate::counters::QueueCounters;
 use crate::request::Mode;
 use crate::spec::ID_LEN;
 use batch::{Io, Take};
-pub(crate) use control::{Message, drops};
 use control::{Revocation, State};
-
-/// How often a ring without a kick descriptor is looked at while it is idle.
-const UNTOLD: Duration = Duration::from_millis(1);
-/// The token of the kick descriptor.
-const KICK: u16 = 0;
 
 /// What all workers of a device share.
 #[derive(Debug)]
@@ -41,23 +33,16 @@ pub(crate) struct Shared {
     pub(crate) id: [u8; ID_LEN],
 }
 
-/// Says what happened to a queue.
-pub(crate) type Tell = Arc<dyn Fn(DeviceEvent) + Send + Sync>;
-
 /// One queue's worker.
 pub(crate) struct Worker {
-    index: u16,
+    line: Line,
     shared: Arc<Shared>,
     counters: Arc<QueueCounters>,
-    tell: Tell,
     mailbox: Receiver<Message>,
     state: State,
     enabled: bool,
-    kick: Option<EventFd>,
     io: Io,
     queue: Queue,
-    call: Option<Notifier>,
-    error: Option<Notifier>,
     revocations: Vec<Revocation>,
     /// A timer has come, so some of those (or a stop) may have waited long enough.
     overdue: bool,
@@ -73,16 +58,14 @@ impl Worker {
     /// Builds the worker on its reactor.
     ///
     /// # Errors
-    /// Where the ring or the channel cannot be had; mailbox and error descriptor come back.
+    /// Where the ring or the channel cannot be had; the wiring comes back.
     pub(crate) fn new(
         cx: &mut Context<'_>,
         setup: QueueSetup,
+        wiring: Wiring,
         shared: Arc<Shared>,
         counters: Arc<QueueCounters>,
-        tell: Tell,
-        mailbox: Receiver<Message>,
-        error: Option<Notifier>,
-    ) -> Result<Self, (StartError, Receiver<Message>, Option<Notifier>)> {
+    ) -> Result<Self, (StartError, Wiring)> {
         let parts = Queue::new(
             &setup,
             Limits {
@@ -93,7 +76,7 @@ impl Worker {
         .and_then(|queue| Ok((queue, ChannelHandle::open(cx, &shared.volume)?)));
         let (queue, channel) = match parts {
             Ok(parts) => parts,
-            Err(e) => return Err((e, mailbox, error)),
+            Err(e) => return Err((e, wiring)),
         };
         let geometry = shared.volume.geometry();
         let mode = Mode {
@@ -101,11 +84,11 @@ impl Worker {
             writeback: true,
             volatile: geometry.volatile_cache,
         };
-        let mut worker = Self {
-            index: setup.index,
+        let Wiring { line, mailbox } = wiring;
+        Ok(Self {
+            line,
             shared,
             counters,
-            tell,
             mailbox,
             state: State::Locking {
                 since: cx.now(),
@@ -113,19 +96,14 @@ impl Worker {
                 told: false,
             },
             enabled: setup.enabled,
-            kick: None,
             io: Io::new(channel, geometry, mode),
             queue,
-            call: setup.call,
-            error,
             revocations: Vec::new(),
             overdue: false,
             resumed: setup.inflight.is_some() || setup.position != Position::START,
             record: setup.inflight,
             lock: None,
-        };
-        worker.set_kick(cx, setup.kick);
-        Ok(worker)
+        })
     }
 
     /// Serves the ring: completions first, then new chains, as far as the budget goes.
@@ -148,48 +126,13 @@ impl Worker {
         if worked {
             self.io.count(&self.counters);
             if notify {
-                self.notify();
+                self.line.notify();
             }
             if !self.revocations.is_empty() {
                 self.check_revocations();
             }
         }
         batch.map(|_| worked)
-    }
-
-    /// Notifies the driver.
-    fn notify(&self) {
-        match self.call.as_ref().map(Notifier::notify) {
-            Some(Notice::Given) => add(&self.counters.interrupts, 1),
-            Some(Notice::Hung) => self.hung(),
-            Some(Notice::Dropped) | None => {}
-        }
-    }
-
-    /// A notifier has blocked. Our attachment says so: it knows how often that may be said.
-    #[cold]
-    fn hung(&self) {
-        add(&self.counters.hung, 1);
-        (self.tell)(DeviceEvent::NotifierHung(self.index));
-    }
-
-    fn set_kick(&mut self, cx: &mut Context<'_>, kick: Option<EventFd>) {
-        if let Some(old) = self.kick.take() {
-            cx.unregister(old.as_raw_fd());
-        }
-        let Some(kick) = kick else { return };
-        // Edge-triggered, and never read: each write to an eventfd is an edge, whatever it counts. So a kick costs
-        // no system call, and a descriptor that is none, or that a hostile front end made blocking, cannot
-        // hold the reactor or have it spin.
-        let events = epoll::Events::EPOLLIN | epoll::Events::EPOLLET;
-        match cx.register(kick.as_raw_fd(), KICK, events) {
-            Ok(()) => self.kick = Some(kick),
-            // The ring is polled from now on, as without a descriptor.
-            Err(e) => log::debug!(
-                "queue {}: kick descriptor cannot be watched: {e}",
-                self.index
-            ),
-        }
     }
 }
 
@@ -205,7 +148,7 @@ pub(crate) enum StartError {
 impl Actor for Worker {
     fn event(&mut self, cx: &mut Context<'_>, event: Event) {
         match event {
-            Event::Ready { .. } => add(&self.counters.kicks, 1),
+            Event::Ready { .. } => self.line.kicked(),
             Event::Woken => self.take_messages(cx),
             Event::Timer { .. } => self.overdue = true,
         }
@@ -249,10 +192,7 @@ impl Actor for Worker {
             // The ring is not read now, whatever the driver does; something else will wake us.
             return true;
         }
-        if self.kick.is_none() {
-            // Nobody tells, so it is looked at now and then; who wants more says `poll = "always"`.
-            cx.timer(cx.id(), cx.now() + UNTOLD, 0);
-        }
+        self.line.doze(cx);
         let more = with_ring!(&mut self.queue, ring => ring.enable_notifications());
         if more {
             with_ring!(&mut self.queue, ring => ring.disable_notifications());

@@ -10,10 +10,20 @@
 //!
 //! Not implemented: GUEST_UFO and HOST_UFO (deprecated), RSC, STANDBY, DEVICE_STATS.
 
+mod cable;
 pub mod config;
 mod control;
+mod control_queue;
+mod device;
+mod header;
+mod receive;
 mod settings;
+mod shared;
 pub mod spec;
+mod transmit;
 
+pub use cable::Cable;
 pub use control::{Control, Refused};
+pub use device::{Net, NetOptions, PAIRS_MAX};
+pub use header::BadHeader;
 pub use settings::{Coalescing, Hashing, MAC_TABLE, Mac, RxMode, Settings, Steer, Vlans};

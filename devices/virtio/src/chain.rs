@@ -247,6 +247,18 @@ impl Chain {
         }
     }
 
+    /// Writes into the first writable bytes, as many as there are; says how many.
+    pub fn write_front(&mut self, from: &[u8]) -> usize {
+        let mut done = 0;
+        for piece in self.fill() {
+            let n = piece.len().min(from.len() - done);
+            // SAFETY: resolved in the ring's epoch, which the ring keeps; nothing borrows guest memory; n bytes are left of both.
+            unsafe { std::ptr::copy_nonoverlapping(from[done..].as_ptr(), piece.ptr(), n) };
+            done += n;
+        }
+        done
+    }
+
     /// Whether the pieces of all buffers are mapped in `memory` too.
     pub fn mapped_in(&self, memory: &GuestMemory) -> bool {
         let status = self.status.map(|(at, _)| IoVec::new(at, 1));

@@ -214,6 +214,13 @@ pub trait VirtioDevice: Send {
     /// Forgets what the driver has set: features, configuration. All queues are stopped.
     fn reset(&mut self);
 
+    /// Whether it records what is in flight ([`QueueSetup::inflight`]). A device that does not uses buffers in the order in which it
+    /// takes them, and answers for nothing that it has not marked as used: where it dies, a split ring is taken up at its used index. What a packed ring
+    /// would be taken up with is lost.
+    fn records_in_flight(&self) -> bool {
+        true
+    }
+
     /// State that is neither in the guest's memory nor in the attachment's.
     fn save(&self) -> Vec<u8>;
 

@@ -29,8 +29,10 @@ mod error;
 mod explored;
 pub mod features;
 pub mod inflight;
+mod line;
 pub mod packed;
 mod queue;
+mod queues;
 mod ring;
 pub mod split;
 mod sync;
@@ -45,5 +47,7 @@ pub use device::{
     VirtioDevice,
 };
 pub use error::{ChainError, DeviceError, RingError};
+pub use line::{Line, LineCounters, Tell};
 pub use queue::Queue;
+pub use queues::{Message, Queues, Stopped, Wiring};
 pub use ring::{Limits, Pop, Ring};

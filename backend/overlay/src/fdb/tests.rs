@@ -95,7 +95,7 @@ proptest! {
                 }
                 Step::Age(tick) => {
                     let before = model.len();
-                    model.retain(|_, e| e.fixed || tick.wrapping_sub(e.seen) <= 5);
+                    model.retain(|_, e| e.fixed || i64::from(tick) - i64::from(e.seen) <= 5);
                     prop_assert_eq!(fdb.age(tick, 5), before - model.len());
                 }
                 Step::Leave(p) => {

@@ -103,7 +103,7 @@ impl Planner<'_> {
             self.change(index, Effect::Kick(index));
             return Ok(());
         }
-        if self.offer.keep && self.old.inflight.is_none() {
+        if self.offer.keep_in_flight && self.old.inflight.is_none() {
             // A fresh region at each start: nothing is in flight then.
             let len = inflight::queue_len(self.old.vrings[usize::from(index)].size);
             let file = unix::sealed_memory(c"bluff-inflight", len)?;

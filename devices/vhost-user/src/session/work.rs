@@ -118,7 +118,7 @@ impl Session {
     /// Whether rings have records of what is in flight. These are never the device's to forget: while the last state that
     /// was recorded has a ring running, the next process may go on with it.
     pub(super) fn is_recorded(&self) -> bool {
-        self.keep || self.state.inflight.is_some()
+        self.keep && self.device.records_in_flight() || self.state.inflight.is_some()
     }
 
     /// How much of the bound is used up by stops that ended shortly before. A front end that waits for the answer to one sends
@@ -284,7 +284,7 @@ fn event(files: &Descriptors, key: Option<Key>) -> Result<Option<EventFd>, Error
     Ok(Some(unix::event_fd(file.try_clone()?)))
 }
 
-fn notifier(
+pub(super) fn notifier(
     files: &Descriptors,
     key: Option<Key>,
     distrust: &Distrust,

@@ -168,6 +168,31 @@ fn network_messages_reach_network_devices_only() {
     assert!(!front.ok(SEND_RARP, &mac, &[]));
 }
 
+/// Nothing says where a packed ring stood when its device died, and front ends count the pairs of network devices.
+#[test]
+fn what_a_device_is_offered_that_records_nothing() {
+    let _alone = alone();
+    let function = Function::with(net_device(5), Duration::from_millis(300), |_| {});
+    let front = function.connect();
+    let offered = front.number(GET_FEATURES);
+    assert_eq!(offered & features::RING_PACKED, 0);
+    assert_ne!(offered & features::EVENT_IDX, 0);
+    const INFLIGHT_SHMFD: u64 = 1 << 12;
+    const GET_VRING_BASE_INFLIGHT: u64 = 1 << 20;
+    let records = INFLIGHT_SHMFD | GET_VRING_BASE_INFLIGHT;
+    assert_eq!(front.number(GET_PROTOCOL_FEATURES) & records, 0);
+    front.negotiate();
+    assert_eq!(
+        front.number(GET_QUEUE_NUM),
+        2,
+        "pairs, without the control queue"
+    );
+    let block = Function::new(5);
+    let front = block.negotiated();
+    assert_eq!(front.number(GET_PROTOCOL_FEATURES) & records, records);
+    assert_eq!(front.number(GET_QUEUE_NUM), 5);
+}
+
 #[test]
 fn attachments_come_and_go_at_run_time() {
     let _alone = alone();

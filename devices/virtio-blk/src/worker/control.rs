@@ -6,10 +6,7 @@ use std::time::{Duration, Instant};
 use bluff_block::{BlockError, Cancel, InUse, lock_pause};
 use bluff_memory::GuestMemory;
 use bluff_reactor::{Context, Turn};
-use bluff_virtio::{
-    Chain, DeviceEvent, Notice, Notifier, Pop, QueueChange, Ring, RingError, Stop, StoppedQueue,
-    with_ring,
-};
+use bluff_virtio::{Chain, Message, Pop, QueueChange, Ring, RingError, Stop, Stopped, with_ring};
 
 use super::Worker;
 use super::batch::Io;
@@ -18,17 +15,6 @@ use crate::spec::status;
 
 /// When to say that it is held.
 const LOCK_TELL: Duration = Duration::from_secs(2);
-
-/// Called when a queue has stopped.
-pub(crate) type Stopped = Box<dyn FnOnce(Option<StoppedQueue>) + Send>;
-
-/// What a device tells its workers.
-pub(crate) enum Message {
-    /// A change.
-    Change(QueueChange),
-    /// The end.
-    Stop(Stop, Stopped),
-}
 
 /// What a queue is doing.
 pub(super) enum State {
@@ -97,13 +83,9 @@ impl Worker {
                 done,
             } => self.set_memory(cx, memory, bound, done),
             // The turn that follows looks at the ring, so a kick that went to the old one is not lost.
-            QueueChange::Kick(kick) => self.set_kick(cx, kick),
-            QueueChange::Call(call) => {
-                self.call = call;
-                // The driver may have been told on the one before and not have heard it.
-                self.notify();
-            }
-            QueueChange::Error(error) => self.error = error,
+            QueueChange::Kick(kick) => self.line.set_kick(cx, kick),
+            QueueChange::Call(call) => self.line.set_call(call),
+            QueueChange::Error(error) => self.line.set_error(error),
             QueueChange::Log { log, done } => {
                 with_ring!(&mut self.queue, ring => ring.set_log(log));
                 done();
@@ -183,17 +165,17 @@ impl Worker {
             // Those of an earlier life that there was no time for, or no volume.
             let notify = with_ring!(&mut self.queue, ring => self.io.refuse_again(&mut **ring));
             if notify {
-                self.notify();
+                self.line.notify();
             }
         }
         let State::Stopping(s) = std::mem::replace(&mut self.state, State::Stopped) else {
             unreachable!("called while stopping")
         };
-        self.set_kick(cx, None);
+        self.line.hang_up(cx);
         self.check_revocations();
         self.lock = None;
         if let Some(record) = &self.record
-            && drops(s.stop)
+            && s.stop.drops()
         {
             record.forget();
         }
@@ -244,7 +226,7 @@ impl Worker {
                 with_ring!(&mut self.queue, ring => ring.disable_notifications());
                 if self.resumed {
                     // Who worked here before may have died between a used entry and its notification.
-                    self.notify();
+                    self.line.notify();
                 }
                 Turn::Worked
             }
@@ -253,7 +235,7 @@ impl Worker {
                     told = true;
                     log::error!(
                         "queue {}: {e}: {:?}; it is served when that changes",
-                        self.index,
+                        self.line.index(),
                         self.shared.volume
                     );
                 }
@@ -272,19 +254,8 @@ impl Worker {
         if !matches!(self.state, State::Stopping(_)) {
             self.state = State::Broken;
         }
-        if self.error.as_ref().map(Notifier::notify) == Some(Notice::Hung) {
-            self.hung();
-        }
-        (self.tell)(DeviceEvent::QueueBroken {
-            queue: self.index,
-            cause: e.to_string().into(),
-        });
+        self.line.broken(e);
     }
-}
-
-/// Whether a stop is a reset: what is recorded as in flight is dropped too.
-pub(crate) fn drops(stop: Stop) -> bool {
-    !stop.leave && !stop.answer
 }
 
 impl Io {

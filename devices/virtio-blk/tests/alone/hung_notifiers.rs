@@ -184,7 +184,7 @@ fn a_call_descriptor_that_blocks_holds_nobody_up() {
         for _ in 0..100 {
             pair.hostile_request();
         }
-        let hung = pair.hostile.counters()[0].hung.load(Ordering::Relaxed);
+        let hung = pair.hostile.counters()[0].line.hung.load(Ordering::Relaxed);
         assert_eq!((hung, pair.events.lock().unwrap().len()), (1, 1));
         // Another descriptor is notified at once, as the driver may have missed something.
         let honest = EventFd::new(EFD_NONBLOCK).unwrap();

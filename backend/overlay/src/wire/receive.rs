@@ -1,0 +1,205 @@
+//! The way in: what the link brings.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::{Arc, Weak};
+use std::time::Instant;
+
+use bluff_net::{BATCH, Batch, Cause, Lane, Lent, all_of, places};
+use bluff_packet::build::{ArpFields, Writer};
+use bluff_packet::tunnel::{Geneve, Vxlan};
+use bluff_packet::{Fragment, Frame as Packet, L3, L4, Tags, Vni, ndp, parse};
+
+use super::Shared;
+use super::neighbours::neighbour_message;
+use crate::arrival::Arrival;
+use crate::network::Network;
+use crate::udp::TunnelKind;
+
+/// Takes what one transmit queue of the wire sends.
+pub(super) struct Unwrapper {
+    shared: Arc<Shared>,
+    arrivals: HashMap<Vni, (Weak<Network>, Arrival)>,
+    answer: Batch,
+}
+
+/// What a frame of the link is.
+enum Kind {
+    /// In a tunnel: where the inner frame begins.
+    Inner(Vni, IpAddr, usize),
+    /// For the station itself, or for nobody.
+    Own,
+}
+
+impl Unwrapper {
+    pub(super) fn new(shared: Arc<Shared>, _: Instant) -> Self {
+        Self {
+            shared,
+            arrivals: HashMap::new(),
+            answer: Batch::default(),
+        }
+    }
+
+    fn judge(&self, packet: &Packet, head: &[u8], len: usize) -> Result<Kind, Cause> {
+        let options = &self.shared.options;
+        let to_us = packet.l2.dst() == options.mac;
+        if !to_us && !packet.l2.dst().is_multicast() {
+            return Err(Cause::Filtered);
+        }
+        let (from, to) = match &packet.l3 {
+            L3::Ipv4(ip) => (IpAddr::from(ip.src), IpAddr::from(ip.dst)),
+            L3::Ipv6(ip) => (IpAddr::from(ip.src), IpAddr::from(ip.dst)),
+            L3::Arp(_) => return Ok(Kind::Own),
+            L3::Malformed(_) => return Err(Cause::Malformed),
+            L3::Other => return Err(Cause::Filtered),
+        };
+        let L4::Udp(udp) = &packet.l4 else {
+            return match &packet.l4 {
+                L4::Icmpv6(_) => Ok(Kind::Own),
+                L4::Malformed(_) => Err(Cause::Malformed),
+                _ => Err(Cause::Filtered),
+            };
+        };
+        if !to_us || to != options.local || udp.dst != options.port {
+            return Err(Cause::Filtered);
+        }
+        // A VTEP drops fragments (RFC 7348 §4.3).
+        if packet.fragment() != Fragment::No {
+            return Err(Cause::BadTunnel);
+        }
+        let at = packet.l4_offset().ok_or(Cause::Malformed)? + 8;
+        let payload = usize::from(udp.len) - 8;
+        let inside = head.get(at..).ok_or(Cause::Malformed)?;
+        let inside = &inside[..inside.len().min(payload)];
+        // What comes after the datagram is not the inner frame's.
+        if at + payload != len {
+            return Err(Cause::BadTunnel);
+        }
+        let parsed = match options.kind {
+            TunnelKind::Vxlan => Vxlan::parse(inside, payload).map(|t| (t.vni, t.inner, false)),
+            TunnelKind::Geneve => {
+                Geneve::parse(inside, payload).map(|t| (t.vni, t.inner, t.control))
+            }
+        };
+        match parsed {
+            Ok((vni, inner, false)) => Ok(Kind::Inner(vni, from, at + inner)),
+            Ok((_, _, true)) | Err(_) => Err(Cause::BadTunnel),
+        }
+    }
+
+    /// What is for the station itself: who asks for it is answered, who answers is believed where it was asked.
+    #[cold]
+    fn own(&mut self, now: Instant, packet: &Packet, head: &[u8]) {
+        let options = &self.shared.options;
+        let (mac, asker) = (options.mac, packet.l2.src());
+        if asker.is_multicast() || asker == mac {
+            return;
+        }
+        self.answer.clear();
+        let answer = match (&packet.l3, options.local) {
+            (L3::Arp(arp), IpAddr::V4(local)) => {
+                self.shared
+                    .neighbours
+                    .hear(arp.sender_ip.into(), arp.sender_mac, now);
+                if arp.op != 1 || arp.target_ip != local {
+                    return;
+                }
+                let fields = ArpFields {
+                    sender_mac: mac,
+                    sender_ip: local,
+                    target_ip: arp.sender_ip,
+                };
+                self.answer.push_with(0, |room| {
+                    let mut writer = Writer::new(room);
+                    let written = writer.arp_reply(arp.sender_mac, Tags::NONE, &fields);
+                    written.map_or(0, |w| w.len())
+                })
+            }
+            (L3::Ipv6(ip), IpAddr::V6(local)) => {
+                let Ok(Some(message)) = ndp::parse(packet, head) else {
+                    return;
+                };
+                if message.advertisement {
+                    if let Some(link) = message.link_layer {
+                        self.shared
+                            .neighbours
+                            .hear(message.target.into(), link, now);
+                    }
+                    return;
+                }
+                // One that looks whether the address is free hears it by a group; the card has it, and does not give it up.
+                if message.target != local || ip.src.is_unspecified() {
+                    return;
+                }
+                let to = message.link_layer.unwrap_or(asker);
+                self.answer.push_with(0, |room| {
+                    neighbour_message(room, (to, mac), (local, ip.src), true, local, mac)
+                })
+            }
+            _ => return,
+        };
+        if answer.is_some() {
+            self.shared.say(&self.answer);
+        }
+    }
+
+    fn arrive(&mut self, now: Instant, batch: &mut Lent<'_>, which: u32, vni: Vni, from: IpAddr) {
+        let networks = self.shared.networks.load();
+        let Some(network) = networks.get(&vni) else {
+            // Not kept for a network that has gone.
+            self.arrivals.remove(&vni);
+            let n = u64::from(which.count_ones());
+            return self.shared.drops.received.add_shared(Cause::Stranger, n);
+        };
+        let known = self.arrivals.get(&vni);
+        if !known.is_some_and(|(weak, _)| std::ptr::eq(weak.as_ptr(), Arc::as_ptr(network))) {
+            let arrival = Arrival::new(network.clone(), now);
+            self.arrivals
+                .insert(vni, (Arc::downgrade(network), arrival));
+        }
+        if let Some((_, arrival)) = self.arrivals.get_mut(&vni) {
+            arrival.receive(now, batch, which, vni, from);
+        }
+    }
+}
+
+impl Lane for Unwrapper {
+    fn send(&mut self, now: Instant, mut batch: Lent<'_>) {
+        let mut inner = [None; BATCH];
+        let mut left = 0u32;
+        for i in places(all_of(&batch)) {
+            let frame = &batch.frames()[i];
+            let packet = match frame.packet {
+                Some(packet) => Ok(packet),
+                None => parse(frame.head(), frame.len()),
+            };
+            let kind = packet
+                .map_err(|_| Cause::Malformed)
+                .and_then(|p| Ok((p, self.judge(&p, frame.head(), frame.len())?)));
+            match kind {
+                Ok((_, Kind::Inner(vni, from, at))) => {
+                    let frame = &mut batch.frames_mut()[i];
+                    frame.offload = bluff_net::Offload::default();
+                    frame.packet = None;
+                    frame.strip(at);
+                    inner[i] = Some((vni, from));
+                    left |= 1 << i;
+                }
+                Ok((packet, Kind::Own)) => {
+                    let head = batch.frames()[i].head();
+                    self.own(now, &packet, head);
+                }
+                Err(cause) => self.shared.drops.received.add_shared(cause, 1),
+            }
+        }
+        while left != 0 {
+            let of = inner[left.trailing_zeros() as usize];
+            let same = places(left).filter(|i| inner[*i] == of);
+            let same = same.fold(0u32, |set, i| set | 1 << i);
+            left &= !same;
+            if let Some((vni, from)) = of {
+                self.arrive(now, &mut batch, same, vni, from);
+            }
+        }
+    }
+}

@@ -1,0 +1,307 @@
+//! Cards whose tunnels go over an Ethernet of their own.
+
+use std::cell::RefCell;
+use std::net::IpAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+use bluff_net::{Cause, Gso, GsoKind, Lane, Port, Receivers, Registration, Steering};
+use bluff_overlay::udp::TunnelKind;
+use bluff_overlay::wire::{WireOptions, WireUnderlay};
+use bluff_packet::checksum::{Verdict, verify};
+use bluff_packet::{L3, L4, Mac, Vni, parse};
+
+use crate::rig::*;
+
+fn vni() -> Vni {
+    Vni::new(5001).unwrap()
+}
+
+fn link(n: u8) -> Mac {
+    Mac([6, 0, 0, 0, 0, n])
+}
+
+struct Card {
+    rig: Rig,
+    underlay: Arc<WireUnderlay>,
+    /// What the card sends on its link.
+    out: Receiver<Vec<u8>>,
+    /// Where the link's frames go in.
+    lane: Box<dyn Lane>,
+    _registration: Registration,
+}
+
+fn card(n: u8, local: IpAddr, others: &[IpAddr], kind: TunnelKind, mtu: u16) -> Card {
+    let mut rig = Rig::default();
+    let underlay = WireUnderlay::new(WireOptions {
+        local,
+        mac: link(n),
+        gateway: None,
+        kind,
+        port: kind.port(),
+        mtu,
+    });
+    rig.network
+        .set_tunnel(vni(), others, underlay.clone())
+        .unwrap();
+    underlay.set_network(vni(), Some(rig.network.clone()));
+    let (sender, out) = channel();
+    let keeper = Rc::new(RefCell::new(Keeper(sender)));
+    let registration = Registration::new(&mut rig.reactor.context(), keeper);
+    underlay.set_receivers(Arc::new(Receivers {
+        queues: vec![Some(registration.outlet().clone())],
+        steering: Steering::Spread(1),
+    }));
+    let lane = Port::open(&*underlay, &mut rig.reactor.context(), 0).unwrap();
+    Card {
+        rig,
+        underlay,
+        out,
+        lane,
+        _registration: registration,
+    }
+}
+
+fn addresses(v6: bool) -> [IpAddr; 2] {
+    match v6 {
+        false => [[10, 0, 0, 1].into(), [10, 0, 0, 2].into()],
+        true => ["fd00::1".parse().unwrap(), "fd00::2".parse().unwrap()],
+    }
+}
+
+fn pair(kind: TunnelKind, v6: bool) -> (Card, Card) {
+    let [a, b] = addresses(v6);
+    (card(1, a, &[b], kind, 1600), card(2, b, &[a], kind, 1600))
+}
+
+/// Carries frames from each card to the other until there are none; gives all that were carried.
+fn carry(a: &mut Card, b: &mut Card, now: Instant) -> Vec<Vec<u8>> {
+    let mut all = Vec::new();
+    loop {
+        let there: Vec<_> = a.out.try_iter().collect();
+        let back: Vec<_> = b.out.try_iter().collect();
+        if there.is_empty() && back.is_empty() {
+            return all;
+        }
+        for frame in &there {
+            send(&mut *b.lane, now, &[frame], None);
+        }
+        for frame in &back {
+            send(&mut *a.lane, now, &[frame], None);
+        }
+        all.extend(there);
+        all.extend(back);
+    }
+}
+
+#[test]
+fn frames_cross_after_the_cards_have_found_each_other() {
+    for kind in [TunnelKind::Vxlan, TunnelKind::Geneve] {
+        for v6 in [false, true] {
+            let (mut a, mut b) = pair(kind, v6);
+            let mut first = a.rig.station(1);
+            let mut second = b.rig.station(2);
+            let now = a.rig.now;
+            // The first has to be asked for; it is dropped, and counted.
+            let frame = udp4(mac(2), mac(1), [10, 9, 0, 1], [5, 6], 1000);
+            first.send(&frame);
+            assert_eq!(a.underlay.drops().sent.get(Cause::Nowhere), 1);
+            assert_eq!(
+                carry(&mut a, &mut b, now).len(),
+                2,
+                "a question and its answer"
+            );
+            first.send(&frame);
+            let carried = carry(&mut a, &mut b, now);
+            assert_eq!(second.got(), std::slice::from_ref(&frame));
+            // What was on the link.
+            let [outer] = &carried[..] else {
+                panic!("one frame")
+            };
+            let packet = parse(outer, outer.len()).unwrap();
+            assert_eq!((packet.l2.src(), packet.l2.dst()), (link(1), link(2)));
+            let L4::Udp(udp) = packet.l4 else {
+                panic!("{packet:?}")
+            };
+            assert_eq!(udp.dst, kind.port());
+            assert!(udp.src >= 49_152);
+            match packet.l3 {
+                L3::Ipv4(ip) => assert!(ip.dont_fragment && !v6),
+                L3::Ipv6(_) => assert!(v6),
+                other => panic!("{other:?}"),
+            }
+            assert_eq!(outer.len(), frame.len() + if v6 { 70 } else { 50 });
+            assert!(outer.ends_with(&frame));
+            // And back: the other card has to ask too, as nothing is believed that was not asked for.
+            let answer = plain(mac(1), mac(2), b"answer");
+            second.send(&answer);
+            carry(&mut a, &mut b, now);
+            second.send(&answer);
+            carry(&mut a, &mut b, now);
+            assert_eq!(first.got(), [answer]);
+            // One flow has one source port, another one (as good as always) another.
+            let port_of = |ports: [u16; 2], a: &mut Card, b: &mut Card, first: &mut Station| {
+                first.send(&udp4(mac(2), mac(1), [10, 9, 0, 1], ports, 10));
+                let carried = carry(a, b, now);
+                let L4::Udp(udp) = parse(&carried[0], carried[0].len()).unwrap().l4 else {
+                    panic!("a datagram")
+                };
+                udp.src
+            };
+            let one = port_of([5, 6], &mut a, &mut b, &mut first);
+            assert_eq!(one, port_of([5, 6], &mut a, &mut b, &mut first));
+            assert_ne!(one, port_of([5, 7], &mut a, &mut b, &mut first));
+        }
+    }
+}
+
+/// Frames that stand for several are cut before they are wrapped, and their checksums are right.
+#[test]
+fn segments_are_wrapped_one_by_one() {
+    let (mut a, mut b) = pair(TunnelKind::Vxlan, false);
+    let mut first = a.rig.station(1);
+    let second = b.rig.station(2);
+    let now = a.rig.now;
+    first.send(&plain(mac(2), mac(1), b"find"));
+    carry(&mut a, &mut b, now);
+    let payload: Vec<u8> = (0..30_000u32).map(|i| (i * 7 + i / 256) as u8).collect();
+    let mut frame = udp4(mac(2), mac(1), [10, 9, 0, 1], [5, 6], 30_012);
+    frame[23] = 6;
+    frame[38..54].copy_from_slice(&[0, 0, 0, 1, 0, 0, 0, 0, 0x50, 0x18, 1, 0, 0, 0, 0, 0]);
+    frame[54..].copy_from_slice(&payload);
+    let gso = Gso {
+        kind: GsoKind::Tcp4,
+        ecn: false,
+        size: 1396,
+        network: 14,
+        transport: 34,
+        headers: 54,
+    };
+    first.send_all(&[&frame], Some(gso));
+    carry(&mut a, &mut b, now);
+    let mut got = Vec::new();
+    for one in second.got() {
+        let packet = parse(&one[..one.len().min(256)], one.len()).unwrap();
+        assert_eq!(verify(&packet, [&one[..]]), Verdict::Good);
+        got.extend_from_slice(&one[54..]);
+    }
+    assert!(got == payload);
+}
+
+/// What is flooded goes to each card and to each port, and every head is as it was before.
+#[test]
+fn floods_reach_ports_and_cards() {
+    let [own, other] = addresses(false);
+    let third: IpAddr = [10, 0, 0, 3].into();
+    let mut a = card(1, own, &[other, third], TunnelKind::Vxlan, 1600);
+    let mut b = card(2, other, &[own], TunnelKind::Vxlan, 1600);
+    let mut first = a.rig.station(1);
+    let near = a.rig.station(3);
+    let far = b.rig.station(2);
+    let now = a.rig.now;
+    let all = plain(Mac([0xff; 6]), mac(1), &[7; 300]);
+    first.send(&all);
+    carry(&mut a, &mut b, now);
+    near.got();
+    first.send_all(&[&all, &all], None);
+    carry(&mut a, &mut b, now);
+    assert_eq!(near.got(), [all.clone(), all.clone()]);
+    assert_eq!(far.got(), [all.clone(), all]);
+    // Nobody has the third's address.
+    assert_eq!(a.underlay.drops().sent.get(Cause::Nowhere), 4);
+}
+
+#[test]
+fn what_is_not_for_the_card_goes_nowhere() {
+    let (mut a, mut b) = pair(TunnelKind::Vxlan, false);
+    let mut first = a.rig.station(1);
+    let second = b.rig.station(2);
+    let now = a.rig.now;
+    first.send(&plain(mac(2), mac(1), b"find"));
+    carry(&mut a, &mut b, now);
+    first.send(&plain(mac(2), mac(1), b"tunnelled"));
+    let outer = a.out.try_recv().unwrap();
+    let bad = |change: &dyn Fn(&mut Vec<u8>)| {
+        let mut frame = outer.clone();
+        change(&mut frame);
+        let ip = 14..34;
+        bluff_packet::checksum::fill_ipv4_header(&mut frame[ip]);
+        frame
+    };
+    let cases: [(Vec<u8>, Cause); 9] = [
+        (bad(&|f| f[5] = 9), Cause::Filtered),
+        (bad(&|f| f[33] = 9), Cause::Filtered),
+        (bad(&|f| f[37] = 1), Cause::Filtered),
+        (bad(&|f| f[23] = 6), Cause::Malformed),
+        (bad(&|f| f[20] = 0x20), Cause::BadTunnel),
+        (bad(&|f| f[42] = 0), Cause::BadTunnel),
+        (bad(&|f| f.push(0)), Cause::BadTunnel),
+        (bad(&|f| f[17] = 10), Cause::Malformed),
+        (bad(&|f| f[47] ^= 1), Cause::Stranger),
+    ];
+    for (i, (frame, cause)) in cases.iter().enumerate() {
+        let before = b.underlay.drops().received.get(*cause);
+        send(&mut *b.lane, now, &[frame], None);
+        let after = b.underlay.drops().received.get(*cause);
+        assert_eq!(after, before + 1, "{i}");
+        assert!(second.got().is_empty(), "{i}");
+    }
+    // From another address: known to the underlay, and not to the network.
+    send(&mut *b.lane, now, &[&bad(&|f| f[29] = 9)], None);
+    assert_eq!(b.rig.network.arrived().get(Cause::Stranger), 1);
+    send(&mut *b.lane, now, &[&outer], None);
+    assert_eq!(second.got().len(), 1);
+}
+
+/// Nobody takes a VTEP's place by saying so.
+#[test]
+fn answers_that_were_not_asked_for() {
+    let (mut a, mut b) = pair(TunnelKind::Vxlan, false);
+    let mut first = a.rig.station(1);
+    let now = a.rig.now;
+    let gratuitous = {
+        let mut frame = arp(link(9), link(9), [10, 0, 0, 2]);
+        frame[21] = 2;
+        frame
+    };
+    send(&mut *a.lane, now, &[&gratuitous], None);
+    let frame = plain(mac(2), mac(1), b"x");
+    first.send(&frame);
+    assert_eq!(a.underlay.drops().sent.get(Cause::Nowhere), 1);
+    carry(&mut a, &mut b, now);
+    first.send(&frame);
+    let outer = a.out.try_recv().unwrap();
+    assert_eq!(outer[..6], link(2).0);
+    // It is asked again now and then; who does not answer for long is not used any more.
+    first.now = now + Duration::from_secs(31);
+    first.send(&frame);
+    let out: Vec<_> = a.out.try_iter().collect();
+    assert_eq!(out.len(), 2, "a question, and the frame");
+    first.now = now + Duration::from_secs(121);
+    first.send(&frame);
+    let out: Vec<_> = a.out.try_iter().collect();
+    assert!(out.iter().all(|f| f[12..14] == [8, 6]), "only questions");
+}
+
+/// A frame that would be too long on the link.
+#[test]
+fn the_link_has_an_mtu() {
+    let [own, other] = addresses(false);
+    let mut a = card(1, own, &[other], TunnelKind::Vxlan, 1000);
+    let mut b = card(2, other, &[own], TunnelKind::Vxlan, 1000);
+    let mut first = a.rig.station(1);
+    let second = b.rig.station(2);
+    let now = a.rig.now;
+    first.send(&plain(mac(2), mac(1), b"find"));
+    carry(&mut a, &mut b, now);
+    // 20 of IPv4, 8 of UDP, 8 of VXLAN, 14 of Ethernet.
+    for (len, fits) in [(1000 - 36 - 14, true), (1000 - 36 - 13, false)] {
+        first.send(&plain(mac(2), mac(1), &vec![1; len]));
+        carry(&mut a, &mut b, now);
+        assert_eq!(second.got().len(), usize::from(fits));
+        let dropped = a.underlay.drops().sent.get(Cause::TooLong);
+        assert_eq!(dropped, u64::from(!fits));
+    }
+}

@@ -1,0 +1,422 @@
+//! Networks, and the functions that are in them.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use bluff_attachment::keeper::Descriptors;
+use bluff_net::{Cause, Counters, Drops};
+use bluff_overlay::udp::{TunnelKind, UdpOptions, UdpUnderlay};
+use bluff_overlay::{
+    FdbLimits, Key, Network, NetworkOptions, NetworkPort, Place, PortOptions, PortRates, Rate,
+    Rules,
+};
+use bluff_packet::flow::FlowHasher;
+use bluff_packet::{Mac, Vni};
+use bluff_vhost_user::NetControl;
+use bluff_virtio::{DeviceError, LineCounters};
+use bluff_virtio_net::{Cable, Net, NetOptions};
+
+use super::{Data, Stands};
+use crate::message::{AddressEntry, AddressPlace, NetworkInfo};
+use crate::spec::{
+    DeviceSpec, FunctionSpec, Id, NetworkSpec, PortSpec, Text, Tunnel, TunnelSpec, Underlay,
+};
+use crate::stats::{FunctionStatistics, NetStatistics, PairStatistics};
+
+/// Addresses that a network learns in all, and of one port or VTEP.
+const FDB: FdbLimits = FdbLimits {
+    total: 65_536,
+    each: 16_384,
+};
+/// An address that was not seen for so long is forgotten (IEEE 802.1Q-2022 table 8-6).
+const AGE: Duration = Duration::from_secs(300);
+/// How often that is looked after.
+const HOUSEKEEPING: Duration = Duration::from_secs(5);
+/// What a port may carry at once after a pause, as time at its rate.
+const BURST: Duration = Duration::from_millis(10);
+
+/// What tells underlays apart: one is shared by all networks of its VTEP.
+type UnderlayKey = (TunnelKind, IpAddr, u16);
+
+/// All networks.
+#[derive(Default)]
+pub(super) struct Networks {
+    open: BTreeMap<Id, OpenNetwork>,
+    underlays: Vec<(UnderlayKey, Weak<UdpUnderlay>)>,
+    /// There once a network is.
+    secrets: Option<Secrets>,
+    /// The thread that forgets old addresses; it ends with this.
+    housekeeper: Option<Sender<Weak<Network>>>,
+}
+
+/// What tenants must not know: with it they could aim flows at a queue, and addresses at a place of the table.
+struct Secrets {
+    hasher: [u8; FlowHasher::KEY_LEN],
+    seed: [u8; 8],
+}
+
+/// A network that functions can be in.
+struct OpenNetwork {
+    network: Arc<Network>,
+    tunnel: Option<(Vni, Arc<UdpUnderlay>)>,
+}
+
+impl Drop for OpenNetwork {
+    fn drop(&mut self) {
+        // Each of them holds the other.
+        if let Some((vni, underlay)) = &self.tunnel {
+            underlay.set_network(*vni, None);
+        }
+    }
+}
+
+/// A virtio-net function.
+pub(super) struct Nets {
+    network: Id,
+    /// Descriptors of a session that it will go on with.
+    pub(super) restored: Descriptors,
+    port: Arc<NetworkPort>,
+    cable: Cable,
+    counters: Vec<Arc<Counters>>,
+    lines: Vec<Arc<LineCounters>>,
+    /// The reactor of each pair.
+    reactors: Vec<u16>,
+}
+
+/// What front ends ask network functions for.
+struct Asked(Cable);
+
+impl NetControl for Asked {
+    fn set_mtu(&mut self, mtu: u16) -> Result<(), DeviceError> {
+        let most = self.0.mtu();
+        match mtu <= most {
+            true => Ok(()),
+            false => Err(DeviceError::Backend(format!(
+                "an MTU of {mtu} is more than the network's {most}"
+            ))),
+        }
+    }
+
+    fn announce(&mut self, mac: [u8; 6]) -> Result<(), DeviceError> {
+        self.0.announce(mac);
+        Ok(())
+    }
+}
+
+impl Secrets {
+    fn new() -> Result<Self> {
+        let mut secrets = Self {
+            hasher: [0; FlowHasher::KEY_LEN],
+            seed: [0; 8],
+        };
+        let mut source = File::open("/dev/urandom").context("/dev/urandom")?;
+        source.read_exact(&mut secrets.hasher)?;
+        source.read_exact(&mut secrets.seed)?;
+        Ok(secrets)
+    }
+}
+
+fn tunnel_kind(tunnel: Tunnel) -> TunnelKind {
+    match tunnel {
+        Tunnel::Vxlan => TunnelKind::Vxlan,
+        Tunnel::Geneve => TunnelKind::Geneve,
+    }
+}
+
+/// Forgets old addresses, until the sender is gone.
+fn keep_house(networks: &Receiver<Weak<Network>>) {
+    let mut all: Vec<Weak<Network>> = Vec::new();
+    let mut next = Instant::now() + HOUSEKEEPING;
+    loop {
+        let wait = next.saturating_duration_since(Instant::now());
+        match networks.recv_timeout(wait) {
+            Ok(network) => all.push(network),
+            Err(RecvTimeoutError::Disconnected) => return,
+            Err(RecvTimeoutError::Timeout) => {
+                let now = Instant::now();
+                all.retain(|network| {
+                    let network = network.upgrade();
+                    network.map(|network| network.forget_old(now)).is_some()
+                });
+                next = now + HOUSEKEEPING;
+            }
+        }
+    }
+}
+
+impl Data {
+    pub(super) fn open_network(&mut self, id: &Id, spec: &NetworkSpec) -> Result<NetworkInfo> {
+        ensure!(!self.networks.open.contains_key(id), "it is open already");
+        ensure!(!self.reactors.is_empty(), "there are no reactors");
+        if self.networks.secrets.is_none() {
+            self.networks.secrets = Some(Secrets::new()?);
+        }
+        let secrets = self.networks.secrets.as_ref().expect("made above");
+        let options = NetworkOptions {
+            name: id.as_str().into(),
+            mtu: spec.mtu,
+            fdb: FDB,
+            age: AGE,
+            flood: None,
+        };
+        let hasher = FlowHasher::new(&secrets.hasher);
+        let network = Network::new(options, hasher, u64::from_ne_bytes(secrets.seed));
+        let tunnel = match &spec.tunnel {
+            Some(tunnel) => {
+                let vni = spec.vni.and_then(Vni::new).context("it has no VNI")?;
+                Some((vni, self.underlay(tunnel)?))
+            }
+            None => None,
+        };
+        let info = NetworkInfo {
+            underlay: tunnel.as_ref().map(|_| Underlay::Udp),
+        };
+        // From here on it is let go of as a whole.
+        let open = OpenNetwork { network, tunnel };
+        if let (Some((vni, underlay)), Some(spec)) = (&open.tunnel, &spec.tunnel) {
+            let network = &open.network;
+            network.set_tunnel(*vni, &spec.vteps, underlay.clone())?;
+            for entry in &spec.fdb {
+                let key = Key::new(entry.mac.0.0, entry.vlan.unwrap_or(0));
+                network.fix(key, entry.vtep)?;
+            }
+            underlay.set_network(*vni, Some(network.clone()));
+        }
+        self.housekeeper()?
+            .send(Arc::downgrade(&open.network))
+            .context("the thread that forgets addresses")?;
+        self.networks.open.insert(id.clone(), open);
+        Ok(info)
+    }
+
+    fn housekeeper(&mut self) -> Result<&Sender<Weak<Network>>> {
+        if self.networks.housekeeper.is_none() {
+            let (sender, networks) = channel();
+            std::thread::Builder::new()
+                .name("networks".to_owned())
+                .spawn(move || keep_house(&networks))
+                .context("the thread that forgets addresses")?;
+            self.networks.housekeeper = Some(sender);
+        }
+        Ok(self.networks.housekeeper.as_ref().expect("made above"))
+    }
+
+    /// The underlay of a VTEP: every reactor takes what comes, and each network finds its own by VNI.
+    fn underlay(&mut self, tunnel: &TunnelSpec) -> Result<Arc<UdpUnderlay>> {
+        let key = (tunnel_kind(tunnel.kind), tunnel.vtep, tunnel.port());
+        let all = &mut self.networks.underlays;
+        all.retain(|(_, underlay)| underlay.strong_count() > 0);
+        let found = all.iter().find(|(k, _)| *k == key);
+        if let Some(underlay) = found.and_then(|(_, underlay)| underlay.upgrade()) {
+            return Ok(underlay);
+        }
+        let (kind, local, port) = key;
+        let options = UdpOptions {
+            local,
+            kind,
+            port,
+            poll: self.poll(None),
+            reactors: self.reactors.iter().map(|r| r.handle.clone()).collect(),
+        };
+        let made =
+            UdpUnderlay::new(options).with_context(|| format!("VTEP {local} port {port}"))?;
+        let weak = Arc::downgrade(&made);
+        self.networks.underlays.push((key, weak));
+        Ok(made)
+    }
+
+    pub(super) fn close_network(&mut self, id: &Id) -> Result<()> {
+        let is_in = |f: &Stands| matches!(f, Stands::Net(net) if net.network == *id);
+        ensure!(!self.functions.values().any(is_in), "a function is in it");
+        let open = self.networks.open.remove(id);
+        open.context("it is not open")?;
+        Ok(())
+    }
+
+    /// The addresses that a network knows.
+    pub(super) fn addresses(&self, id: &Id) -> Result<Vec<AddressEntry>> {
+        let open = self.networks.open.get(id).context("it is not open")?;
+        let functions: BTreeMap<u16, &Id> = self
+            .functions
+            .iter()
+            .filter_map(|(function, stands)| match stands {
+                Stands::Net(net) if net.network == *id => Some((net.port.number(), function)),
+                _ => None,
+            })
+            .collect();
+        let entry = |(key, entry): (Key, bluff_overlay::Entry)| {
+            let place = match entry.place {
+                Place::Port(number) => AddressPlace::Function((*functions.get(&number)?).clone()),
+                Place::Vtep(number) => AddressPlace::Vtep(open.network.vtep(number)?),
+            };
+            Some(AddressEntry {
+                mac: Text(Mac(key.mac())),
+                vlan: key.vlan(),
+                place,
+                fixed: entry.fixed,
+            })
+        };
+        let entries = open.network.fdb().entries();
+        let mut all: Vec<_> = entries.into_iter().filter_map(entry).collect();
+        all.sort_by_key(|entry| (entry.vlan, entry.mac));
+        Ok(all)
+    }
+
+    pub(super) fn attach_net(
+        &mut self,
+        id: &Id,
+        spec: FunctionSpec,
+        order: &[usize],
+        descriptors: u32,
+    ) -> Result<()> {
+        let stop_timeout = Duration::from_millis(spec.stop_timeout_ms.into());
+        let poll = self.poll(spec.poll);
+        let DeviceSpec::VirtioNet { network, port } = spec.device else {
+            unreachable!("asked for by its kind");
+        };
+        let mac = port.mac.context("it has no address")?.0;
+        let open = self.networks.open.get(&network);
+        let open = open.context("its network is not open")?;
+        let joined = Arc::new(open.network.join(port_options(&port, mac))?);
+        let options = NetOptions {
+            pairs: spec.queues,
+            mac: mac.0,
+            speed: None,
+            poll,
+            reactors: order
+                .iter()
+                .map(|&i| self.reactors[i].handle.clone())
+                .collect(),
+        };
+        let device = Net::new(joined.clone(), options);
+        let cable = device.cable();
+        cable.set_link(!port.unplugged);
+        let nets = Nets {
+            network,
+            restored: Descriptors::new(),
+            port: joined,
+            counters: device.counters().to_vec(),
+            lines: device.lines().to_vec(),
+            reactors: (0..usize::from(spec.queues))
+                .map(|pair| order[pair % order.len()] as u16)
+                .collect(),
+            cable: cable.clone(),
+        };
+        let control = Box::new(Asked(cable));
+        self.present(
+            id,
+            Box::new(device),
+            Some(control),
+            stop_timeout,
+            descriptors,
+        )?;
+        self.functions.insert(id.clone(), Stands::Net(nets));
+        Ok(())
+    }
+
+    pub(super) fn set_link(&mut self, function: &Id, up: bool) -> Result<()> {
+        match self.functions.get(function).context("it is not attached")? {
+            Stands::Net(net) => {
+                net.cable.set_link(up);
+                Ok(())
+            }
+            Stands::Blk(_) | Stands::Nvme(_) => anyhow::bail!("it is of a kind without a link"),
+        }
+    }
+}
+
+fn port_options(port: &PortSpec, mac: Mac) -> PortOptions {
+    let rate = |per_second: Option<u64>| per_second.map(|n| Rate::new(n, BURST));
+    let limit = &port.limit;
+    let allowed = port.allowed.as_ref();
+    PortOptions {
+        rules: Rules {
+            mac: Some(mac),
+            allowed: allowed.map(|all| all.iter().map(|prefix| prefix.0).collect()),
+            vlan: port.vlan,
+        },
+        transmit: PortRates {
+            bits: rate(limit.tx),
+            frames: rate(limit.tx_pps),
+        },
+        receive: PortRates {
+            bits: rate(limit.rx),
+            frames: rate(limit.rx_pps),
+        },
+    }
+}
+
+impl Nets {
+    pub(super) fn statistics(&self, id: &Id) -> FunctionStatistics {
+        let get = |cell: &AtomicU64| cell.load(Ordering::Relaxed);
+        let pair = |(i, counters): (usize, &Arc<Counters>)| {
+            let lines = &self.lines[2 * i..2 * i + 2];
+            let of_lines = |what: fn(&LineCounters) -> &AtomicU64| {
+                lines.iter().map(|line| get(what(line))).sum()
+            };
+            PairStatistics {
+                pair: i as u16,
+                reactor: self.reactors[i],
+                sent: get(&counters.sent.frames),
+                sent_bytes: get(&counters.sent.bytes),
+                received: get(&counters.received.frames),
+                received_bytes: get(&counters.received.bytes),
+                kicks: of_lines(|line| &line.kicks),
+                interrupts: of_lines(|line| &line.interrupts),
+                hung: of_lines(|line| &line.hung),
+            }
+        };
+        let sent = self.counters.iter().map(|c| &c.sent.drops);
+        let received = self.counters.iter().map(|c| &c.received.drops);
+        FunctionStatistics {
+            function: id.clone(),
+            messages: None,
+            queues: Vec::new(),
+            net: Some(NetStatistics {
+                pairs: self.counters.iter().enumerate().map(pair).collect(),
+                sent_drops: by_cause(sent.chain([self.port.sent()])),
+                received_drops: by_cause(received.chain([self.port.received()])),
+            }),
+        }
+    }
+}
+
+/// What was dropped in several places, by cause.
+fn by_cause<'a>(places: impl Iterator<Item = &'a Drops>) -> BTreeMap<String, u64> {
+    let places: Vec<_> = places.collect();
+    let count = |cause: &Cause| places.iter().map(|drops| drops.get(*cause)).sum();
+    let all = Cause::ALL.iter().map(|c| (c.name().to_owned(), count(c)));
+    all.filter(|(_, n)| *n > 0).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn causes_without_drops_are_left_out() {
+        let (one, two) = (Drops::default(), Drops::default());
+        one.add(Cause::Spoofed, 2);
+        two.add(Cause::Spoofed, 3);
+        two.add(Cause::Storm, 1);
+        let found = by_cause([&one, &two].into_iter());
+        let wanted = [("spoofed".to_owned(), 5), ("storm".to_owned(), 1)];
+        assert_eq!(found, wanted.into());
+    }
+
+    #[test]
+    fn the_housekeeper_ends_with_its_networks() {
+        let (sender, networks) = channel();
+        let thread = std::thread::spawn(move || keep_house(&networks));
+        sender.send(Weak::new()).unwrap();
+        drop(sender);
+        thread.join().unwrap();
+    }
+}

@@ -1,0 +1,337 @@
+//! Functions of networks: frames cross, cables are pulled out, data halves die, cards reach each other.
+
+use std::net::{IpAddr, UdpSocket};
+use std::path::Path;
+use std::sync::Arc;
+
+use bluff_card::control::{Request, Response};
+use bluff_card::message::AddressPlace;
+use bluff_card::stats::NetStatistics;
+use bluff_front_end::{FrontEnd, Options, ring_features};
+use bluff_virtio_driver::{Buffer, Config, DriverQueue, Features, Memory, SplitDriver};
+use vhost::VhostBackend;
+use vhost::vhost_user::VhostUserFrontend;
+
+use crate::support::daemon::{Daemon, Place};
+use crate::support::until;
+
+/// Descriptors of a queue.
+const RING: u16 = 64;
+/// Bytes of a buffer.
+const ROOM: u32 = 2048;
+/// Bytes before a frame (virtio 1.3 §5.1.6).
+const HEADER: usize = 12;
+const MAC_FEATURE: u64 = 1 << 5;
+const PACKED: u64 = 1 << 34;
+const INDIRECT: u64 = 1 << 28;
+const EVENT_IDX: u64 = 1 << 29;
+
+const RX: u16 = 0;
+const TX: u16 = 1;
+
+fn mac(n: u8) -> [u8; 6] {
+    [2, 0, 0, 0, 0, n]
+}
+
+/// A frame of an experimental ethertype (IEEE 802 §9.2.3).
+fn frame(from: u8, to: [u8; 6], text: &str) -> Vec<u8> {
+    let mut bytes = [&to[..], &mac(from), &[0x88, 0xb5], text.as_bytes()].concat();
+    bytes.resize(bytes.len().max(60), 0);
+    bytes
+}
+
+/// A guest with one pair of queues.
+struct Station {
+    number: u8,
+    memory: Arc<Memory>,
+    front_end: FrontEnd,
+    rx: SplitDriver,
+    tx: SplitDriver,
+    /// Where each buffer lies: first those for receiving.
+    places: Vec<u64>,
+}
+
+impl Station {
+    fn start(socket: &Path, number: u8) -> Self {
+        let memory = Memory::flat(0x4000_0000, 4 << 20).unwrap();
+        let features = Features {
+            event_idx: true,
+            indirect: true,
+            in_order: false,
+        };
+        let mut options = Options::new(ring_features(features, false));
+        (options.queues, options.queue_size) = (2, RING);
+        options.device_features = MAC_FEATURE;
+        let mut front_end = FrontEnd::connect(socket, &memory, options).unwrap();
+        let config = Config::new(RING, features);
+        let queue = || SplitDriver::new(&memory, &config).unwrap();
+        let (rx, tx) = (queue(), queue());
+        let place = |_| memory.alloc(u64::from(ROOM), 64).unwrap();
+        let places = (0..2 * RING).map(place).collect();
+        front_end.start(RX, &rx, 0).unwrap();
+        front_end.start(TX, &tx, 0).unwrap();
+        let mut this = Self {
+            number,
+            memory,
+            front_end,
+            rx,
+            tx,
+            places,
+        };
+        for token in 0..RING {
+            this.offer(token);
+        }
+        this
+    }
+
+    fn offer(&mut self, token: u16) {
+        let buffer = Buffer::writable(self.places[usize::from(token)], ROOM);
+        self.rx.add(&[buffer], false, token.into()).unwrap();
+        if self.rx.publish() {
+            self.front_end.kick(RX);
+        }
+    }
+
+    /// Sends a frame, and takes back what was sent before.
+    fn send(&mut self, to: [u8; 6], text: &str) {
+        self.send_frame(&frame(self.number, to, text));
+    }
+
+    fn send_frame(&mut self, frame: &[u8]) {
+        while self.tx.pop_used().unwrap().is_some() {}
+        let token = self.tx.positions().avail.index % RING;
+        let at = self.places[usize::from(RING + token)];
+        let bytes = [&[0; HEADER][..], frame].concat();
+        self.memory.write(at, &bytes).unwrap();
+        let buffer = Buffer::readable(at, bytes.len() as u32);
+        self.tx.add(&[buffer], false, token.into()).unwrap();
+        if self.tx.publish() {
+            self.front_end.kick(TX);
+        }
+    }
+
+    /// What has been received.
+    fn received(&mut self) -> Option<Vec<u8>> {
+        let used = self.rx.pop_used().expect("the device keeps the rules")?;
+        let mut bytes = vec![0; used.written as usize];
+        let token = used.token as u16;
+        self.memory
+            .read(self.places[usize::from(token)], &mut bytes)
+            .unwrap();
+        self.offer(token);
+        Some(bytes.split_off(HEADER))
+    }
+
+    /// Waits for a frame: the next one.
+    fn expect(&mut self, from: u8, to: [u8; 6], text: &str) {
+        let got = until(text, || self.received());
+        assert_eq!(got, frame(from, to, text));
+    }
+
+    /// Waits until all that it has sent is used.
+    fn settle(&mut self) {
+        until("the end of what was sent", || {
+            while self.tx.pop_used().unwrap().is_some() {}
+            (self.tx.in_flight() == 0).then_some(())
+        });
+    }
+}
+
+/// Sends until one arrives: a function that goes on before its neighbour does sends into nothing, and what was under way may come twice.
+fn cross_again(from: &mut Station, to: &mut Station, text: &str) {
+    let wanted = frame(from.number, mac(to.number), text);
+    until(text, || {
+        from.send(mac(to.number), text);
+        from.settle();
+        to.received().filter(|got| *got == wanted)
+    });
+}
+
+/// Sends a frame, and waits for it.
+fn cross(from: &mut Station, to: &mut Station, text: &str) {
+    let (number, there) = (from.number, mac(to.number));
+    from.send(there, text);
+    let wanted = frame(number, there, text);
+    until(text, || to.received().filter(|got| *got == wanted));
+}
+
+fn function(n: u8, network: &str, more: &str) -> String {
+    format!(
+        "[function.net{n}]\nkind = \"virtio-net\"\nattach = \"vhost-user\"\nnetwork = \"{network}\"\nmac = \"02:00:00:00:00:{n:02x}\"\n{more}\n"
+    )
+}
+
+fn local(card: &str) -> Place {
+    Place::new(&format!(
+        "[card]\npoll_us = 20\n{card}\n[network.blue]\n{}{}",
+        function(1, "blue", ""),
+        function(2, "blue", "")
+    ))
+}
+
+fn net(daemon: &Daemon, function: &str) -> NetStatistics {
+    let function = Some(function.parse().unwrap());
+    match daemon.ask(Request::Statistics { function }).unwrap() {
+        Response::Statistics(all) => {
+            let mut all = all.functions.into_iter().filter_map(|f| f.net);
+            all.next().expect("a network function")
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+fn set_link(daemon: &Daemon, function: &str, up: bool) {
+    let function = function.parse().unwrap();
+    let answer = daemon.ask(Request::SetLink { function, up }).unwrap();
+    let Response::Function(entry) = answer else {
+        panic!("{answer:?}");
+    };
+    assert_eq!(entry.spec.port().unwrap().1.unplugged, !up);
+}
+
+#[test]
+fn frames_cross_between_functions_of_a_network() {
+    for card in ["", "data = \"process\""] {
+        let place = local(card);
+        let daemon = place.start();
+        let mut one = Station::start(&place.socket("net1"), 1);
+        let mut two = Station::start(&place.socket("net2"), 2);
+        one.send(mac(2), "to two");
+        two.expect(1, mac(2), "to two");
+        two.send([0xff; 6], "to all");
+        one.expect(2, [0xff; 6], "to all");
+        // Not its own address: it is counted, and nobody hears of it.
+        one.send_frame(&frame(9, mac(2), "spoofed"));
+        one.settle();
+        one.send(mac(2), "after it");
+        two.expect(1, mac(2), "after it");
+        let counted = net(&daemon, "net1");
+        assert_eq!(counted.total().sent, 3);
+        assert_eq!(counted.sent_drops.get("spoofed"), Some(&1));
+        assert_eq!(net(&daemon, "net2").total().received, 2);
+        let network = "blue".parse().unwrap();
+        let addresses = match daemon.ask(Request::ListAddresses { network }).unwrap() {
+            Response::Addresses(addresses) => addresses,
+            other => panic!("{other:?}"),
+        };
+        let at = |n: usize| AddressPlace::Function(format!("net{n}").parse().unwrap());
+        assert_eq!(addresses.len(), 2);
+        assert_eq!((&addresses[0].place, &addresses[1].place), (&at(1), &at(2)));
+        assert!(addresses.iter().all(|address| address.fixed));
+        drop((one, two));
+        daemon.terminate();
+    }
+}
+
+#[test]
+fn a_cable_that_is_pulled_out_carries_nothing() {
+    let place = local("data = \"process\"");
+    let daemon = place.start();
+    let mut one = Station::start(&place.socket("net1"), 1);
+    let mut two = Station::start(&place.socket("net2"), 2);
+    cross(&mut one, &mut two, "before");
+    set_link(&daemon, "net1", false);
+    one.send(mac(2), "into nothing");
+    one.settle();
+    // Another data half has it pulled out too.
+    daemon.kill_data_half();
+    one.send(mac(2), "into nothing");
+    one.settle();
+    assert_eq!(two.received(), None);
+    set_link(&daemon, "net1", true);
+    cross_again(&mut one, &mut two, "after");
+    drop((one, two));
+    daemon.terminate();
+}
+
+#[test]
+fn frames_cross_again_after_the_data_half_died() {
+    let place = local("data = \"process\"");
+    let daemon = place.start();
+    let mut one = Station::start(&place.socket("net1"), 1);
+    let mut two = Station::start(&place.socket("net2"), 2);
+    for round in 0..5 {
+        // So that rings stand somewhere, also beyond their first lap.
+        for i in 0..50 {
+            cross(&mut one, &mut two, &format!("round {round}, {i}"));
+            cross(&mut two, &mut one, &format!("back {round}, {i}"));
+        }
+        daemon.kill_data_half();
+        cross_again(&mut one, &mut two, "again");
+        cross_again(&mut two, &mut one, "and back again");
+    }
+    drop((one, two));
+    daemon.terminate();
+}
+
+#[test]
+fn what_a_front_end_is_offered() {
+    let more = "queues = 4";
+    let place = Place::new(&format!("[network.blue]\n{}", function(1, "blue", more)));
+    let daemon = place.start();
+    let memory = Memory::flat(0x4000_0000, 1 << 20).unwrap();
+    let mut options = Options::new(ring_features(Features::default(), false));
+    options.queues = 2;
+    let mut front_end = FrontEnd::connect(&place.socket("net1"), &memory, options).unwrap();
+    let config = front_end.config(24).unwrap();
+    assert_eq!(config[..6], mac(1));
+    assert_eq!(config[8..12], [4, 0, 0xdc, 5], "pairs, and an MTU of 1500");
+    let raw = front_end.frontend();
+    let features = raw.get_features().unwrap();
+    assert_eq!(features & (PACKED | 1 << 40), 0, "no RING_RESET either");
+    assert_eq!(features & (INDIRECT | EVENT_IDX), INDIRECT | EVENT_IDX);
+    let protocol = raw.get_protocol_features().unwrap().bits();
+    // INFLIGHT_SHMFD, DEVICE_STATE, GET_VRING_BASE_INFLIGHT; MQ, RARP, REPLY_ACK, MTU, BACKEND_REQ, CONFIG, CONFIGURE_MEM_SLOTS.
+    assert_eq!(protocol & (1 << 12 | 1 << 19 | 1 << 20), 0);
+    for bit in [0, 1, 2, 3, 4, 5, 9, 15] {
+        assert_ne!(protocol & 1 << bit, 0, "{bit}");
+    }
+    assert_eq!(raw.get_queue_num().unwrap(), 4, "pairs");
+    drop(front_end);
+    daemon.terminate();
+}
+
+/// A port that nobody has now.
+fn free_port(local: IpAddr) -> u16 {
+    let socket = UdpSocket::bind((local, 0)).unwrap();
+    socket.local_addr().unwrap().port()
+}
+
+/// One of two cards that share a segment.
+fn tunnelled(here: u8, there: u8, kind: &str, port: u16, card: &str) -> Place {
+    Place::new(&format!(
+        "[card]\npoll_us = 20\n{card}\n[network.blue]\nvni = 5001\ntunnel = \"{kind}\"\nvtep = \"127.0.0.{here}\"\nvteps = [\"127.0.0.{there}\"]\nport = {port}\n{}",
+        function(here, "blue", "")
+    ))
+}
+
+#[test]
+fn two_cards_share_a_segment() {
+    for (kind, card) in [("vxlan", ""), ("geneve", "data = \"process\"")] {
+        let port = free_port([127, 0, 0, 2].into());
+        let places = [
+            tunnelled(2, 3, kind, port, card),
+            tunnelled(3, 2, kind, port, card),
+        ];
+        let daemons = [places[0].start(), places[1].start()];
+        let mut two = Station::start(&places[0].socket("net2"), 2);
+        let mut three = Station::start(&places[1].socket("net3"), 3);
+        cross(&mut two, &mut three, "through the tunnel");
+        cross(&mut three, &mut two, "and back");
+        if !card.is_empty() {
+            daemons[1].kill_data_half();
+            // What comes while nobody listens is lost, as on any network.
+            cross_again(&mut two, &mut three, "again");
+        }
+        let network = "blue".parse().unwrap();
+        let addresses = daemons[0].ask(Request::ListAddresses { network }).unwrap();
+        let Response::Addresses(addresses) = addresses else {
+            panic!("{addresses:?}");
+        };
+        let places: Vec<_> = addresses.into_iter().map(|a| a.place).collect();
+        let there = AddressPlace::Vtep([127, 0, 0, 3].into());
+        assert_eq!(places[1], there);
+        drop((two, three));
+        daemons.into_iter().for_each(Daemon::terminate);
+    }
+}

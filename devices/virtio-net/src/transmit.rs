@@ -1,0 +1,295 @@
+//! A transmit queue: frames go from the driver to the port.
+//!
+//! A frame is served within the turn that finds it, so nothing is ever in flight between turns: a stop, or another memory, waits for
+//! nothing.
+//!
+//! Unsafe, because frames are lent out of the guest's memory.
+#![allow(unsafe_code)]
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::Receiver;
+use std::time::Instant;
+
+use bluff_net::{BATCH, Batch, Cause, Counters, Lane, MAX_FRAME};
+use bluff_reactor::{Actor, Context, Event, Turn};
+use bluff_virtio::{
+    Chain, Line, Message, Pop, Queue, QueueChange, Ring, RingError, Wiring, with_ring,
+};
+use zerocopy::FromBytes;
+
+use crate::header::offload;
+use crate::receive::header_len;
+use crate::shared::Shared;
+use crate::spec::Header;
+
+/// Bytes after which a turn takes no more frames.
+const BYTES: usize = 256 << 10;
+/// What a segment counts.
+const SEGMENT: usize = 64;
+/// What a descriptor counts: a chain of as many as a ring has is a turn of its own.
+const DESCRIPTOR: usize = 256;
+
+/// What a transmit queue has beside its ring.
+pub(crate) struct Outward {
+    pub(crate) lane: Box<dyn Lane>,
+    pub(crate) features: u64,
+    /// Bytes of the header before each frame.
+    pub(crate) header: usize,
+    pub(crate) counters: Arc<Counters>,
+    /// The cable is plugged in.
+    pub(crate) link: Arc<AtomicBool>,
+    batch: Batch,
+    chains: Vec<Chain>,
+}
+
+impl Outward {
+    pub(crate) fn new(lane: Box<dyn Lane>, features: u64, pair: u16, shared: &Shared) -> Self {
+        Self {
+            lane,
+            features,
+            header: header_len(features),
+            counters: shared.counters(pair),
+            link: shared.link.clone(),
+            batch: Batch::default(),
+            chains: (0..BATCH).map(|_| Chain::default()).collect(),
+        }
+    }
+
+    /// Sends what is there, as far as the budget goes; says whether there was anything, and whether the driver is to be told.
+    /// `open`: the frames are sent, and not only taken off the ring.
+    #[inline(always)]
+    fn batch<R: Ring>(
+        &mut self,
+        ring: &mut R,
+        now: Instant,
+        open: bool,
+    ) -> Result<(bool, bool), RingError> {
+        let (mut count, mut bytes) = (0, 0);
+        self.batch.clear();
+        while count < BATCH && bytes < BYTES {
+            let chain = &mut self.chains[count];
+            match ring.pop(chain)? {
+                Pop::Empty => break,
+                Pop::Chain if open => bytes += self.take(count),
+                Pop::Chain => self.counters.sent.drops.add(Cause::LinkDown, 1),
+                Pop::Bad(e) => {
+                    log::debug!("bad chain: {e}");
+                    self.counters.sent.drops.add(Cause::Malformed, 1);
+                }
+            }
+            bytes += self.chains[count].walked() as usize * DESCRIPTOR;
+            count += 1;
+        }
+        if count == 0 {
+            return Ok((false, false));
+        }
+        if !self.batch.frames().is_empty() {
+            let lens = self.batch.frames().iter().map(|f| f.len() as u64);
+            let frames = self.batch.frames().len() as u64;
+            self.counters.sent.passed(frames, lens.sum());
+            self.lane.send(now, self.batch.lent());
+            self.batch.clear();
+        }
+        // Nothing uses what they lent any more.
+        for chain in &self.chains[..count] {
+            ring.complete(chain, 0);
+        }
+        Ok((true, ring.publish()))
+    }
+
+    /// Adds the frame of a chain to the batch, or drops it; says how many bytes it has.
+    #[inline(always)]
+    fn take(&mut self, at: usize) -> usize {
+        let (chain, before) = (&mut self.chains[at], self.header);
+        let dropped = |cause| {
+            self.counters.sent.drops.add(cause, 1);
+            0
+        };
+        // Not longer than a header: nothing is added.
+        let Some(_) = self.batch.push_with(before, |room| chain.read_front(room)) else {
+            return dropped(Cause::Malformed);
+        };
+        let rest = chain.readable();
+        let head = self.batch.frames().last().map_or(0, |f| f.len());
+        let len = rest
+            .iter()
+            .fold(head, |n, piece| n.saturating_add(piece.len()));
+        if len > MAX_FRAME {
+            self.batch.pop();
+            return dropped(Cause::TooLong);
+        }
+        let (header, _) =
+            Header::read_from_prefix(self.batch.before_last(before)).expect("a whole header");
+        // SAFETY: the chain keeps its buffers, in the ring's epoch, until it is completed; the batch is cleared before that.
+        unsafe { self.batch.lend(rest) };
+        let frame = self.batch.frames_mut().last_mut().expect("it was added");
+        let checked = bluff_packet::parse(frame.head(), len).map_err(|_| ());
+        let checked = checked.and_then(|packet| {
+            let offload = offload(&header, self.features, &packet, head, len).map_err(|_| ())?;
+            Ok((packet, offload))
+        });
+        match checked {
+            Ok((packet, offload)) => {
+                frame.offload = offload;
+                frame.packet = Some(packet);
+                // Whoever has to cut it pays for each segment.
+                len + offload.gso.map_or(0, |gso| SEGMENT * gso.segments(len))
+            }
+            Err(()) => {
+                self.batch.pop();
+                dropped(Cause::Malformed)
+            }
+        }
+    }
+}
+
+/// The worker of a transmit queue.
+pub(crate) struct Transmit {
+    line: Line,
+    mailbox: Receiver<Message>,
+    queue: Queue,
+    state: State,
+    enabled: bool,
+    out: Outward,
+}
+
+/// What a queue is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum State {
+    /// It serves its ring.
+    Running,
+    /// The port takes nothing before then.
+    Waiting(Instant),
+    /// The ring makes no sense; it waits to be stopped.
+    Broken,
+    /// It is at its end.
+    Stopped,
+}
+
+impl Transmit {
+    pub(crate) fn new(wiring: Wiring, queue: Queue, enabled: bool, out: Outward) -> Self {
+        let Wiring { line, mailbox } = wiring;
+        Self {
+            line,
+            mailbox,
+            queue,
+            state: State::Running,
+            enabled,
+            out,
+        }
+    }
+
+    fn take_messages(&mut self, cx: &mut Context<'_>) {
+        while let Ok(message) = self.mailbox.try_recv() {
+            match message {
+                Message::Change(QueueChange::Enable(on)) => self.enabled = on,
+                Message::Change(change) => {
+                    if let Err(e) = apply(cx, &mut self.line, &mut self.queue, change) {
+                        self.broken(&e);
+                    }
+                }
+                Message::Stop(_, done) => {
+                    self.state = State::Stopped;
+                    self.line.hang_up(cx);
+                    done(Some(with_ring!(&self.queue, ring => ring.position())));
+                }
+            }
+        }
+    }
+
+    fn broken(&mut self, e: &RingError) {
+        self.state = State::Broken;
+        self.line.broken(e);
+    }
+}
+
+/// What is the same for every queue of this device, where nothing is in flight.
+pub(crate) fn apply(
+    cx: &mut Context<'_>,
+    line: &mut Line,
+    queue: &mut Queue,
+    change: QueueChange,
+) -> Result<(), RingError> {
+    match change {
+        QueueChange::Memory { memory, done, .. } => {
+            let result = with_ring!(queue, ring => ring.set_memory(memory));
+            // Also of a ring that is broken now: it is not used any more.
+            done();
+            result?;
+        }
+        QueueChange::Kick(kick) => line.set_kick(cx, kick),
+        QueueChange::Call(call) => line.set_call(call),
+        QueueChange::Error(error) => line.set_error(error),
+        QueueChange::Log { log, done } => {
+            with_ring!(queue, ring => ring.set_log(log));
+            done();
+        }
+        QueueChange::Enable(_) => unreachable!("for the worker"),
+    }
+    Ok(())
+}
+
+impl Actor for Transmit {
+    fn event(&mut self, cx: &mut Context<'_>, event: Event) {
+        match event {
+            Event::Ready { .. } => self.line.kicked(),
+            Event::Woken => {
+                self.take_messages(cx);
+                // What was waited for may not hold any more.
+                if let State::Waiting(_) = self.state {
+                    self.state = State::Running;
+                }
+            }
+            Event::Timer { .. } => {}
+        }
+        if self.state == State::Running {
+            with_ring!(&mut self.queue, ring => ring.disable_notifications());
+        }
+    }
+
+    fn turn(&mut self, cx: &mut Context<'_>) -> Turn {
+        let now = cx.now();
+        match self.state {
+            State::Stopped => return Turn::Done,
+            State::Broken => return Turn::Idle,
+            State::Waiting(until) if now < until => return Turn::Idle,
+            State::Waiting(_) | State::Running => self.state = State::Running,
+        }
+        if self.enabled
+            && let Err(at) = self.out.lane.ready(now)
+        {
+            cx.timer(cx.id(), at, 0);
+            self.state = State::Waiting(at);
+            return Turn::Idle;
+        }
+        // What comes while it is disabled is taken and dropped, as a cable that is not plugged in would.
+        let out = &mut self.out;
+        let open = self.enabled && out.link.load(Ordering::Relaxed);
+        match with_ring!(&mut self.queue, ring => out.batch(&mut **ring, now, open)) {
+            Ok((worked, notify)) => {
+                if notify {
+                    self.line.notify();
+                }
+                if worked { Turn::Worked } else { Turn::Idle }
+            }
+            Err(e) => {
+                self.broken(&e);
+                Turn::Worked
+            }
+        }
+    }
+
+    fn arm(&mut self, cx: &mut Context<'_>) -> bool {
+        if self.state != State::Running {
+            // A timer or a message wakes it.
+            return true;
+        }
+        self.line.doze(cx);
+        let more = with_ring!(&mut self.queue, ring => ring.enable_notifications());
+        if more {
+            with_ring!(&mut self.queue, ring => ring.disable_notifications());
+        }
+        !more
+    }
+}

@@ -27,8 +27,8 @@ use crate::spec::Header;
 const BYTES: usize = 256 << 10;
 /// What a segment counts.
 const SEGMENT: usize = 64;
-/// What a descriptor counts: a chain of as many as a ring has is a turn of its own.
-const DESCRIPTOR: usize = 256;
+/// Descriptors after which a turn looks for no more: a chain of as many as a ring has is a turn of its own.
+const DESCRIPTORS: u32 = 1024;
 
 /// What a transmit queue has beside its ring.
 pub(crate) struct Outward {
@@ -65,24 +65,43 @@ impl Outward {
         now: Instant,
         open: bool,
     ) -> Result<(bool, bool), RingError> {
-        let (mut count, mut bytes) = (0, 0);
-        self.batch.clear();
-        while count < BATCH && bytes < BYTES {
+        // All are found first, and then read: their first lines come from the driver's core at the same time.
+        let (mut count, mut bad, mut walked) = (0, 0u32, 0);
+        while count < BATCH && walked < DESCRIPTORS {
             let chain = &mut self.chains[count];
             match ring.pop(chain)? {
                 Pop::Empty => break,
-                Pop::Chain if open => bytes += self.take(count),
-                Pop::Chain => self.counters.sent.drops.add(Cause::LinkDown, 1),
+                Pop::Chain => chain.prefetch_readable(),
                 Pop::Bad(e) => {
                     log::debug!("bad chain: {e}");
-                    self.counters.sent.drops.add(Cause::Malformed, 1);
+                    bad |= 1 << count;
                 }
             }
-            bytes += self.chains[count].walked() as usize * DESCRIPTOR;
+            walked += chain.walked();
             count += 1;
         }
         if count == 0 {
             return Ok((false, false));
+        }
+        self.batch.clear();
+        let mut bytes = 0;
+        for at in 0..count {
+            if bytes >= BYTES {
+                // These have their turn when the others have had theirs.
+                for chain in self.chains[at..count].iter().rev() {
+                    ring.put_back(chain);
+                }
+                count = at;
+                break;
+            }
+            let drops = &self.counters.sent.drops;
+            if bad & 1 << at != 0 {
+                drops.add(Cause::Malformed, 1);
+            } else if open {
+                bytes += self.take(at);
+            } else {
+                drops.add(Cause::LinkDown, 1);
+            }
         }
         if !self.batch.frames().is_empty() {
             let lens = self.batch.frames().iter().map(|f| f.len() as u64);

@@ -5,7 +5,10 @@
 
 use bluff_memory::{DirtyLog, GuestMemory, Hint, IoVec};
 
-use crate::{ChainError, QueueLog};
+use crate::{ChainError, QueueLog, prefetch};
+
+/// Bytes of a line of a processor's cache. Where they are others, a hint comes too often.
+const LINE: usize = 64;
 
 /// The most pieces of a chain: what the kernel takes in one vector (`IOV_MAX`). It also bounds what a
 /// driver with a long queue can have a chain grow to, which is kept.
@@ -154,6 +157,29 @@ impl Chain {
     pub fn fill(&mut self) -> &[IoVec] {
         self.filled = true;
         self.writable()
+    }
+
+    /// Has the first bytes of what may be read come near: those of a header and of a frame's own headers.
+    #[inline]
+    pub fn prefetch_readable(&self) {
+        for piece in self.readable().iter().take(2) {
+            prefetch::read(piece.ptr());
+            if piece.len() > LINE {
+                prefetch::read(piece.ptr().wrapping_add(LINE));
+            }
+        }
+    }
+
+    /// Has the first `len` bytes of the first buffer that may be written come near; at most 256.
+    #[inline]
+    pub fn prefetch_writable(&self, len: usize) {
+        let Some(piece) = self.writable().first() else {
+            return;
+        };
+        let len = len.min(piece.len()).min(4 * LINE);
+        for at in (0..len).step_by(LINE) {
+            prefetch::write(piece.ptr().wrapping_add(at));
+        }
     }
 
     /// How many descriptors it was made of, which is what finding it cost.

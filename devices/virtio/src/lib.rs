@@ -31,6 +31,7 @@ pub mod features;
 pub mod inflight;
 mod line;
 pub mod packed;
+mod prefetch;
 mod queue;
 mod queues;
 mod ring;

@@ -1,6 +1,7 @@
 //! Frames from one driver to another, whole and in order.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use bluff_net::{Cause, Pair};
 use bluff_testing::{Chance, times};
@@ -56,6 +57,34 @@ fn frames_cross_on_every_kind_of_ring() {
             }
             assert_eq!(b.device.counters()[0].received.drops.total(), 0);
         }
+    }
+}
+
+/// What is over the budget of a turn is put back, and comes in the next one: in order, once.
+#[test]
+fn a_burst_over_the_budget_of_a_turn() {
+    for kind in Kind::all() {
+        let (mut reactor, mut a, mut b) = pair(kind, ALL, ALL);
+        b.offer(0, &[ROOM as u32; 20]);
+        let frames: Vec<_> = (0..20)
+            .map(|i| frame(false, true, if i % 3 == 0 { 100 } else { 60_000 }, i))
+            .collect();
+        for (i, frame) in frames.iter().enumerate() {
+            let size = if i % 3 == 0 { 0 } else { 1400 };
+            a.send(0, &header(false, true, size), frame);
+        }
+        for frame in &frames {
+            let got = until(&mut reactor, || b.receive(0));
+            assert!(got.bytes == *frame, "{kind:?}");
+        }
+        let mut sent = 0;
+        until(&mut reactor, || {
+            sent += a.sent(0);
+            (sent == frames.len()).then_some(())
+        });
+        assert!(b.receive(0).is_none());
+        let counters = a.device.counters()[0].sent.frames.load(Ordering::Relaxed);
+        assert_eq!(counters, 20);
     }
 }
 

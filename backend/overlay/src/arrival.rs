@@ -9,7 +9,7 @@ use bluff_packet::flow::FlowKey;
 use bluff_packet::{Vni, parse};
 
 use crate::bucket::Bucket;
-use crate::fdb::{Key, Place, Refused};
+use crate::fdb::{Key, Place, Refused, View};
 use crate::network::{Network, Tunnel};
 use crate::switch::{deliver_to, flood};
 
@@ -41,6 +41,7 @@ impl Arrival {
         let network = self.network.clone();
         let table = network.table();
         let tick = network.tick(now);
+        let mut fdb = network.fdb.view();
         let count = |cause, n: u32| network.arrived.add_shared(cause, u64::from(n));
         // A stranger may know a VNI; what it sends is not looked at.
         let tunnel = table.tunnel.as_deref().filter(|t| t.vni == vni);
@@ -50,7 +51,7 @@ impl Arrival {
         let mut ports = [u16::MAX; BATCH];
         let (mut here, mut flooded) = (0, 0);
         for i in places(which) {
-            match self.judge(tick, now, &mut batch.frames_mut()[i], from) {
+            match self.judge(&mut fdb, tick, now, &mut batch.frames_mut()[i], from) {
                 Ok(Some(port)) => {
                     ports[i] = port;
                     here |= 1 << i;
@@ -68,6 +69,7 @@ impl Arrival {
     /// The port that a frame is for; `None`: all of them.
     fn judge(
         &mut self,
+        fdb: &mut View<'_>,
         tick: u32,
         now: Instant,
         frame: &mut Frame,
@@ -86,7 +88,6 @@ impl Arrival {
             .map_or(0, |tag| tag.vlan());
         frame.hash = self.network.hasher.hash(&FlowKey::new(&packet));
         frame.packet = Some(packet);
-        let fdb = &self.network.fdb;
         // An address of this card does not come from another.
         if let Err(Refused::Fixed) = fdb.see(Key::new(source.0, vlan), Place::Vtep(from), tick) {
             return Err(Cause::Spoofed);

@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, Guard};
 
 /// An address in a VLAN.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -242,49 +242,28 @@ impl Fdb {
         self.books.lock().expect("nothing panics with it")
     }
 
-    /// Where an address is.
+    /// For a batch of frames.
     #[inline]
-    pub fn find(&self, key: Key) -> Option<Entry> {
-        let table = self.table.load();
-        let (slot, there) = table.slot(key);
-        if !there {
-            return None;
+    pub fn view(&self) -> View<'_> {
+        View {
+            fdb: self,
+            table: self.table.load(),
         }
-        // Relaxed: the key's acquire came after the first value, and any later one is as good.
-        Entry::unpack(slot.value.load(Ordering::Relaxed))
     }
 
-    /// An address was seen at `place`, at time `tick`. It must be the address of one station. It does not wait.
+    /// Where an address is.
+    pub fn find(&self, key: Key) -> Option<Entry> {
+        self.view().find(key)
+    }
+
+    /// As [`View::see`].
     ///
     /// # Errors
     /// Why it was not learnt.
-    #[inline]
     pub fn see(&self, key: Key, place: Place, tick: u32) -> Learnt {
-        let table = self.table.load();
-        let (slot, there) = table.slot(key);
-        let value = slot.value.load(Ordering::Relaxed);
-        if there && let Some(entry) = Entry::unpack(value) {
-            if entry.place == place {
-                if entry.seen != tick && !entry.fixed {
-                    let seen = Entry {
-                        seen: tick,
-                        ..entry
-                    };
-                    // Not where it was forgotten meanwhile: then it is learnt by the next frame.
-                    let (now, order) = (seen.pack(), Ordering::Relaxed);
-                    let _ = slot.value.compare_exchange(value, now, order, order);
-                }
-                return Ok(());
-            }
-            if entry.fixed {
-                return Err(Refused::Fixed);
-            }
-        }
-        drop(table);
-        self.learn(key, place, tick)
+        self.view().see(key, place, tick)
     }
 
-    #[cold]
     fn learn(&self, key: Key, place: Place, seen: u32) -> Learnt {
         let Ok(mut books) = self.books.try_lock() else {
             return Err(Refused::Busy);
@@ -400,6 +379,61 @@ impl Fdb {
     /// How many addresses were learnt.
     pub fn learnt(&self) -> usize {
         self.books().learnt
+    }
+}
+
+/// The database as a batch of frames sees it: the table is looked up once.
+pub struct View<'a> {
+    fdb: &'a Fdb,
+    table: Guard<Arc<Table>>,
+}
+
+impl View<'_> {
+    /// Where an address is.
+    #[inline]
+    pub fn find(&self, key: Key) -> Option<Entry> {
+        let (slot, there) = self.table.slot(key);
+        if !there {
+            return None;
+        }
+        // Relaxed: the key's acquire came after the first value, and any later one is as good.
+        Entry::unpack(slot.value.load(Ordering::Relaxed))
+    }
+
+    /// An address was seen at `place`, at time `tick`. It must be the address of one station. It does not wait.
+    ///
+    /// # Errors
+    /// Why it was not learnt.
+    #[inline]
+    pub fn see(&mut self, key: Key, place: Place, tick: u32) -> Learnt {
+        let (slot, there) = self.table.slot(key);
+        let value = slot.value.load(Ordering::Relaxed);
+        if there && let Some(entry) = Entry::unpack(value) {
+            if entry.place == place {
+                if entry.seen != tick && !entry.fixed {
+                    let seen = Entry {
+                        seen: tick,
+                        ..entry
+                    };
+                    // Not where it was forgotten meanwhile: then it is learnt by the next frame.
+                    let (now, order) = (seen.pack(), Ordering::Relaxed);
+                    let _ = slot.value.compare_exchange(value, now, order, order);
+                }
+                return Ok(());
+            }
+            if entry.fixed {
+                return Err(Refused::Fixed);
+            }
+        }
+        self.learn(key, place, tick)
+    }
+
+    #[cold]
+    fn learn(&mut self, key: Key, place: Place, tick: u32) -> Learnt {
+        let learnt = self.fdb.learn(key, place, tick);
+        // It may be another table now.
+        self.table = self.fdb.table.load();
+        learnt
     }
 }
 

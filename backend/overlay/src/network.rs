@@ -127,6 +127,12 @@ impl Meter {
         })))
     }
 
+    /// Whether there is anything to be paid.
+    #[inline]
+    pub(crate) fn is_limited(&self) -> bool {
+        self.0.is_some()
+    }
+
     fn with<T>(&self, what: impl FnOnce(&mut Buckets) -> T) -> Option<T> {
         let buckets = self.0.as_ref()?;
         Some(what(&mut buckets.lock().expect("nothing panics with it")))

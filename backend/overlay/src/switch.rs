@@ -13,7 +13,7 @@ use bluff_packet::{Frame as Packet, L3, icmp, parse};
 use bluff_reactor::Context;
 
 use crate::bucket::{Bucket, Rate};
-use crate::fdb::{Key, Place};
+use crate::fdb::{Key, Place, View};
 use crate::network::{Member, Network, Table, Tunnel};
 use crate::underlay::Uplink;
 
@@ -71,45 +71,42 @@ impl Switch {
     fn judge(
         &mut self,
         table: &Table,
+        fdb: &mut View<'_>,
         tick: u32,
         now: Instant,
         frame: &mut Frame,
     ) -> Result<Option<Place>, Cause> {
-        let packet = match frame.packet {
+        let parsed;
+        let packet = match &frame.packet {
             Some(packet) => packet,
-            None => parse(frame.head(), frame.len()).map_err(|_| Cause::Malformed)?,
+            None => {
+                parsed = parse(frame.head(), frame.len()).map_err(|_| Cause::Malformed)?;
+                &parsed
+            }
         };
         let rules = &self.member.rules;
-        rules.check(&packet, frame.head())?;
-        if packet_len(frame, &packet) > usize::from(table.mtu) {
-            self.answer(table, now, frame, &packet);
+        rules.check(packet, frame.head())?;
+        if packet_len(frame, packet) > usize::from(table.mtu) {
+            self.answer(table, now, frame, packet);
             return Err(Cause::TooLong);
         }
-        let vlan = match rules.vlan {
-            Some(vlan) => {
-                let [a, b] = vlan.to_be_bytes();
-                frame.insert(ADDRESSES, &[0x81, 0, a, b]);
-                vlan
-            }
-            None => packet
-                .l2
-                .tags
-                .as_slice()
-                .first()
-                .map_or(0, |tag| tag.vlan()),
-        };
-        frame.hash = self.network.hasher.hash(&FlowKey::new(&packet));
+        let tagged = packet.l2.tags.as_slice().first();
         let (source, to) = (packet.l2.src(), packet.l2.dst());
+        let mut vlan = tagged.map_or(0, |tag| tag.vlan());
+        frame.hash = self.network.hasher.hash(&FlowKey::new(packet));
+        if let Some(own) = self.member.rules.vlan {
+            let [a, b] = own.to_be_bytes();
+            frame.insert(ADDRESSES, &[0x81, 0, a, b]);
+            vlan = own;
+        }
         let here = Place::Port(self.member.number);
         // What cannot be learnt is flooded later; it is no reason to drop a frame. But where an address is known to be elsewhere for
         // good, somebody takes it.
-        if let Err(crate::Refused::Fixed) =
-            self.network.fdb.see(Key::new(source.0, vlan), here, tick)
-        {
+        if let Err(crate::Refused::Fixed) = fdb.see(Key::new(source.0, vlan), here, tick) {
             return Err(Cause::Spoofed);
         }
         if !to.is_multicast()
-            && let Some(entry) = self.network.fdb.find(Key::new(to.0, vlan))
+            && let Some(entry) = fdb.find(Key::new(to.0, vlan))
         {
             return match entry.place == here {
                 true => Err(Cause::Nowhere),
@@ -218,17 +215,19 @@ fn deliver(to: &Member, now: Instant, batch: &mut Lent<'_>, mut which: u32) {
         count(Cause::Vlan, others);
         which &= !others;
     }
-    let over = places(which).filter(|i| {
-        let over = to.receive.ready(now).is_err();
-        if !over {
-            let frame = &batch.frames()[*i];
-            to.receive.take(frames_of(frame), frame.len() as u64);
-        }
-        over
-    });
-    let over = over.fold(0, |set, i| set | 1 << i);
-    count(Cause::Limited, over);
-    which &= !over;
+    if to.receive.is_limited() {
+        let over = places(which).filter(|i| {
+            let over = to.receive.ready(now).is_err();
+            if !over {
+                let frame = &batch.frames()[*i];
+                to.receive.take(frames_of(frame), frame.len() as u64);
+            }
+            over
+        });
+        let over = over.fold(0, |set, i| set | 1 << i);
+        count(Cause::Limited, over);
+        which &= !over;
+    }
     if which == 0 {
         return;
     }
@@ -334,6 +333,7 @@ impl Lane for Switch {
         let network = self.network.clone();
         let table = network.table();
         let tick = network.tick(now);
+        let mut fdb = network.fdb.view();
         let all = all_of(&batch);
         if !self.member.is_up() {
             let count = u64::from(all.count_ones());
@@ -346,7 +346,7 @@ impl Lane for Switch {
         for i in places(all) {
             let frame = &mut batch.frames_mut()[i];
             (frames, bytes) = (frames + frames_of(frame), bytes + frame.len() as u64);
-            match self.judge(&table, tick, now, frame) {
+            match self.judge(&table, &mut fdb, tick, now, frame) {
                 Ok(Some(Place::Port(port))) => {
                     ports[i] = port;
                     here |= 1 << i;

@@ -334,6 +334,26 @@ impl Batch {
         }
         place.written
     }
+
+    /// Writes `before` and frame `i` to `to`.
+    ///
+    /// # Safety
+    /// There is room for both at `to`: it is mapped, and nothing in this process borrows it. Others may change it at any time.
+    #[inline]
+    pub unsafe fn write_whole(&self, i: usize, before: &[u8], to: *mut u8) {
+        let mut at = to;
+        for part in [before, self.frames[i].head()] {
+            // SAFETY: the caller's promise; what is borrowed is not there.
+            unsafe { std::ptr::copy_nonoverlapping(part.as_ptr(), at, part.len()) };
+            at = at.wrapping_add(part.len());
+        }
+        for piece in self.tail(i) {
+            // SAFETY: lent until the batch is cleared (contract of `lend`), and the caller's promise. They may overlap: a guest can have one buffer
+            // read and written.
+            unsafe { std::ptr::copy(piece.ptr(), at, piece.len()) };
+            at = at.wrapping_add(piece.len());
+        }
+    }
 }
 
 /// A batch as those see it who are called with it: they may change heads, and may not keep what is lent.

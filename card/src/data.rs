@@ -13,6 +13,7 @@
 //! As a process it may be killed at any moment, and then another goes on with its sessions (`sessions`). So it also ends as if it
 //! were killed where anything in it is broken, and where control is gone: an orderly end would tell the front ends.
 
+mod captures;
 mod formats;
 mod networks;
 mod nvme;
@@ -36,7 +37,7 @@ use bluff_virtio_blk::{Blk, BlkOptions, QueueCounters};
 
 use crate::data_half::Options;
 use crate::message::{
-    FromData, Link, LinkError, Numbered, Subject, ToData, VolumeInfo, address_parts,
+    CapturePlace, FromData, Link, LinkError, Numbered, Subject, ToData, VolumeInfo, address_parts,
     statistics_parts,
 };
 use crate::spec::{
@@ -109,6 +110,10 @@ fn subject(message: &ToData) -> Subject {
         ToData::OpenNetwork { network, .. }
         | ToData::CloseNetwork { network }
         | ToData::ListAddresses { network } => Subject::Network(network.clone()),
+        ToData::Capture { place, .. } => match place {
+            CapturePlace::Function(id) => Subject::Function(id.clone()),
+            CapturePlace::Network(id) => Subject::Network(id.clone()),
+        },
         ToData::SetLink { function, .. }
         | ToData::Restore { function, .. }
         | ToData::AttachFunction { function, .. }
@@ -191,6 +196,7 @@ struct Data {
     records: formats::Records,
     volumes: BTreeMap<Id, OpenVolume>,
     networks: networks::Networks,
+    captures: captures::Captures,
     reactors: Vec<Reactor>,
     /// The reactor that the next function begins with.
     turn: usize,
@@ -210,6 +216,7 @@ impl Data {
             records: formats::Records::default(),
             volumes: BTreeMap::new(),
             networks: networks::Networks::default(),
+            captures: captures::Captures::default(),
             reactors: Vec::new(),
             turn: 0,
         })
@@ -263,6 +270,10 @@ impl Data {
             ToData::SetLink { function, up } => {
                 self.set_link(&function, up)?;
                 vec![FromData::LinkSet { function, up }]
+            }
+            ToData::Capture { place, spec } => {
+                self.capture(&place, spec, descriptors)?;
+                vec![FromData::Capturing { place }]
             }
             ToData::AttachFunction {
                 function,
@@ -565,6 +576,7 @@ impl Data {
             }
         }
         self.functions.clear();
+        self.captures = captures::Captures::default();
     }
 }
 

@@ -423,6 +423,7 @@ impl Registry {
             | FromData::Commit { .. }
             | FromData::KeepFormats { .. }
             | FromData::Statistics { .. }
+            | FromData::Capturing { .. }
             | FromData::Drained => {}
         }
         Ok(())

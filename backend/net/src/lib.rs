@@ -24,6 +24,7 @@
 
 mod backlog;
 mod bell;
+pub mod capture;
 mod counters;
 mod frame;
 mod mailbox;

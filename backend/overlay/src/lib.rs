@@ -9,6 +9,7 @@
 
 mod arrival;
 mod bucket;
+mod capture;
 mod fdb;
 mod network;
 mod rules;
@@ -19,6 +20,7 @@ pub mod wire;
 
 pub use arrival::Arrival;
 pub use bucket::{Bucket, Rate};
+pub use capture::Outer;
 pub use fdb::{Entry, Fdb, FdbLimits, Key, Learnt, Place, Refused};
 pub use network::{Network, NetworkOptions, NetworkPort, PortOptions, PortRates};
 pub use rules::{BadPrefix, Prefix, Rules};

@@ -11,11 +11,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use bluff_attachment::keeper::Descriptors;
+use bluff_net::capture::{Attached, Capture};
 use bluff_net::{Cause, Counters, Drops};
 use bluff_overlay::udp::{TunnelKind, UdpOptions, UdpUnderlay};
 use bluff_overlay::{
-    FdbLimits, Key, Network, NetworkOptions, NetworkPort, Place, PortOptions, PortRates, Rate,
-    Rules,
+    FdbLimits, Key, Network, NetworkOptions, NetworkPort, Outer, Place, PortOptions, PortRates,
+    Rate, Rules,
 };
 use bluff_packet::flow::FlowHasher;
 use bluff_packet::{Mac, Vni};
@@ -66,6 +67,17 @@ struct Secrets {
 struct OpenNetwork {
     network: Arc<Network>,
     tunnel: Option<(Vni, Arc<UdpUnderlay>)>,
+    /// What its frames travel with.
+    outer: Option<Outer>,
+}
+
+impl Networks {
+    /// A network that has a tunnel.
+    pub(super) fn tunnel(&self, id: &Id) -> Result<(&Network, Outer)> {
+        let open = self.open.get(id).context("it is not open")?;
+        let outer = open.outer.context("it has no tunnel")?;
+        Ok((&open.network, outer))
+    }
 }
 
 impl Drop for OpenNetwork {
@@ -179,7 +191,16 @@ impl Data {
             underlay: tunnel.as_ref().map(|_| Underlay::Udp),
         };
         // From here on it is let go of as a whole.
-        let open = OpenNetwork { network, tunnel };
+        let outer = spec.tunnel.as_ref().map(|tunnel| Outer {
+            local: tunnel.vtep,
+            kind: tunnel_kind(tunnel.kind),
+            port: tunnel.port(),
+        });
+        let open = OpenNetwork {
+            network,
+            tunnel,
+            outer,
+        };
         if let (Some((vni, underlay)), Some(spec)) = (&open.tunnel, &spec.tunnel) {
             let network = &open.network;
             network.set_tunnel(*vni, &spec.vteps, underlay.clone())?;
@@ -354,6 +375,11 @@ fn port_options(port: &PortSpec, mac: Mac) -> PortOptions {
 }
 
 impl Nets {
+    /// Shows what goes through its port.
+    pub(super) fn capture(&self, capture: Arc<Capture>) -> Attached {
+        self.port.capture(capture)
+    }
+
     pub(super) fn statistics(&self, id: &Id) -> FunctionStatistics {
         let get = |cell: &AtomicU64| cell.load(Ordering::Relaxed);
         let pair = |(i, counters): (usize, &Arc<Counters>)| {

@@ -1,5 +1,6 @@
 //! The switch between the ports of one card.
 
+mod capture;
 mod rig;
 mod tunnels;
 mod udp;

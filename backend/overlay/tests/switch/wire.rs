@@ -15,25 +15,25 @@ use bluff_packet::{L3, L4, Mac, Vni, parse};
 
 use crate::rig::*;
 
-fn vni() -> Vni {
+pub fn vni() -> Vni {
     Vni::new(5001).unwrap()
 }
 
-fn link(n: u8) -> Mac {
+pub fn link(n: u8) -> Mac {
     Mac([6, 0, 0, 0, 0, n])
 }
 
-struct Card {
-    rig: Rig,
-    underlay: Arc<WireUnderlay>,
+pub struct Card {
+    pub rig: Rig,
+    pub underlay: Arc<WireUnderlay>,
     /// What the card sends on its link.
-    out: Receiver<Vec<u8>>,
+    pub out: Receiver<Vec<u8>>,
     /// Where the link's frames go in.
-    lane: Box<dyn Lane>,
+    pub lane: Box<dyn Lane>,
     _registration: Registration,
 }
 
-fn card(n: u8, local: IpAddr, others: &[IpAddr], kind: TunnelKind, mtu: u16) -> Card {
+pub fn card(n: u8, local: IpAddr, others: &[IpAddr], kind: TunnelKind, mtu: u16) -> Card {
     let mut rig = Rig::default();
     let underlay = WireUnderlay::new(WireOptions {
         local,
@@ -64,20 +64,20 @@ fn card(n: u8, local: IpAddr, others: &[IpAddr], kind: TunnelKind, mtu: u16) -> 
     }
 }
 
-fn addresses(v6: bool) -> [IpAddr; 2] {
+pub fn addresses(v6: bool) -> [IpAddr; 2] {
     match v6 {
         false => [[10, 0, 0, 1].into(), [10, 0, 0, 2].into()],
         true => ["fd00::1".parse().unwrap(), "fd00::2".parse().unwrap()],
     }
 }
 
-fn pair(kind: TunnelKind, v6: bool) -> (Card, Card) {
+pub fn pair(kind: TunnelKind, v6: bool) -> (Card, Card) {
     let [a, b] = addresses(v6);
     (card(1, a, &[b], kind, 1600), card(2, b, &[a], kind, 1600))
 }
 
 /// Carries frames from each card to the other until there are none; gives all that were carried.
-fn carry(a: &mut Card, b: &mut Card, now: Instant) -> Vec<Vec<u8>> {
+pub fn carry(a: &mut Card, b: &mut Card, now: Instant) -> Vec<Vec<u8>> {
     let mut all = Vec::new();
     loop {
         let there: Vec<_> = a.out.try_iter().collect();

@@ -10,7 +10,11 @@
 mod arrival;
 mod bucket;
 mod capture;
+mod ecn;
 mod fdb;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod network;
 mod rules;
 mod switch;

@@ -79,7 +79,11 @@ impl Switch {
     ) -> Result<Option<Place>, Cause> {
         let packet = match frame.packet {
             Some(packet) => packet,
-            None => parse(frame.head(), frame.len()).map_err(|_| Cause::Malformed)?,
+            None => {
+                let packet = parse(frame.head(), frame.len()).map_err(|_| Cause::Malformed)?;
+                // Tunnels ask for its congestion marks.
+                *frame.packet.insert(packet)
+            }
         };
         let rules = &self.member.rules;
         rules.check(&packet, frame.head())?;

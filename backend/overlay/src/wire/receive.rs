@@ -13,6 +13,7 @@ use bluff_packet::{Fragment, Frame as Packet, L3, L4, Tags, Vni, ndp, parse};
 use super::Shared;
 use super::neighbours::neighbour_message;
 use crate::arrival::Arrival;
+use crate::ecn;
 use crate::network::Network;
 use crate::udp::TunnelKind;
 
@@ -177,11 +178,20 @@ impl Lane for Unwrapper {
                 .map_err(|_| Cause::Malformed)
                 .and_then(|p| Ok((p, self.judge(&p, frame.head(), frame.len())?)));
             match kind {
-                Ok((_, Kind::Inner(vni, from, at))) => {
+                Ok((outer, Kind::Inner(vni, from, at))) => {
                     let frame = &mut batch.frames_mut()[i];
                     frame.offload = bluff_net::Offload::default();
                     frame.packet = None;
                     frame.strip(at);
+                    let marks = match outer.l3 {
+                        L3::Ipv4(ip) => ip.tos,
+                        L3::Ipv6(ip) => ip.traffic_class,
+                        _ => 0,
+                    };
+                    if let Err(cause) = ecn::carry_over(frame, marks) {
+                        self.shared.drops.received.add_shared(cause, 1);
+                        continue;
+                    }
                     inner[i] = Some((vni, from));
                     left |= 1 << i;
                 }

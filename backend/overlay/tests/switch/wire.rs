@@ -305,3 +305,50 @@ fn the_link_has_an_mtu() {
         assert_eq!(dropped, u64::from(!fits));
     }
 }
+
+/// The tenant's marks of congestion go out, those of the underlay come in; its priorities and hops stay its own (RFC 6040).
+#[test]
+fn congestion_marks_cross_the_tunnel() {
+    for v6 in [false, true] {
+        let (mut a, mut b) = pair(TunnelKind::Vxlan, v6);
+        let mut first = a.rig.station(1);
+        let second = b.rig.station(2);
+        let now = a.rig.now;
+        first.send(&plain(mac(2), mac(1), b"find"));
+        carry(&mut a, &mut b, now);
+        for (inner, outer, wanted) in [
+            (0, 0, Some(0)),
+            (0, 3, None),
+            (1, 3, Some(3)),
+            (2, 2, Some(2)),
+            (2, 1, Some(1)),
+            (2, 3, Some(3)),
+            (3, 0, Some(3)),
+        ] {
+            let with = |mark: u8| {
+                let mut frame = udp4(mac(2), mac(1), [10, 9, 0, 1], [5, 6], 100);
+                (frame[15], frame[22]) = (0xb8 | mark, 9);
+                bluff_packet::checksum::fill_ipv4_header(&mut frame[14..34]);
+                frame
+            };
+            first.send(&with(inner));
+            let mut wrapped = a.out.try_recv().unwrap();
+            let packet = parse(&wrapped, wrapped.len()).unwrap();
+            let (class, hops) = match packet.l3 {
+                L3::Ipv4(ip) => (ip.tos, ip.ttl),
+                L3::Ipv6(ip) => (ip.traffic_class, ip.hop_limit),
+                other => panic!("{other:?}"),
+            };
+            assert_eq!((class, hops), (inner, 64), "the mark, and nothing else");
+            match v6 {
+                true => wrapped[15] ^= (inner ^ outer) << 4,
+                false => wrapped[15] ^= inner ^ outer,
+            }
+            let drops = b.underlay.drops().received.get(Cause::Congested);
+            send(&mut *b.lane, now, &[&wrapped], None);
+            assert_eq!(second.got(), Vec::from_iter(wanted.map(with)));
+            let dropped = b.underlay.drops().received.get(Cause::Congested) - drops;
+            assert_eq!(dropped, u64::from(wanted.is_none()));
+        }
+    }
+}

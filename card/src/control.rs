@@ -14,7 +14,9 @@ pub mod server;
 
 use serde::{Deserialize, Serialize};
 
-use crate::message::{AddressEntry, NetworkInfo, SessionInfo, VolumeInfo};
+use crate::message::{
+    AddressEntry, CapturePlace, CaptureSpec, NetworkInfo, SessionInfo, VolumeInfo,
+};
 use crate::registry::{
     Function, FunctionState, Network, NetworkState, Registry, Volume, VolumeState,
 };
@@ -121,6 +123,15 @@ pub enum Request {
         /// Whether it is plugged in.
         up: bool,
     },
+    /// Show what passes a place. Once it is answered the connection carries no further questions: the client sends one byte, and
+    /// gets a file of pcapng, until it closes its half and after that to the file's end.
+    Capture {
+        /// The place.
+        place: CapturePlace,
+        /// What is wanted.
+        #[serde(flatten)]
+        spec: CaptureSpec,
+    },
     /// The counters.
     Statistics {
         /// Of one function; otherwise of all, and of the reactors.
@@ -150,6 +161,8 @@ pub enum Response {
     Network(NetworkEntry),
     /// The addresses that a network knows, by VLAN and address.
     Addresses(Vec<AddressEntry>),
+    /// What passes a place is being kept, and follows.
+    Capturing(CapturePlace),
     /// The counters.
     Statistics(Statistics),
 }

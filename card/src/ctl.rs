@@ -1,5 +1,6 @@
 //! What `bluffctl` prints: tables for people.
 
+pub mod capture;
 pub mod net;
 mod table;
 pub mod top;

@@ -132,6 +132,8 @@ enum Pending {
     Addresses(ClientNumber, Vec<AddressEntry>),
     /// A client that wants a cable pulled out or plugged in.
     Link(ClientNumber, Id),
+    /// A client that wants to see what passes a place; the data half has its connection.
+    Capture(ClientNumber),
 }
 
 impl Pending {
@@ -141,7 +143,8 @@ impl Pending {
             | Self::Namespaces(client, _)
             | Self::Statistics(client, _)
             | Self::Addresses(client, _)
-            | Self::Link(client, _) => *client,
+            | Self::Link(client, _)
+            | Self::Capture(client) => *client,
         }
     }
 }

@@ -13,6 +13,7 @@
 //! As a process it may be killed at any moment, and then another goes on with its sessions (`sessions`). So it also ends as if it
 //! were killed where anything in it is broken, and where control is gone: an orderly end would tell the front ends.
 
+mod captures;
 mod formats;
 mod networks;
 mod nvme;
@@ -37,7 +38,7 @@ use bluff_virtio_blk::{Blk, BlkOptions, QueueCounters};
 
 use crate::data_half::Options;
 use crate::message::{
-    FromData, Link, LinkError, Numbered, Subject, ToData, VolumeInfo, address_parts,
+    CapturePlace, FromData, Link, LinkError, Numbered, Subject, ToData, VolumeInfo, address_parts,
     statistics_parts,
 };
 use crate::spec::{
@@ -110,6 +111,10 @@ fn subject(message: &ToData) -> Subject {
         ToData::OpenNetwork { network, .. }
         | ToData::CloseNetwork { network }
         | ToData::ListAddresses { network } => Subject::Network(network.clone()),
+        ToData::Capture { place, .. } => match place {
+            CapturePlace::Function(id) => Subject::Function(id.clone()),
+            CapturePlace::Network(id) => Subject::Network(id.clone()),
+        },
         ToData::SetLink { function, .. }
         | ToData::Restore { function, .. }
         | ToData::AttachFunction { function, .. }
@@ -193,6 +198,7 @@ struct Data {
     volumes: BTreeMap<Id, OpenVolume>,
     networks: networks::Networks,
     underlays: underlays::Underlays,
+    captures: captures::Captures,
     reactors: Vec<Reactor>,
     /// The reactor that the next function begins with.
     turn: usize,
@@ -213,6 +219,7 @@ impl Data {
             volumes: BTreeMap::new(),
             networks: networks::Networks::default(),
             underlays: underlays::Underlays::default(),
+            captures: captures::Captures::default(),
             reactors: Vec::new(),
             turn: 0,
         })
@@ -266,6 +273,10 @@ impl Data {
             ToData::SetLink { function, up } => {
                 self.set_link(&function, up)?;
                 vec![FromData::LinkSet { function, up }]
+            }
+            ToData::Capture { place, spec } => {
+                self.capture(&place, spec, descriptors)?;
+                vec![FromData::Capturing { place }]
             }
             ToData::AttachFunction {
                 function,
@@ -569,6 +580,7 @@ impl Data {
             }
         }
         self.functions.clear();
+        self.captures = captures::Captures::default();
     }
 }
 

@@ -24,7 +24,9 @@
 mod link;
 pub mod record;
 
+use std::fmt;
 use std::net::IpAddr;
+use std::str::FromStr;
 
 use bluff_packet::Mac;
 use serde::{Deserialize, Serialize};
@@ -108,6 +110,14 @@ pub enum ToData {
         function: Id,
         /// Whether it is plugged in.
         up: bool,
+    },
+    /// Show what passes a place, to the client whose connection comes along. Answered by [`FromData::Capturing`]; the client says
+    /// when it has read control's own answer, and is sent the rest by the data half.
+    Capture {
+        /// The place.
+        place: CapturePlace,
+        /// What is wanted.
+        spec: CaptureSpec,
     },
     /// Descriptors of a session that another data half had begun. Not answered. No more than [`DESCRIPTORS_MAX`] at once;
     /// more come in further messages, and [`ToData::Connection`] follows the last.
@@ -241,6 +251,11 @@ pub enum FromData {
         /// Whether it is plugged in.
         up: bool,
     },
+    /// What passes a place is being kept.
+    Capturing {
+        /// The place.
+        place: CapturePlace,
+    },
     /// A function can be reached.
     FunctionAttached {
         /// The function.
@@ -331,6 +346,59 @@ pub enum Subject {
     Function(Id),
 }
 
+/// Where frames can be captured. As text: `net0`, `network:blue`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CapturePlace {
+    /// At the port of a network function.
+    Function(Id),
+    /// At the tunnel of a network.
+    Network(Id),
+}
+
+impl fmt::Display for CapturePlace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Function(id) => id.fmt(f),
+            Self::Network(id) => write!(f, "network:{id}"),
+        }
+    }
+}
+
+impl FromStr for CapturePlace {
+    type Err = <Id as FromStr>::Err;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.strip_prefix("network:") {
+            Some(id) => id.parse().map(Self::Network),
+            None => text.parse().map(Self::Function),
+        }
+    }
+}
+
+/// Which frames of a place are captured, and how much of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CaptureSpec {
+    /// Bytes of each frame.
+    pub snaplen: u32,
+    /// Only those that go this way.
+    #[serde(default)]
+    pub only: Option<CaptureWay>,
+    /// So many frames, and no more.
+    #[serde(default)]
+    pub count: Option<u64>,
+}
+
+/// Which way a frame goes: as the function sees it, or for a tunnel the card.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CaptureWay {
+    /// It is received.
+    In,
+    /// It is sent.
+    Out,
+}
+
 /// What came of opening a network.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetworkInfo {
@@ -392,6 +460,7 @@ impl Message for ToData {
             Self::Restore { keys, .. } => keys.len(),
             Self::Connection { recorded, .. } => 1 + usize::from(*recorded),
             Self::AttachFunction { files, .. } => *files,
+            Self::Capture { .. } => 1,
             Self::AddNamespace { .. }
             | Self::RemoveNamespace { .. }
             | Self::Committed { .. }
@@ -424,6 +493,7 @@ impl Message for FromData {
             | Self::NetworkClosed { .. }
             | Self::Addresses { .. }
             | Self::LinkSet { .. }
+            | Self::Capturing { .. }
             | Self::FunctionDetached { .. }
             | Self::NamespaceAdded { .. }
             | Self::NamespaceRemoved { .. }

@@ -36,6 +36,12 @@ pub const GUESTS: &[Package] = &[
     },
 ];
 
+/// What tests of the workspace compare with. Where it is missing they say so, and leave that part out.
+pub const WITNESSES: &[Package] = &[Package {
+    name: "tcpdump",
+    why: "reads what bluffctl has captured",
+}];
+
 /// What the data-path crates' tests for aarch64 need.
 pub const AARCH64: &[Package] = &[
     Package {

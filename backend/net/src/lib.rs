@@ -17,12 +17,14 @@
 //! card whole, and is cut only where the next hop cannot.
 //!
 //! An [`Outlet`] leads to a receive queue wherever it lives: on the same reactor it is a call, to another one frames are copied into
-//! a bounded mailbox. Nobody waits for room anywhere: a frame that finds none is dropped, and counted by its cause ([`Drops`]).
+//! a bounded mailbox, of which each receiver has its share. Nobody waits for room anywhere: a frame that finds none is dropped, and counted by its cause ([`Drops`]).
 //!
 //! Offloads follow virtio 1.3 §5.1.6. Not implemented: segmentation of tunnelled frames by the guest (UDP tunnel GSO of virtio 1.4),
 //! receive coalescing (RSC), flow control (pause frames).
 
 mod backlog;
+mod bell;
+pub mod capture;
 mod counters;
 mod frame;
 mod mailbox;
@@ -31,7 +33,8 @@ mod outlet;
 mod pair;
 mod port;
 mod segment;
-#[cfg(test)]
+mod sync;
+#[cfg(all(test, not(loom)))]
 mod tests;
 
 pub use backlog::Backlog;

@@ -1,9 +1,14 @@
 //! Frames from one thread to another: a ring of bytes, bounded, with one writer and one reader.
 //!
+//! All receivers of a reactor are reached through it, those of different tenants among them, so each has a **share**: it may have as much waiting as is free ([`Sender::share`]). One receiver that is
+//! flooded gets half of the ring, two get a third each, and whoever has nothing waiting always finds as much free as each of those has (Choudhury and Hahne, "Dynamic queue length thresholds for shared-memory packet switches", 1998). The writer
+//! counts what it puts in by receiver, the reader what it takes out; a difference of them is what waits.
+//!
 //! Unsafe, because the ring's free bytes are not initialised, and what a batch is lent out of it is named by pointers.
 #![allow(unsafe_code)]
 
-use std::sync::atomic::{Ordering, fence};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering, fence};
 
 use bluff_memory::IoVec;
 use rtrb::chunks::ChunkError;
@@ -11,8 +16,8 @@ use rtrb::{Consumer, Producer, RingBuffer};
 
 use crate::{BATCH, Batch, Csum, Gso, GsoKind, Lent, Offload};
 
-/// Bytes of a mailbox: some frames of 64 KiB, thousands of small ones. Its pages cost nothing before they are used.
-pub(crate) const SIZE: usize = 1 << 20;
+/// Bytes of a mailbox: a lone receiver's share of it is what a transmit queue sends in a turn (1 MiB). Its pages cost nothing before they are used.
+pub(crate) const SIZE: usize = 2 << 20;
 /// Bytes before each frame.
 const HEADER: usize = 32;
 /// Records begin at multiples of so many bytes.
@@ -25,18 +30,51 @@ pub(crate) struct Envelope {
     pub(crate) generation: u32,
 }
 
+/// Receivers whose shares are told apart. Those of a reactor that has more share with others.
+const SHARES: usize = 512;
+
+/// Bytes that were taken out, by receiver. They wrap.
+type Taken = Arc<[AtomicU32; SHARES]>;
+
 pub(crate) struct Sender {
     ring: Producer<u8>,
+    /// Bytes that were put in, by receiver. They wrap.
+    put: Box<[u32; SHARES]>,
+    taken: Taken,
 }
 
 pub(crate) struct Receiver {
     ring: Consumer<u8>,
+    taken: Taken,
+}
+
+/// What a receiver may be sent now.
+pub(crate) struct Share {
+    /// Bytes of its own that wait.
+    waiting: u32,
+    /// Bytes that are free.
+    free: u32,
+}
+
+/// Bytes that a frame takes.
+fn whole(len: usize) -> usize {
+    (HEADER + len).next_multiple_of(ALIGN)
 }
 
 /// A mailbox.
 pub(crate) fn channel(size: usize) -> (Sender, Receiver) {
     let (producer, consumer) = RingBuffer::new(size);
-    (Sender { ring: producer }, Receiver { ring: consumer })
+    let taken: Taken = Arc::new([const { AtomicU32::new(0) }; SHARES]);
+    let sender = Sender {
+        ring: producer,
+        put: Box::new([0; SHARES]),
+        taken: taken.clone(),
+    };
+    let receiver = Receiver {
+        ring: consumer,
+        taken,
+    };
+    (sender, receiver)
 }
 
 /// What stands before a frame. It never leaves this process.
@@ -125,11 +163,40 @@ impl Sender {
         self.ring.is_abandoned()
     }
 
-    /// Puts frame `i` of `batch` in, for `to`; `false` where there is no room.
+    /// What `to` may be sent: looked up once for each batch.
+    pub(crate) fn share(&self, to: Envelope) -> Share {
+        let at = to.slot as usize % SHARES;
+        // Relaxed: it is a count, and orders nothing. An old one makes the share smaller.
+        let taken = self.taken[at].load(Ordering::Relaxed);
+        Share {
+            waiting: self.put[at].wrapping_sub(taken),
+            free: self.ring.slots() as u32,
+        }
+    }
+
+    /// Puts frame `i` of `batch` in, for `to`; `false` where there is no room, or its share is used up.
+    pub(crate) fn put_shared(
+        &mut self,
+        batch: &Batch,
+        i: usize,
+        to: Envelope,
+        share: &mut Share,
+    ) -> bool {
+        if share.waiting >= share.free || !self.put(batch, i, to) {
+            return false;
+        }
+        let bytes = whole(batch.frames()[i].len()) as u32;
+        (share.waiting, share.free) = (share.waiting + bytes, share.free - bytes);
+        let put = &mut self.put[to.slot as usize % SHARES];
+        *put = put.wrapping_add(bytes);
+        true
+    }
+
+    /// Puts frame `i` of `batch` in, for `to`, whatever its share; `false` where there is no room.
     pub(crate) fn put(&mut self, batch: &Batch, i: usize, to: Envelope) -> bool {
         let frame = &batch.frames()[i];
         let len = frame.len();
-        let whole = (HEADER + len).next_multiple_of(ALIGN);
+        let whole = whole(len);
         let mut chunk = match self.ring.write_chunk_uninit(whole) {
             Ok(chunk) => chunk,
             Err(ChunkError::TooFewSlots(_)) => return false,
@@ -210,7 +277,7 @@ impl Receiver {
                 copy(first, second, body, &mut room[..head]);
                 head
             });
-            at += (HEADER + len).next_multiple_of(ALIGN);
+            at += whole(len);
             let frame = frame.expect("nobody puts one in without bytes");
             (frame.hash, frame.offload) = (hash, offload);
             let pieces = pieces(first, second, body + head, len - head);
@@ -221,9 +288,30 @@ impl Receiver {
         }
         let taken = deliver(batch.lent(), &envelopes[..n]);
         batch.clear();
-        chunk.commit(taken.checked_sub(1).map_or(0, |last| ends[last]));
+        let mut before = 0;
+        for (i, run) in runs(&envelopes[..taken]) {
+            let end = ends[i + run - 1];
+            let cell = &self.taken[envelopes[i].slot as usize % SHARES];
+            // Nobody else writes it.
+            let sum = cell
+                .load(Ordering::Relaxed)
+                .wrapping_add((end - before) as u32);
+            cell.store(sum, Ordering::Relaxed);
+            before = end;
+        }
+        chunk.commit(before);
         taken
     }
+}
+
+/// Where frames of one receiver begin, and how many there are.
+fn runs(envelopes: &[Envelope]) -> impl Iterator<Item = (usize, usize)> {
+    let mut at = 0;
+    envelopes.chunk_by(PartialEq::eq).map(move |run| {
+        let begin = at;
+        at += run.len();
+        (begin, run.len())
+    })
 }
 
 /// Copies from two slices as if they were one.

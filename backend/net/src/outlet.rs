@@ -4,10 +4,10 @@ use std::cell::RefCell;
 use std::fmt;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering, fence};
 
 use bluff_reactor::{Actor, Context, Handle, Poll, Turn, Waker};
 
+use crate::bell::Bell;
 use crate::mailbox::{self, Envelope};
 use crate::{BATCH, Batch, Cause, Frame};
 
@@ -45,8 +45,8 @@ impl fmt::Debug for Outlet {
 struct Home {
     handle: Handle,
     courier: Waker,
-    /// The courier sleeps, or is about to: who puts something into a mailbox wakes it.
-    asleep: AtomicBool,
+    /// Rung by who puts something into a mailbox.
+    bell: Bell,
 }
 
 #[derive(Default)]
@@ -167,8 +167,9 @@ impl Outlet {
                 slot: self.slot,
                 generation: self.generation,
             };
+            let mut share = sender.share(to);
             let result = which.iter().enumerate().try_for_each(|(done, i)| {
-                match sender.put(batch, usize::from(*i), to) {
+                match sender.put_shared(batch, usize::from(*i), to, &mut share) {
                     true => Ok(()),
                     false => Err((done, Cause::Congested)),
                 }
@@ -206,9 +207,7 @@ impl Home {
     /// Something is in a mailbox.
     #[inline]
     fn ring(&self) {
-        // With the fence in `arm`: either the courier sees what was published, or this sees that it sleeps.
-        fence(Ordering::SeqCst);
-        if self.asleep.load(Ordering::Relaxed) && self.asleep.swap(false, Ordering::Relaxed) {
+        if self.bell.ring() {
             self.courier.wake();
         }
     }
@@ -230,7 +229,7 @@ fn courier(cx: &mut Context<'_>) -> Arc<Home> {
         let made = Arc::new(Home {
             handle,
             courier: cx.waker(id),
-            asleep: AtomicBool::new(false),
+            bell: Bell::default(),
         });
         home = Some(made.clone());
         Box::new(Courier {
@@ -307,13 +306,8 @@ impl Actor for Courier {
     }
 
     fn arm(&mut self, _: &mut Context<'_>) -> bool {
-        self.home.asleep.store(true, Ordering::Relaxed);
-        fence(Ordering::SeqCst);
-        let empty = LOCAL.with_borrow(|local| local.inboxes.iter().all(|i| i.is_empty()));
-        if !empty {
-            self.home.asleep.store(false, Ordering::Relaxed);
-        }
-        empty
+        let is_empty = || LOCAL.with_borrow(|local| local.inboxes.iter().all(|i| i.is_empty()));
+        self.home.bell.arm(is_empty)
     }
 }
 

@@ -4,6 +4,7 @@
 #![allow(unsafe_code)]
 
 use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
@@ -198,6 +199,86 @@ fn a_mailbox_is_bounded() {
     assert_eq!(far.got.recv_timeout(PATIENCE).unwrap().1, 0);
 }
 
+/// A tenant whose receiver does not keep up, and others on the same reactor.
+#[test]
+fn one_that_is_flooded_leaves_room_for_others() {
+    let far = Far::new();
+    let others: Vec<_> = (0..3).map(|_| add(&far.handle)).collect();
+    let (block, blocked) = channel::<()>();
+    far.handle.send(move |_| {
+        let _ = blocked.recv();
+    });
+    let frame = bytes(1, 1500);
+    let mut batch = Batch::default();
+    for i in 0..BATCH {
+        push(&mut batch, &frame, i as u32);
+    }
+    let which: Vec<u8> = (0..BATCH as u8).collect();
+    let flood = |outlet: &Outlet| {
+        let mut sent = 0;
+        loop {
+            match outlet.deliver(&batch, &which) {
+                Ok(()) => sent += BATCH,
+                Err((taken, Cause::Congested)) => return sent + taken,
+                Err(other) => panic!("{other:?}"),
+            }
+        }
+    };
+    // Half, then half of what is left, and so on: the last one has a whole batch at once all the same.
+    let sent: Vec<_> = [&far.outlet, &others[0].0, &others[1].0].map(flood).into();
+    assert!(sent[0] > 600 && sent[1] > 300 && sent[2] > 150, "{sent:?}");
+    assert_eq!(others[2].0.deliver(&batch, &which), Ok(()));
+    // More of the first ones is still refused.
+    assert_eq!(
+        far.outlet.deliver(&batch, &which),
+        Err((0, Cause::Congested))
+    );
+    drop(block);
+    let got = [&far.got, &others[0].1, &others[1].1, &others[2].1];
+    for (got, sent) in got.into_iter().zip(sent.into_iter().chain([BATCH])) {
+        for i in 0..sent {
+            let frame = got.recv_timeout(PATIENCE).expect("it arrives");
+            assert_eq!(frame.1 as usize, i % BATCH);
+        }
+    }
+}
+
+proptest! {
+    /// What waits of each receiver, and what is free, as a model that has all frames in a list.
+    #[test]
+    fn shares_are_what_waits_and_what_is_free(
+        steps in prop::collection::vec((0u32..4, 1usize..3000, 0usize..6), 1..300),
+    ) {
+        const ROOM: usize = 16 << 10;
+        let (mut sender, mut receiver) = mailbox::channel(ROOM);
+        let (mut batch, mut out) = (Batch::default(), Batch::default());
+        let mut envelopes = [Envelope::default(); BATCH];
+        let mut waiting: VecDeque<(u32, usize)> = VecDeque::new();
+        for (slot, len, take) in steps {
+            let frame = bytes(len as u64, len);
+            batch.clear();
+            push(&mut batch, &frame, 0);
+            let to = Envelope { slot, generation: len as u32 };
+            let size = (32 + len).next_multiple_of(16);
+            let of = |which: Option<u32>| -> usize {
+                let its = waiting.iter().filter(|(s, _)| which.is_none_or(|w| w == *s));
+                its.map(|(_, size)| size).sum()
+            };
+            let free = ROOM - of(None);
+            let fits = of(Some(slot)) < free && size <= free;
+            let mut share = sender.share(to);
+            prop_assert_eq!(sender.put_shared(&batch, 0, to, &mut share), fits);
+            if fits {
+                waiting.push_back((slot, size));
+            }
+            let taken = receiver.take(&mut out, &mut envelopes, |_, all| all.len().min(take));
+            prop_assert!(taken <= take);
+            waiting.drain(..taken);
+            prop_assert_eq!(receiver.is_empty(), waiting.is_empty());
+        }
+    }
+}
+
 #[test]
 fn what_is_for_one_that_has_gone_reaches_nobody() {
     let far = Far::new();
@@ -340,9 +421,9 @@ proptest! {
         let mut batch = Batch::default();
         let mut out = Batch::default();
         let mut envelopes = [Envelope::default(); BATCH];
-        let mut waiting = std::collections::VecDeque::new();
+        let mut waiting = VecDeque::new();
         let source = bytes(3, 70_000);
-        let mut take = |waiting: &mut std::collections::VecDeque<(u32, usize)>, receiver: &mut mailbox::Receiver| {
+        let mut take = |waiting: &mut VecDeque<(u32, usize)>, receiver: &mut mailbox::Receiver| {
             receiver.take(&mut out, &mut envelopes, |batch, envelopes| {
                 for (i, to) in envelopes.iter().enumerate() {
                     let (slot, len) = waiting.pop_front().expect("no more than went in");

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
+use bluff_net::capture::Way;
 use bluff_net::{BATCH, Cause, Frame, Lent, places};
 use bluff_packet::flow::FlowKey;
 use bluff_packet::{Vni, parse};
@@ -43,6 +44,9 @@ impl Arrival {
         let tick = network.tick(now);
         let mut fdb = network.fdb.view();
         let count = |cause, n: u32| network.arrived.add_shared(cause, u64::from(n));
+        if network.is_shown() {
+            network.show(now, Way::In, batch, which, vni, from);
+        }
         // A stranger may know a VNI; what it sends is not looked at.
         let tunnel = table.tunnel.as_deref().filter(|t| t.vni == vni);
         let Some(from) = tunnel.and_then(|t: &Tunnel| t.number(from)) else {

@@ -6,7 +6,7 @@
 //! time. Slots of forgotten addresses are left behind in the table, and a new one takes its place when there are too many.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use arc_swap::{ArcSwap, Guard};
@@ -163,6 +163,38 @@ impl Table {
         !there
     }
 
+    /// Notes that an address was seen at `tick`, if it is there and known to be at `place`. Times do not go back.
+    fn see(&self, key: Key, place: Place, tick: u32) {
+        let (slot, there) = self.slot(key);
+        if !there {
+            return;
+        }
+        let order = Ordering::Relaxed;
+        // Not where it was forgotten, or has moved: then the next frame has it learnt.
+        let _ = slot.value.fetch_update(order, order, |value| {
+            let entry = Entry::unpack(value)?;
+            let again = entry.place == place && !entry.fixed && is_later(tick, entry.seen);
+            again.then(|| {
+                Entry {
+                    seen: tick,
+                    ..entry
+                }
+                .pack()
+            })
+        });
+    }
+
+    /// The same without forgotten ones and with room, and how many slots are taken.
+    fn renewed(&self) -> (Self, usize) {
+        let all: Vec<_> = self.entries().collect();
+        let slots = (4 * (all.len() + 1)).next_power_of_two().max(SLOTS);
+        let table = Self::new(slots, self.seed);
+        for (key, entry) in &all {
+            table.put(*key, entry.pack());
+        }
+        (table, all.len())
+    }
+
     fn entries(&self) -> impl Iterator<Item = (Key, Entry)> {
         self.slots.iter().filter_map(|slot| {
             let key = Key(slot.key.load(Ordering::Acquire));
@@ -170,6 +202,12 @@ impl Table {
             Some((key, entry))
         })
     }
+}
+
+/// Whether a tick comes after another one. They wrap, and reactors' clocks differ by little.
+#[inline]
+fn is_later(tick: u32, than: u32) -> bool {
+    tick.wrapping_sub(than) as i32 > 0
 }
 
 /// How many addresses are learnt.
@@ -264,6 +302,25 @@ impl Fdb {
         self.view().see(key, place, tick)
     }
 
+    /// Notes that an address was seen again, where `table` has it: once in a tick for each.
+    ///
+    /// The table may be renewed meanwhile. Then either this sees the new one after it has written, and writes there too; or
+    /// [`Fdb::publish`] finds what was written, and takes it over. Both write first, and look after a fence that is in one order with the other's.
+    #[cold]
+    fn refresh(&self, mut table: Arc<Table>, key: Key, place: Place, tick: u32) {
+        table.see(key, place, tick);
+        loop {
+            fence(Ordering::SeqCst);
+            let newest = self.table.load_full();
+            if Arc::ptr_eq(&table, &newest) {
+                return;
+            }
+            newest.see(key, place, tick);
+            table = newest;
+        }
+    }
+
+    #[cold]
     fn learn(&self, key: Key, place: Place, seen: u32) -> Learnt {
         let Ok(mut books) = self.books.try_lock() else {
             return Err(Refused::Busy);
@@ -271,7 +328,11 @@ impl Fdb {
         let before = self.find(key);
         match before {
             Some(entry) if entry.fixed && entry.place != place => return Err(Refused::Fixed),
-            Some(entry) if entry.place == place => return Ok(()),
+            Some(entry) if entry.place == place => {
+                // Another reactor was here first. Nobody renews the table now.
+                self.table.load().see(key, place, seen);
+                return Ok(());
+            }
             _ => {}
         }
         let others = books.learnt - usize::from(before.is_some());
@@ -322,17 +383,21 @@ impl Fdb {
         books.taken += usize::from(self.table.load().put(key, value));
     }
 
-    /// Another table, without the forgotten ones, and with room. A time that a reader writes into the old one meanwhile is lost: the
-    /// address may be forgotten one tick too early.
-    fn renew(&self, books: &mut Books, old: &Arc<Table>) {
-        let all: Vec<_> = old.entries().collect();
-        let slots = (4 * (all.len() + 1)).next_power_of_two().max(SLOTS);
-        let table = Table::new(slots, old.seed);
-        for (key, entry) in &all {
-            table.put(*key, entry.pack());
+    /// Another table, without the forgotten ones, and with room.
+    fn renew(&self, books: &mut Books, old: &Table) {
+        let (table, taken) = old.renewed();
+        books.taken = taken;
+        self.publish(old, table);
+    }
+
+    /// Puts a new table in the place of the old one, with the times that readers write into the old one meanwhile.
+    fn publish(&self, old: &Table, new: Table) {
+        let new = Arc::new(new);
+        self.table.store(new.clone());
+        fence(Ordering::SeqCst);
+        for (key, entry) in old.entries().filter(|(_, entry)| !entry.fixed) {
+            new.see(key, entry.place, entry.seen);
         }
-        books.taken = all.len();
-        self.table.store(Arc::new(table));
     }
 
     /// Forgets those that `which` names, fixed ones too; says how many there were.
@@ -410,14 +475,8 @@ impl View<'_> {
         let value = slot.value.load(Ordering::Relaxed);
         if there && let Some(entry) = Entry::unpack(value) {
             if entry.place == place {
-                if entry.seen != tick && !entry.fixed {
-                    let seen = Entry {
-                        seen: tick,
-                        ..entry
-                    };
-                    // Not where it was forgotten meanwhile: then it is learnt by the next frame.
-                    let (now, order) = (seen.pack(), Ordering::Relaxed);
-                    let _ = slot.value.compare_exchange(value, now, order, order);
+                if is_later(tick, entry.seen) && !entry.fixed {
+                    self.fdb.refresh(Arc::clone(&self.table), key, place, tick);
                 }
                 return Ok(());
             }

@@ -9,7 +9,12 @@
 
 mod arrival;
 mod bucket;
+mod capture;
+mod ecn;
 mod fdb;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod network;
 mod rules;
 mod switch;
@@ -19,6 +24,7 @@ pub mod wire;
 
 pub use arrival::Arrival;
 pub use bucket::{Bucket, Rate};
+pub use capture::Outer;
 pub use fdb::{Entry, Fdb, FdbLimits, Key, Learnt, Place, Refused};
 pub use network::{Network, NetworkOptions, NetworkPort, PortOptions, PortRates};
 pub use rules::{BadPrefix, Prefix, Rules};

@@ -6,13 +6,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use arc_swap::{ArcSwap, Guard};
+use arc_swap::{ArcSwap, ArcSwapOption, Guard};
+use bluff_net::capture::Tap;
 use bluff_net::{Attributes, Drops, Lane, NetError, Offloads, Port, Receivers};
 use bluff_packet::Vni;
 use bluff_packet::flow::FlowHasher;
 use bluff_reactor::Context;
 
 use crate::bucket::{Bucket, Rate};
+use crate::capture::Outer;
 use crate::fdb::{Fdb, FdbLimits, Key, Place};
 use crate::rules::Rules;
 use crate::switch::Switch;
@@ -52,6 +54,10 @@ pub struct Network {
     pub(crate) flood: Rate,
     /// What came from other cards and was dropped.
     pub(crate) arrived: Drops,
+    /// Who looks at what goes to other cards and comes from them.
+    pub(crate) tap: Arc<Tap>,
+    /// What such a one sees it behind.
+    pub(crate) outer: ArcSwapOption<Outer>,
 }
 
 /// Who is in a network. It is replaced as a whole.
@@ -180,6 +186,8 @@ pub(crate) struct Member {
     pub(crate) sent: Drops,
     /// What was for it and the switch dropped.
     pub(crate) received: Drops,
+    /// Who looks at what it sends and receives.
+    pub(crate) tap: Arc<Tap>,
 }
 
 impl fmt::Debug for Member {
@@ -214,6 +222,8 @@ impl Network {
                 tunnel: None,
             }),
             arrived: Drops::default(),
+            tap: Arc::default(),
+            outer: ArcSwapOption::empty(),
             editing: Mutex::default(),
             hasher,
             start: Instant::now(),
@@ -239,7 +249,9 @@ impl Network {
 
     /// Forgets addresses that were not seen for too long; says how many. To be called every few seconds.
     pub fn forget_old(&self, now: Instant) -> usize {
-        let age = u32::try_from(self.age.as_secs()).unwrap_or(u32::MAX);
+        // Not too early: a part of a second counts as one.
+        let age = self.age.as_secs() + u64::from(self.age.subsec_nanos() > 0);
+        let age = u32::try_from(age).unwrap_or(u32::MAX);
         self.fdb.age(self.tick(now), age)
     }
 
@@ -270,6 +282,7 @@ impl Network {
             link: AtomicBool::new(true),
             sent: Drops::default(),
             received: Drops::default(),
+            tap: Arc::default(),
             rules: options.rules,
         });
         match free {
@@ -358,7 +371,7 @@ impl Network {
 /// A port of a network. Dropped, it is not in the network any more.
 pub struct NetworkPort {
     network: Arc<Network>,
-    member: Arc<Member>,
+    pub(crate) member: Arc<Member>,
 }
 
 impl NetworkPort {

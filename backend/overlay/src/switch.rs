@@ -5,6 +5,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use bluff_net::capture::Way;
 use bluff_net::{
     BATCH, Batch, Cause, Drops, Frame, HEAD, Lane, Lent, NetError, all_of, distribute, places,
 };
@@ -13,6 +14,7 @@ use bluff_packet::{Frame as Packet, L3, icmp, parse};
 use bluff_reactor::Context;
 
 use crate::bucket::{Bucket, Rate};
+use crate::capture::show;
 use crate::fdb::{Key, Place, View};
 use crate::network::{Member, Network, Table, Tunnel};
 use crate::underlay::Uplink;
@@ -76,14 +78,12 @@ impl Switch {
         now: Instant,
         frame: &mut Frame,
     ) -> Result<Option<Place>, Cause> {
-        let parsed;
-        let packet = match &frame.packet {
-            Some(packet) => packet,
-            None => {
-                parsed = parse(frame.head(), frame.len()).map_err(|_| Cause::Malformed)?;
-                &parsed
-            }
-        };
+        if frame.packet.is_none() {
+            let packet = parse(frame.head(), frame.len()).map_err(|_| Cause::Malformed)?;
+            // Tunnels ask for its congestion marks.
+            frame.packet = Some(packet);
+        }
+        let packet = frame.packet.as_ref().expect("put there");
         let rules = &self.member.rules;
         rules.check(packet, frame.head())?;
         if packet_len(frame, packet) > usize::from(table.mtu) {
@@ -148,12 +148,22 @@ impl Switch {
             let same = same.fold(0u32, |set, i| set | 1 << i);
             left &= !same;
             match tunnel.vtep(vtep) {
-                Some(to) => uplink.send(now, batch, same, tunnel.vni, to),
+                Some(to) => {
+                    if self.network.is_shown() {
+                        let network = &self.network;
+                        network.show(now, Way::Out, batch, same, tunnel.vni, to);
+                    }
+                    uplink.send(now, batch, same, tunnel.vni, to);
+                }
                 None => count(Cause::Nowhere, same),
             }
         }
         if flooded != 0 {
             for to in tunnel.vteps.iter().flatten() {
+                if self.network.is_shown() {
+                    let network = &self.network;
+                    network.show(now, Way::Out, batch, flooded, tunnel.vni, *to);
+                }
                 uplink.send(now, batch, flooded, tunnel.vni, *to);
             }
         }
@@ -184,6 +194,7 @@ impl Switch {
             .unwrap_or(0)
         });
         if written.is_some() {
+            show(&self.member.tap, now, Way::In, batch, 1);
             let receivers = self.member.receivers.load();
             distribute(batch, 1, |_, frame| receivers.outlet(frame), |_, _| {});
         }
@@ -240,6 +251,7 @@ fn deliver(to: &Member, now: Instant, batch: &mut Lent<'_>, mut which: u32) {
             frame.remove(ADDRESSES, TAG);
         }
     }
+    show(&to.tap, now, Way::In, batch, which);
     let receivers = to.receivers.load();
     distribute(
         batch,
@@ -335,6 +347,7 @@ impl Lane for Switch {
         let tick = network.tick(now);
         let mut fdb = network.fdb.view();
         let all = all_of(&batch);
+        show(&self.member.tap, now, Way::Out, &batch, all);
         if !self.member.is_up() {
             let count = u64::from(all.count_ones());
             return self.member.sent.add_shared(Cause::LinkDown, count);

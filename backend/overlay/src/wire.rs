@@ -8,7 +8,7 @@
 //!   networks <-- Arrival, by VNI <-- outer headers <-- Lane of the port
 //! ```
 //!
-//! Follows RFC 7348 (VXLAN), RFC 8926 (Geneve), RFC 826 (ARP), RFC 4861 §7 (neighbour discovery), RFC 6040 (congestion marks through tunnels). All VTEPs are on the link, or behind one gateway.
+//! Follows RFC 7348 (VXLAN), RFC 8926 (Geneve), RFC 826 (ARP), RFC 4861 §7 (neighbour discovery), RFC 6040 (congestion marks through tunnels, both ways). All VTEPs are on the link, or behind one gateway.
 //! Not here: fragments of outer packets (RFC 7348 §4.3 has VTEPs drop them), MLD.
 
 mod neighbours;

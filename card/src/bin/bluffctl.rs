@@ -1,18 +1,23 @@
 //! `bluffctl`: asks a running `bluffd`.
 
-use std::io::{IsTerminal, Write};
-use std::path::PathBuf;
+use std::fs::File;
+use std::io::{IsTerminal, Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use bluff_card::control::client::Client;
 use bluff_card::control::{Request, Response};
 use bluff_card::ctl::top::Round;
+use bluff_card::message::{CapturePlace, CaptureSpec, CaptureWay};
 use bluff_card::spec::{Id, NSID_MAX};
 use bluff_card::stats::Statistics;
 use bluff_card::{ctl, runtime_dir};
 use clap::{Parser, Subcommand};
+use libc::{SIGINT, SIGTERM};
 use serde::Serialize;
 
 /// How far two samples of `top` are apart.
@@ -48,6 +53,23 @@ enum Verb {
     /// Networks: what network functions are in
     #[command(subcommand)]
     Network(NetworkVerb),
+    /// What a network function sends and receives, or what a network's tunnel carries, as a pcapng file; until Ctrl-C
+    Capture {
+        /// A function, or network:ID for the tunnel of a network, whose frames are shown with outer headers
+        place: CapturePlace,
+        /// The file; - is the standard output
+        #[arg(short, long, value_name = "FILE")]
+        write: PathBuf,
+        /// Only frames that are received (in) or sent (out), as the function sees it
+        #[arg(long, value_parser = direction)]
+        direction: Option<CaptureWay>,
+        /// Bytes of each frame
+        #[arg(long, value_name = "BYTES", default_value_t = 262_144, value_parser = clap::value_parser!(u32).range(1..=262_144))]
+        snaplen: u32,
+        /// End after so many frames
+        #[arg(long, value_name = "FRAMES", value_parser = clap::value_parser!(u64).range(1..))]
+        count: Option<u64>,
+    },
     /// What goes on, each second
     Top {
         /// One round only
@@ -86,6 +108,14 @@ fn setting(text: &str) -> Result<Setting, String> {
         Some(("link", "up")) => Ok(Setting::Link { up: true }),
         Some(("link", "down")) => Ok(Setting::Link { up: false }),
         _ => Err("allowed: link=up and link=down".to_owned()),
+    }
+}
+
+fn direction(text: &str) -> Result<CaptureWay, String> {
+    match text {
+        "in" => Ok(CaptureWay::In),
+        "out" => Ok(CaptureWay::Out),
+        _ => Err("allowed: in, out".to_owned()),
     }
 }
 
@@ -246,6 +276,20 @@ fn run(arguments: Arguments) -> Result<()> {
                 other => unexpected(&other),
             }
         }
+        Verb::Capture {
+            place,
+            write,
+            direction,
+            snaplen,
+            count,
+        } => {
+            let spec = CaptureSpec {
+                snaplen,
+                only: direction,
+                count,
+            };
+            capture(client, place, spec, &write)
+        }
         Verb::Top { once } => top(&mut client, json, once),
     }
 }
@@ -273,6 +317,38 @@ fn show(client: &mut Client, json: bool, id: Id) -> Result<()> {
         },
         || ctl::function(&function, statistics),
     )
+}
+
+/// Writes what passes a place, until that ends, or this program is told to.
+fn capture(client: Client, place: CapturePlace, spec: CaptureSpec, file: &Path) -> Result<()> {
+    let (told, signals) = UnixStream::pair().context("signals")?;
+    for signal in [SIGINT, SIGTERM] {
+        let signals = signals.try_clone().context("signals")?;
+        signal_hook::low_level::pipe::register(signal, signals).context("signals")?;
+    }
+    let is_standard = file.as_os_str() == "-";
+    let to: Box<dyn Write> = match is_standard {
+        true => Box::new(std::io::stdout().lock()),
+        false => Box::new(File::create(file).with_context(|| file.display().to_string())?),
+    };
+    let stream = client.capture(place.clone(), spec)?;
+    eprintln!("capturing {place}");
+    let half = stream.try_clone().context("the control socket")?;
+    std::thread::spawn(move || {
+        let mut told = told;
+        if told.read(&mut [0]).is_ok() {
+            // The rest still comes, and the end of the file.
+            let _ = half.shutdown(Shutdown::Write);
+        }
+    });
+    let copied = ctl::capture::copy(stream, to)?;
+    let ctl::capture::Copied { frames, missed } = copied;
+    eprintln!("{frames} frames captured");
+    match missed {
+        Some(missed) => eprintln!("{missed} frames dropped: they came faster than they were read"),
+        None => bail!("the capture broke off: the data half is gone"),
+    }
+    Ok(())
 }
 
 fn sample(client: &mut Client, function: Option<Id>) -> Result<Statistics> {

@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 
 use super::{Outcome, Request, RequestLine, Response, ResponseLine, VERSION};
+use crate::message::{CapturePlace, CaptureSpec};
 use crate::runtime_dir::CONTROL_SOCKET;
 
 /// How long an answer may take. A resize can wait for storage.
@@ -39,6 +40,24 @@ impl Client {
             stream: BufReader::new(stream),
             next: 1,
         })
+    }
+
+    /// Asks for what passes a place, which then comes out of the connection ([`Request::Capture`]).
+    ///
+    /// # Errors
+    /// As [`Client::ask`].
+    pub fn capture(mut self, place: CapturePlace, spec: CaptureSpec) -> Result<UnixStream> {
+        match self.ask(Request::Capture { place, spec })? {
+            Response::Capturing(_) => {}
+            other => bail!("bluffd answered another question: {other:?}"),
+        }
+        ensure!(self.stream.buffer().is_empty(), "bluffd said too much");
+        let mut stream = self.stream.into_inner();
+        stream
+            .set_read_timeout(None)
+            .context("the control socket")?;
+        stream.write_all(b"\n").context("asking bluffd")?;
+        Ok(stream)
     }
 
     /// Asks, and waits for the answer.

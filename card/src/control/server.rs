@@ -103,7 +103,7 @@ impl Server {
                     let has_left = flags.intersects(EventFlags::HUP | EventFlags::ERR);
                     questions.extend(self.serve(number).map(|request| (number, request)));
                     if has_left {
-                        self.clients.remove(&number);
+                        self.remove(number);
                     }
                 }
             }
@@ -118,6 +118,32 @@ impl Server {
         };
         client.answer(outcome);
         self.settle(number);
+    }
+
+    /// Another descriptor of a client's connection, for whoever will go on with it.
+    ///
+    /// # Errors
+    /// Where the client has left, or there are no more descriptors.
+    pub fn connection(&self, number: ClientNumber) -> io::Result<OwnedFd> {
+        let client = self.clients.get(&number).ok_or(ErrorKind::NotConnected)?;
+        Ok(client.stream.try_clone()?.into())
+    }
+
+    /// Answers a question, and leaves the connection to whoever has another descriptor of it. A client that does not take even a
+    /// short answer is left too: it has not read what came before.
+    pub fn hand_over(&mut self, number: ClientNumber, response: Response) {
+        if let Some(client) = self.clients.get_mut(&number) {
+            client.answer(Ok(response));
+            let _ = client.flush();
+            self.remove(number);
+        }
+    }
+
+    fn remove(&mut self, number: ClientNumber) {
+        if let Some(client) = self.clients.remove(&number) {
+            // Closing the stream takes it out of the epoll only where there is no duplicate of it.
+            let _ = epoll::delete(&self.epoll, &client.stream);
+        }
     }
 
     fn accept(&mut self) {
@@ -138,7 +164,7 @@ impl Server {
                 .iter()
                 .min_by_key(|(_, client)| client.last_turn);
             if let Some(number) = silent.map(|(number, _)| *number) {
-                self.clients.remove(&number);
+                self.remove(number);
             }
         }
         let added = stream.set_nonblocking(true).and_then(|()| {
@@ -190,7 +216,7 @@ impl Server {
             Ok(request) => request,
             Err(_) => {
                 // It left, which is its right; there is nobody to tell.
-                self.clients.remove(&number);
+                self.remove(number);
                 return None;
             }
         };
@@ -207,8 +233,7 @@ impl Server {
         let interest = client.interest();
         let data = EventData::new_u64(number);
         if is_gone || epoll::modify(&self.epoll, &client.stream, data, interest).is_err() {
-            // Closing the stream takes it out of the epoll: there is no duplicate of it.
-            self.clients.remove(&number);
+            self.remove(number);
         }
     }
 }

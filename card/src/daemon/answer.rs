@@ -1,5 +1,7 @@
 //! Answers to the questions of the control socket.
 
+use std::os::fd::OwnedFd;
+
 use super::{Daemon, Pending, Phase};
 use crate::control::server::ClientNumber;
 use crate::control::{
@@ -7,7 +9,7 @@ use crate::control::{
     VolumeEntry,
 };
 use crate::data_half::DataHalf;
-use crate::message::ToData;
+use crate::message::{CapturePlace, ToData};
 use crate::registry::{Function, FunctionState, VolumeState};
 use crate::spec::{DeviceSpec, Id, NamespaceSpec, SubsystemUse};
 use crate::stats::Statistics;
@@ -82,6 +84,15 @@ impl Daemon {
                 }
                 Err(error) => Err(error.to_string()),
             },
+            Request::Capture { place, spec } => match self.capture(client, &place) {
+                Ok(connection) => {
+                    let message = ToData::Capture { place, spec };
+                    let number = self.send(message, vec![connection]);
+                    self.pending.insert(number, Pending::Capture(client));
+                    return;
+                }
+                Err(error) => Err(format!("{error:#}")),
+            },
             Request::Statistics { function } => {
                 match function.as_ref().map(|id| self.function(id)).transpose() {
                     Ok(_) => {
@@ -95,6 +106,15 @@ impl Daemon {
             }
         };
         self.server.answer(client, answer);
+    }
+
+    /// Whether a place can be captured now; the connection of who asks.
+    fn capture(&self, client: ClientNumber, place: &CapturePlace) -> anyhow::Result<OwnedFd> {
+        match place {
+            CapturePlace::Function(id) => self.registry.check_port_is_there(id)?,
+            CapturePlace::Network(id) => self.registry.check_tunnel(id)?,
+        }
+        Ok(self.server.connection(client)?)
     }
 
     fn new_namespace(
@@ -207,7 +227,9 @@ impl Daemon {
             .map_err(|error| error.to_string())?;
         let namespaces = match &function.spec.device {
             DeviceSpec::Nvme { .. } => self.namespaces(id)?.namespaces,
-            DeviceSpec::VirtioBlk { .. } | DeviceSpec::VirtioNet { .. } | DeviceSpec::Uplink(_) => Vec::new(),
+            DeviceSpec::VirtioBlk { .. } | DeviceSpec::VirtioNet { .. } | DeviceSpec::Uplink(_) => {
+                Vec::new()
+            }
         };
         Ok(FunctionEntry {
             namespaces,

@@ -233,6 +233,9 @@ impl Daemon {
                 let entry = self.function(&id);
                 self.server.answer(client, entry.map(Response::Function));
             }
+            (Some(Pending::Capture(client)), FromData::Capturing { place }) => {
+                self.server.hand_over(client, Response::Capturing(place));
+            }
             (Some(Pending::Statistics(client, sum)), FromData::Statistics { statistics, more }) => {
                 self.add_statistics(number, client, sum, statistics, more);
             }

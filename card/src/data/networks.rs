@@ -8,11 +8,12 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use bluff_attachment::keeper::Descriptors;
+use bluff_net::capture::{Attached, Capture};
 use bluff_net::{Cause, Counters, Drops};
 use bluff_overlay::{
-    FdbLimits, Key, Network, NetworkOptions, Place, PortOptions, PortRates, Rate, Rules,
+    FdbLimits, Key, Network, NetworkOptions, Outer, Place, PortOptions, PortRates, Rate, Rules,
 };
 use bluff_packet::flow::FlowHasher;
 use bluff_packet::{Mac, Vni};
@@ -20,7 +21,7 @@ use bluff_vhost_user::NetControl;
 use bluff_virtio::{DeviceError, LineCounters};
 use bluff_virtio_net::{Cable, Net, NetOptions};
 
-use super::underlays::{Carrier, Plug};
+use super::underlays::{Carrier, Plug, tunnel_kind};
 use super::{Data, Stands};
 use crate::message::{AddressEntry, AddressPlace, NetworkInfo};
 use crate::spec::{DeviceSpec, FunctionSpec, Id, NetworkSpec, PortSpec, Text};
@@ -58,6 +59,17 @@ struct Secrets {
 struct OpenNetwork {
     network: Arc<Network>,
     tunnel: Option<(Vni, Carrier)>,
+    /// What its frames travel with.
+    outer: Option<Outer>,
+}
+
+impl Networks {
+    /// A network that has a tunnel.
+    pub(super) fn tunnel(&self, id: &Id) -> Result<(&Network, Outer)> {
+        let open = self.open.get(id).context("it is not open")?;
+        let outer = open.outer.context("it has no tunnel")?;
+        Ok((&open.network, outer))
+    }
 }
 
 impl Drop for OpenNetwork {
@@ -162,7 +174,16 @@ impl Data {
         let info = NetworkInfo {
             underlay: tunnel.as_ref().map(|(_, carrier)| carrier.spec()),
         };
-        let open = OpenNetwork { network, tunnel };
+        let outer = spec.tunnel.as_ref().map(|tunnel| Outer {
+            local: tunnel.vtep,
+            kind: tunnel_kind(tunnel.kind),
+            port: tunnel.port(),
+        });
+        let open = OpenNetwork {
+            network,
+            tunnel,
+            outer,
+        };
         match self.join_tunnel(&open, spec) {
             Ok(()) => {
                 self.networks.open.insert(id.clone(), open);
@@ -210,8 +231,7 @@ impl Data {
     }
 
     pub(super) fn close_network(&mut self, id: &Id) -> Result<()> {
-        let is_in =
-            |f: &Stands| matches!(f, Stands::Net(net) if net.plug.number_in(id).is_some());
+        let is_in = |f: &Stands| matches!(f, Stands::Net(net) if net.plug.number_in(id).is_some());
         ensure!(!self.functions.values().any(is_in), "a function is in it");
         let open = self.networks.open.remove(id);
         self.let_go(&open.context("it is not open")?);
@@ -347,6 +367,14 @@ fn port_options(port: &PortSpec, mac: Mac) -> PortOptions {
 }
 
 impl Nets {
+    /// Shows what goes through its port.
+    pub(super) fn capture(&self, capture: Arc<Capture>) -> Result<Attached> {
+        match &self.plug {
+            Plug::Network(_, port) => Ok(port.capture(capture)),
+            Plug::Wire(_) => bail!("it carries tunnels: each network that it carries has its own"),
+        }
+    }
+
     pub(super) fn statistics(&self, id: &Id) -> FunctionStatistics {
         let get = |cell: &AtomicU64| cell.load(Ordering::Relaxed);
         let pair = |(i, counters): (usize, &Arc<Counters>)| {

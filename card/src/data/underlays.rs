@@ -66,7 +66,7 @@ impl Carrier {
     }
 }
 
-fn tunnel_kind(tunnel: Tunnel) -> TunnelKind {
+pub(super) fn tunnel_kind(tunnel: Tunnel) -> TunnelKind {
     match tunnel {
         Tunnel::Vxlan => TunnelKind::Vxlan,
         Tunnel::Geneve => TunnelKind::Geneve,
@@ -85,7 +85,9 @@ impl Default for Wire {
 
 /// What a card is on a wire. As long as one side is missing it is nobody: the unspecified address is nobody's, and nothing is sent to it.
 fn station(tunnel: Option<&TunnelSpec>, link: Option<&UplinkSpec>) -> WireOptions {
-    let mac = link.and_then(|link| link.mac).map_or(Mac::ZERO, |mac| mac.0);
+    let mac = link
+        .and_then(|link| link.mac)
+        .map_or(Mac::ZERO, |mac| mac.0);
     let mtu = link.map_or(crate::spec::MTU_UPLINK, |link| link.mtu);
     match tunnel {
         Some(tunnel) => WireOptions {

@@ -244,7 +244,7 @@ fn every_report() -> Vec<FromData> {
     ]
 }
 
-fn exchange<M: Message + Clone + PartialEq + std::fmt::Debug>(messages: Vec<M>) {
+fn exchange<M: Message + Clone + PartialEq + fmt::Debug>(messages: Vec<M>) {
     let (sender, receiver) = pair().unwrap();
     let sender: Link<Numbered<M>, Numbered<M>> = Link::new(sender);
     let mut receiver: Link<Numbered<M>, Numbered<M>> = Link::new(receiver);

@@ -163,9 +163,35 @@ impl Registry {
     /// # Errors
     /// Where it is no network function, or not attached.
     pub fn check_link(&self, id: &Id) -> Result<(), RegistryError> {
+        self.check_attached_port(id, "a link")
+    }
+
+    /// Whether what a function sends and receives can be seen now.
+    ///
+    /// # Errors
+    /// As [`Registry::check_link`].
+    pub fn check_port_is_there(&self, id: &Id) -> Result<(), RegistryError> {
+        self.check_attached_port(id, "frames")
+    }
+
+    /// Whether a network has a tunnel that can be looked at now.
+    ///
+    /// # Errors
+    /// Where it has none, or is not open.
+    pub fn check_tunnel(&self, id: &Id) -> Result<(), RegistryError> {
+        let network = self.network(id)?;
+        let complaint = match (&network.state, &network.spec.tunnel) {
+            (NetworkState::Open(_), Some(_)) => return Ok(()),
+            (NetworkState::Open(_), None) => format!("network {id} has no tunnel"),
+            (state, _) => format!("network {id} is {}", state.word()),
+        };
+        Err(RegistryError::Invalid(complaint))
+    }
+
+    fn check_attached_port(&self, id: &Id, what: &str) -> Result<(), RegistryError> {
         let function = self.function(id)?;
         let Some(_) = function.spec.port() else {
-            let complaint = format!("function {id} is of a kind without a link");
+            let complaint = format!("function {id} is of a kind without {what}");
             return Err(RegistryError::Invalid(complaint));
         };
         match function.state {

@@ -7,8 +7,8 @@ use bluff_packet::Mac;
 
 use super::{
     Attach, DeviceSpec, FunctionKind, FunctionSpec, LIST_MAX, LimitSpec, MTU, NAMESPACES_MAX,
-    NSID_MAX, NamespaceSpec, NetworkSpec, PAIRS_MAX, PortSpec, SERIAL_MAX, TunnelSpec, UplinkSpec, VNI_MAX,
-    VTEPS_MAX,
+    NSID_MAX, NamespaceSpec, NetworkSpec, PAIRS_MAX, PortSpec, SERIAL_MAX, TunnelSpec, UplinkSpec,
+    VNI_MAX, VTEPS_MAX,
 };
 
 /// The longest name of a subsystem, in bytes (NVMe Base 2.1 §4.7).

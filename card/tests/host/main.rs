@@ -8,6 +8,7 @@
 //!
 //! `BLUFF_TEST_LONG=1` runs more rounds of each.
 
+mod capture;
 mod formats;
 mod kill;
 mod libblkio;

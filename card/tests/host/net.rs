@@ -29,19 +29,19 @@ const EVENT_IDX: u64 = 1 << 29;
 const RX: u16 = 0;
 const TX: u16 = 1;
 
-fn mac(n: u8) -> [u8; 6] {
+pub fn mac(n: u8) -> [u8; 6] {
     [2, 0, 0, 0, 0, n]
 }
 
 /// A frame of an experimental ethertype (IEEE 802 §9.2.3).
-fn frame(from: u8, to: [u8; 6], text: &str) -> Vec<u8> {
+pub fn frame(from: u8, to: [u8; 6], text: &str) -> Vec<u8> {
     let mut bytes = [&to[..], &mac(from), &[0x88, 0xb5], text.as_bytes()].concat();
     bytes.resize(bytes.len().max(60), 0);
     bytes
 }
 
 /// A guest with one pair of queues.
-struct Station {
+pub struct Station {
     number: u8,
     memory: Arc<Memory>,
     front_end: FrontEnd,
@@ -52,7 +52,7 @@ struct Station {
 }
 
 impl Station {
-    fn start(socket: &Path, number: u8) -> Self {
+    pub fn start(socket: &Path, number: u8) -> Self {
         let memory = Memory::flat(0x4000_0000, 4 << 20).unwrap();
         let features = Features {
             event_idx: true,
@@ -93,11 +93,11 @@ impl Station {
     }
 
     /// Sends a frame, and takes back what was sent before.
-    fn send(&mut self, to: [u8; 6], text: &str) {
+    pub fn send(&mut self, to: [u8; 6], text: &str) {
         self.send_frame(&frame(self.number, to, text));
     }
 
-    fn send_frame(&mut self, frame: &[u8]) {
+    pub fn send_frame(&mut self, frame: &[u8]) {
         while self.tx.pop_used().unwrap().is_some() {}
         let token = self.tx.positions().avail.index % RING;
         let at = self.places[usize::from(RING + token)];
@@ -111,7 +111,7 @@ impl Station {
     }
 
     /// What has been received.
-    fn received(&mut self) -> Option<Vec<u8>> {
+    pub fn received(&mut self) -> Option<Vec<u8>> {
         let used = self.rx.pop_used().expect("the device keeps the rules")?;
         let mut bytes = vec![0; used.written as usize];
         let token = used.token as u16;
@@ -129,7 +129,7 @@ impl Station {
     }
 
     /// Waits until all that it has sent is used.
-    fn settle(&mut self) {
+    pub fn settle(&mut self) {
         until("the end of what was sent", || {
             while self.tx.pop_used().unwrap().is_some() {}
             (self.tx.in_flight() == 0).then_some(())
@@ -148,7 +148,7 @@ fn cross_again(from: &mut Station, to: &mut Station, text: &str) {
 }
 
 /// Sends a frame, and waits for it.
-fn cross(from: &mut Station, to: &mut Station, text: &str) {
+pub fn cross(from: &mut Station, to: &mut Station, text: &str) {
     let (number, there) = (from.number, mac(to.number));
     from.send(there, text);
     let wanted = frame(number, there, text);
@@ -161,7 +161,7 @@ fn function(n: u8, network: &str, more: &str) -> String {
     )
 }
 
-fn local(card: &str) -> Place {
+pub fn local(card: &str) -> Place {
     Place::new(&format!(
         "[card]\npoll_us = 20\n{card}\n[network.blue]\n{}{}",
         function(1, "blue", ""),
@@ -292,13 +292,13 @@ fn what_a_front_end_is_offered() {
 }
 
 /// A port that nobody has now.
-fn free_port(local: IpAddr) -> u16 {
+pub fn free_port(local: IpAddr) -> u16 {
     let socket = UdpSocket::bind((local, 0)).unwrap();
     socket.local_addr().unwrap().port()
 }
 
 /// One of two cards that share a segment.
-fn tunnelled(here: u8, there: u8, kind: &str, port: u16, card: &str) -> Place {
+pub fn tunnelled(here: u8, there: u8, kind: &str, port: u16, card: &str) -> Place {
     Place::new(&format!(
         "[card]\npoll_us = 20\n{card}\n[network.blue]\nvni = 5001\ntunnel = \"{kind}\"\nvtep = \"127.0.0.{here}\"\nvteps = [\"127.0.0.{there}\"]\nport = {port}\n{}",
         function(here, "blue", "")
@@ -353,7 +353,13 @@ fn arp(op: u8) -> Vec<u8> {
     let to = if op == 1 { [0xff; 6] } else { CARD };
     let mut bytes = [&to[..], &OTHER, &[8, 6, 0, 1, 8, 0, 6, 4, 0, op]].concat();
     bytes.extend([&OTHER[..], &[10, 0, 0, 2]].concat());
-    bytes.extend([if op == 1 { [0; 6] } else { CARD }.as_slice(), &[10, 0, 0, 1]].concat());
+    bytes.extend(
+        [
+            if op == 1 { [0; 6] } else { CARD }.as_slice(),
+            &[10, 0, 0, 1],
+        ]
+        .concat(),
+    );
     bytes
 }
 
@@ -374,7 +380,8 @@ fn a_function_is_the_wire_of_tunnels() {
             let answer = until("an answer", || {
                 wire.send_frame(&arp(1));
                 wire.settle();
-                wire.received().filter(|f| f[12..14] == [8, 6] && f[21] == 2)
+                wire.received()
+                    .filter(|f| f[12..14] == [8, 6] && f[21] == 2)
             });
             assert_eq!(answer[..6], OTHER);
             assert_eq!(answer[22..32], [&CARD[..], &[10, 0, 0, 1]].concat());
@@ -400,7 +407,16 @@ fn a_function_is_the_wire_of_tunnels() {
             assert_eq!(outer[50..], frame(1, [0xff; 6], "to all"));
             // Back: from another station behind the other VTEP.
             let inner = frame(7, mac(1), "to one");
-            let back = [&outer[6..12], &outer[..6], &outer[12..26], &outer[30..34], &outer[26..30], &outer[34..50], &inner].concat();
+            let back = [
+                &outer[6..12],
+                &outer[..6],
+                &outer[12..26],
+                &outer[30..34],
+                &outer[26..30],
+                &outer[34..50],
+                &inner,
+            ]
+            .concat();
             let mut back = back;
             let lens = [(16, back.len() - 14), (38, back.len() - 34)];
             for (at, len) in lens {

@@ -78,6 +78,7 @@ pub fn run(workspace: &Workspace, options: &Options) -> Result<bool> {
 }
 
 fn native(workspace: &Workspace, options: &Options) -> Result<Tally> {
+    packages::ensure(packages::WITNESSES)?;
     let mut command = cargo_test(workspace, options.long);
     command.arg("--workspace");
     count(command)
@@ -97,7 +98,7 @@ fn aarch64(workspace: &Workspace) -> Result<Tally> {
     count(command)
 }
 
-/// The rings of both sides, interrupt lines and doorbells, with loom's atomics in the place of the machine's.
+/// The rings of both sides, interrupt lines, doorbells and the courier's bell, with loom's atomics in the place of the machine's.
 fn orders(workspace: &Workspace, options: &Options) -> Result<Tally> {
     let mut total = Tally::default();
     // The device's explorations are among its unit tests, the driver's in a program of their own.
@@ -106,6 +107,7 @@ fn orders(workspace: &Workspace, options: &Options) -> Result<Tally> {
         &["--package", "bluff-virtio-driver", "--test", "loom"],
         &["--package", "bluff-pci", "--lib", "explored"],
         &["--package", "bluff-nvme", "--lib", "explored"],
+        &["--package", "bluff-net", "--lib", "explored"],
     ] {
         let mut command = cargo_test(workspace, options.long);
         command.arg("--release").args(test);

@@ -86,6 +86,9 @@ proptest! {
                     };
                     prop_assert_eq!(fdb.see(key(k), place, seen), expected);
                     if expected.is_ok() && !model.get(&k).is_some_and(|e| e.fixed) {
+                        // Times do not go back where it stays.
+                        let before = model.get(&k).filter(|e| e.place == place);
+                        let seen = before.map_or(seen, |e| e.seen.max(seen));
                         model.insert(k, Entry { place, fixed: false, seen });
                     }
                 }
@@ -137,6 +140,109 @@ fn who_invents_addresses_does_not_fill_it() {
     }
     assert_eq!(fdb.learnt(), 0);
     assert!(fdb.table.load().slots.len() <= 8192);
+}
+
+/// A reactor notes an address's time in a table that is being renewed: the address lives as long as any.
+#[test]
+fn times_are_not_lost_when_the_table_is_renewed() {
+    let (one, here) = (key(1), Place::Port(1));
+    let limits = FdbLimits {
+        total: 1000,
+        each: 1000,
+    };
+    let seen = |fdb: &Fdb| fdb.find(one).map(|e| e.seen);
+    // It is noted between the copy and its publication.
+    let fdb = Fdb::new(3, limits);
+    fdb.see(one, here, 0).unwrap();
+    let old = fdb.table.load_full();
+    let (copy, _) = old.renewed();
+    fdb.see(one, here, 299).unwrap();
+    fdb.publish(&old, copy);
+    assert_eq!((seen(&fdb), fdb.age(301, 300)), (Some(299), 0));
+    // It is noted by a reactor that found the address in the old table, after the new one was published.
+    let fdb = Fdb::new(3, limits);
+    fdb.see(one, here, 0).unwrap();
+    let old = fdb.table.load_full();
+    for n in 2..1000 {
+        fdb.see(key(n), here, 300).unwrap();
+    }
+    assert!(!Arc::ptr_eq(&old, &fdb.table.load_full()), "renewed");
+    fdb.refresh(old, one, here, 299);
+    assert_eq!((seen(&fdb), fdb.age(301, 300)), (Some(299), 0));
+    // What moved, or was fixed, meanwhile is not touched.
+    let old = fdb.table.load_full();
+    fdb.see(one, Place::Port(2), 300).unwrap();
+    fdb.refresh(old.clone(), one, here, 305);
+    assert_eq!(seen(&fdb), Some(300));
+    fdb.fix(one, here);
+    fdb.refresh(old.clone(), one, here, 306);
+    assert_eq!(seen(&fdb), Some(0));
+    // Nor does it come back once it is forgotten.
+    fdb.forget(|_, _| true);
+    fdb.refresh(old, one, here, 307);
+    assert_eq!(seen(&fdb), None);
+}
+
+/// Reactors' clocks differ: who is behind does not make an address older.
+#[test]
+fn times_do_not_go_back() {
+    let fdb = Fdb::new(4, LIMITS);
+    for tick in [10, 11, 9, 0] {
+        fdb.see(key(1), Place::Port(1), tick).unwrap();
+    }
+    assert_eq!(fdb.find(key(1)).unwrap().seen, 11);
+    // They wrap.
+    fdb.see(key(2), Place::Port(1), u32::MAX).unwrap();
+    fdb.see(key(2), Place::Port(1), 1).unwrap();
+    assert_eq!(fdb.find(key(2)).unwrap().seen, 1);
+    assert_eq!(fdb.age(5, 3), 1, "the second; the first is far ahead");
+}
+
+/// All stations are seen in every tick while addresses come and go, so that tables are renewed: none of them is forgotten.
+#[test]
+fn who_is_seen_in_each_tick_is_not_forgotten() {
+    let limits = FdbLimits {
+        total: 5000,
+        each: 5000,
+    };
+    let fdb = Fdb::new(5, limits);
+    let stations = 20;
+    let (tick, over) = (std::sync::atomic::AtomicU32::new(0), AtomicBool::new(false));
+    for n in 0..stations {
+        fdb.see(key(n), Place::Port(1), 0).unwrap();
+    }
+    let done = [const { std::sync::atomic::AtomicU32::new(0) }; 2];
+    std::thread::scope(|s| {
+        for mine in &done {
+            let (fdb, tick, over) = (&fdb, &tick, &over);
+            s.spawn(move || {
+                while !over.load(Ordering::Relaxed) {
+                    let now = tick.load(Ordering::Relaxed);
+                    for n in 0..stations {
+                        let _ = fdb.see(key(n), Place::Port(1), now);
+                    }
+                    mine.store(now, Ordering::Release);
+                }
+            });
+        }
+        for now in 1..times(50, 5000) as u32 {
+            tick.store(now, Ordering::Relaxed);
+            // Others fill tables, and are forgotten.
+            for n in 0..400 {
+                let other = u64::from(now) * 1000 + 100 + n;
+                let _ = fdb.see(key(other), Place::Port(2), now);
+            }
+            while done.iter().any(|d| d.load(Ordering::Acquire) < now) {
+                std::thread::yield_now();
+            }
+            for n in 0..stations {
+                let found = fdb.find(key(n)).map(|e| e.seen);
+                assert_eq!(found, Some(now), "{n}");
+            }
+            fdb.forget(|_, e| e.place == Place::Port(2));
+        }
+        over.store(true, Ordering::Relaxed);
+    });
 }
 
 /// Readers never see an address where it has not been, while tables are renewed under them.

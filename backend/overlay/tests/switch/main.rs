@@ -1,5 +1,8 @@
 //! The switch between the ports of one card.
 
+mod capture;
+mod faults;
+mod hostile;
 mod rig;
 mod tunnels;
 mod udp;

@@ -17,25 +17,25 @@ use bluff_packet::{L3, L4, Mac, Vni, parse};
 
 use crate::rig::*;
 
-fn vni() -> Vni {
+pub fn vni() -> Vni {
     Vni::new(5001).unwrap()
 }
 
-fn link(n: u8) -> Mac {
+pub fn link(n: u8) -> Mac {
     Mac([6, 0, 0, 0, 0, n])
 }
 
-struct Card {
-    rig: Rig,
-    underlay: Arc<WireUnderlay>,
+pub struct Card {
+    pub rig: Rig,
+    pub underlay: Arc<WireUnderlay>,
     /// What the card sends on its link.
-    out: Receiver<Vec<u8>>,
+    pub out: Receiver<Vec<u8>>,
     /// Where the link's frames go in.
-    lane: Box<dyn Lane>,
+    pub lane: Box<dyn Lane>,
     _registration: Registration,
 }
 
-fn card(n: u8, local: IpAddr, others: &[IpAddr], kind: TunnelKind, mtu: u16) -> Card {
+pub fn card(n: u8, local: IpAddr, others: &[IpAddr], kind: TunnelKind, mtu: u16) -> Card {
     let mut rig = Rig::default();
     let underlay = WireUnderlay::new(WireOptions {
         local,
@@ -66,20 +66,20 @@ fn card(n: u8, local: IpAddr, others: &[IpAddr], kind: TunnelKind, mtu: u16) -> 
     }
 }
 
-fn addresses(v6: bool) -> [IpAddr; 2] {
+pub fn addresses(v6: bool) -> [IpAddr; 2] {
     match v6 {
         false => [[10, 0, 0, 1].into(), [10, 0, 0, 2].into()],
         true => ["fd00::1".parse().unwrap(), "fd00::2".parse().unwrap()],
     }
 }
 
-fn pair(kind: TunnelKind, v6: bool) -> (Card, Card) {
+pub fn pair(kind: TunnelKind, v6: bool) -> (Card, Card) {
     let [a, b] = addresses(v6);
     (card(1, a, &[b], kind, 1600), card(2, b, &[a], kind, 1600))
 }
 
 /// Carries frames from each card to the other until there are none; gives all that were carried.
-fn carry(a: &mut Card, b: &mut Card, now: Instant) -> Vec<Vec<u8>> {
+pub fn carry(a: &mut Card, b: &mut Card, now: Instant) -> Vec<Vec<u8>> {
     let mut all = Vec::new();
     loop {
         let there: Vec<_> = a.out.try_iter().collect();
@@ -346,7 +346,10 @@ fn what_the_wire_completes_is_left_to_it() {
     let tcp = Offloads::CSUM | Offloads::TSO4;
     assert_eq!(lens(&a, tcp, 60_000), [60_000]);
     assert_eq!(lens(&a, Offloads::CSUM, 3_500), [1000, 1000, 1000, 500]);
-    assert_eq!(lens(&a, Offloads::CSUM | Offloads::TSO6, 1_500), [1000, 500]);
+    assert_eq!(
+        lens(&a, Offloads::CSUM | Offloads::TSO6, 1_500),
+        [1000, 500]
+    );
     // Of more than one outer packet takes: two, cut where segments begin.
     assert_eq!(lens(&a, tcp, 65_450), [33_000, 32_450]);
     // Segments that the link does not take are dropped, whoever cuts them.
@@ -394,7 +397,10 @@ fn f02_offloads_of_hostile_outer_frames() {
     // Over the inner addresses: they are changed before they are looked at.
     send_left(&mut *b.lane, now, &outer, csum(partial(50, 0)));
     let got = second.got();
-    assert!(got.iter().all(|f| f[..6] != mac(2).0 && f[6..] == inner[6..]));
+    assert!(
+        got.iter()
+            .all(|f| f[..6] != mac(2).0 && f[6..] == inner[6..])
+    );
     let bad = [
         csum(partial(84, 250)),
         csum(partial(u16::MAX, u16::MAX)),
@@ -454,10 +460,60 @@ fn a_wire_becomes_another_station() {
     carry(&mut a, &mut b, now);
     first.send(&frame);
     let outer = carry(&mut a, &mut b, now).pop().unwrap();
-    assert_eq!((&outer[..6], &outer[36..38]), (&link(8).0[..], &[0x12, 0xb6][..]));
+    assert_eq!(
+        (&outer[..6], &outer[36..38]),
+        (&link(8).0[..], &[0x12, 0xb6][..])
+    );
     assert_eq!(second.got(), [frame.clone()]);
     // Nobody's address: nothing of the old one is used.
     b.underlay.set_options(options(9));
     send(&mut *b.lane, now, &[&outer], None);
     assert!(second.got().is_empty());
+}
+
+/// The tenant's marks of congestion go out, those of the underlay come in; its priorities and hops stay its own (RFC 6040).
+#[test]
+fn congestion_marks_cross_the_tunnel() {
+    for v6 in [false, true] {
+        let (mut a, mut b) = pair(TunnelKind::Vxlan, v6);
+        let mut first = a.rig.station(1);
+        let second = b.rig.station(2);
+        let now = a.rig.now;
+        first.send(&plain(mac(2), mac(1), b"find"));
+        carry(&mut a, &mut b, now);
+        for (inner, outer, wanted) in [
+            (0, 0, Some(0)),
+            (0, 3, None),
+            (1, 3, Some(3)),
+            (2, 2, Some(2)),
+            (2, 1, Some(1)),
+            (2, 3, Some(3)),
+            (3, 0, Some(3)),
+        ] {
+            let with = |mark: u8| {
+                let mut frame = udp4(mac(2), mac(1), [10, 9, 0, 1], [5, 6], 100);
+                (frame[15], frame[22]) = (0xb8 | mark, 9);
+                bluff_packet::checksum::fill_ipv4_header(&mut frame[14..34]);
+                frame
+            };
+            first.send(&with(inner));
+            let mut wrapped = a.out.try_recv().unwrap();
+            let packet = parse(&wrapped, wrapped.len()).unwrap();
+            let (class, hops) = match packet.l3 {
+                L3::Ipv4(ip) => (ip.tos, ip.ttl),
+                L3::Ipv6(ip) => (ip.traffic_class, ip.hop_limit),
+                other => panic!("{other:?}"),
+            };
+            assert_eq!((class, hops), (inner, 64), "the mark, and nothing else");
+            match v6 {
+                true => wrapped[15] ^= (inner ^ outer) << 4,
+                false => wrapped[15] ^= inner ^ outer,
+            }
+            let drops = b.underlay.drops().received.get(Cause::Congested);
+            send(&mut *b.lane, now, &[&wrapped], None);
+            assert_eq!(second.got(), Vec::from_iter(wanted.map(with)));
+            let dropped = b.underlay.drops().received.get(Cause::Congested) - drops;
+            assert_eq!(dropped, u64::from(wanted.is_none()));
+        }
+    }
 }

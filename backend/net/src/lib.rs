@@ -31,6 +31,7 @@ mod outlet;
 mod pair;
 mod port;
 mod segment;
+mod steering;
 #[cfg(test)]
 mod tests;
 
@@ -40,4 +41,5 @@ pub use frame::{BATCH, Batch, Frame, HEAD, HEAD_MAX, HEADROOM, Lent, MAX_FRAME};
 pub use offload::{Csum, Gso, GsoKind, Offload, Offloads};
 pub use outlet::{Outlet, Receive, Registration, all_of, distribute, places};
 pub use pair::{Null, Pair};
-pub use port::{Attributes, Lane, NetError, Port, Receivers, Steering};
+pub use port::{Attributes, Lane, NetError, Port, Receivers};
+pub use steering::{Flows, RssHash, RssTable, Steering};

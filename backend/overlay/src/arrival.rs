@@ -84,7 +84,10 @@ impl Arrival {
             .as_slice()
             .first()
             .map_or(0, |tag| tag.vlan());
-        frame.hash = self.network.hasher.hash(&FlowKey::new(&packet));
+        frame.hash = self
+            .network
+            .hasher
+            .hash(&FlowKey::new(&packet).either_way());
         frame.packet = Some(packet);
         let fdb = &self.network.fdb;
         // An address of this card does not come from another.

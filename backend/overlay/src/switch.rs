@@ -98,7 +98,10 @@ impl Switch {
                 .first()
                 .map_or(0, |tag| tag.vlan()),
         };
-        frame.hash = self.network.hasher.hash(&FlowKey::new(&packet));
+        frame.hash = self
+            .network
+            .hasher
+            .hash(&FlowKey::new(&packet).either_way());
         let (source, to) = (packet.l2.src(), packet.l2.dst());
         let here = Place::Port(self.member.number);
         // What cannot be learnt is flooded later; it is no reason to drop a frame. But where an address is known to be elsewhere for

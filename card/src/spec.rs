@@ -13,8 +13,8 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 pub use net::{
-    FdbSpec, LIST_MAX, LimitSpec, MTU, MTU_LOCAL, MTU_TUNNEL, NetworkSpec, PAIRS_MAX, PortSpec,
-    Text, Tunnel, TunnelSpec, Underlay, VNI_MAX, VTEPS_MAX,
+    FdbSpec, LIST_MAX, LimitSpec, MTU, MTU_LOCAL, MTU_TUNNEL, NetworkSpec, PAIRS_CONTROLLED_MAX,
+    PAIRS_MAX, PortSpec, Text, Tunnel, TunnelSpec, Underlay, VNI_MAX, VTEPS_MAX,
 };
 pub use rules::{
     attach_mistake, count_mistake, mac_mistake, nqn_mistake, serial_mistake, vlan_mistake,

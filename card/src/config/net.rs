@@ -13,7 +13,8 @@ use super::{Names, Placed, Reader};
 use crate::kinds::list;
 use crate::spec::{
     DeviceSpec, FdbSpec, Id, LIST_MAX, LimitSpec, MTU, MTU_LOCAL, MTU_TUNNEL, NetworkSpec,
-    PortSpec, Text, Tunnel, TunnelSpec, Underlay, VNI_MAX, VTEPS_MAX, mac_mistake,
+    PAIRS_CONTROLLED_MAX, PortSpec, Text, Tunnel, TunnelSpec, Underlay, VNI_MAX, VTEPS_MAX,
+    mac_mistake,
 };
 use crate::units::parse_bit_rate;
 
@@ -143,8 +144,17 @@ impl Reader<'_> {
         &mut self,
         id: &Id,
         section: &mut Section<'_>,
+        queues: u16,
         names: &mut Names,
     ) -> Option<DeviceSpec> {
+        let control_queue = section.boolean("control_queue", self.sink);
+        let control_queue = control_queue.unwrap_or(false);
+        if control_queue && queues > PAIRS_CONTROLLED_MAX {
+            let complaint =
+                format!("with `control_queue` at most {PAIRS_CONTROLLED_MAX} pairs can be named");
+            let (place, key) = (section.place("queues"), section.key("queues"));
+            self.sink.add(place, &key, complaint);
+        }
         let mac = section.text("mac", self.sink);
         let span = mac.as_ref().map_or(section.span(), Spanned::span);
         let key = section.key("mac");
@@ -178,6 +188,7 @@ impl Reader<'_> {
             allowed,
             limit,
             vlan,
+            control_queue,
             unplugged: false,
         };
         names.ports.push(Placed {

@@ -289,6 +289,7 @@ impl Data {
             pairs: spec.queues,
             mac: mac.0,
             speed: None,
+            control_queue: port.control_queue,
             poll,
             reactors: order
                 .iter()

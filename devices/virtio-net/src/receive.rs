@@ -22,7 +22,10 @@ use bluff_virtio::{
 };
 use zerocopy::IntoBytes;
 
+use crate::coalesce::Coalescer;
 use crate::header::header;
+use crate::policy::Follower;
+use crate::settings::Coalescing;
 use crate::shared::Shared;
 use crate::spec::{HashReport, Header, feature};
 use crate::transmit::{State, apply};
@@ -31,6 +34,8 @@ use crate::transmit::{State, apply};
 const DESCRIPTORS: usize = 4096;
 /// Chains that are kept to be filled again: of what a driver had, as they keep the size that they have grown to.
 const FREE: usize = 64;
+/// The timer of what the driver was not told of.
+pub(crate) const COALESCED: u16 = 1;
 /// How long the first frame that waits may stay the first: then the driver does not want it, or can never have room for it.
 const STUCK: Duration = Duration::from_secs(1);
 
@@ -41,31 +46,23 @@ pub(crate) struct Shape {
     pub(crate) header: usize,
     /// A frame may go into several buffers.
     pub(crate) mergeable: bool,
-    /// What the driver takes.
-    pub(crate) takes: Offloads,
+    /// Entries of the ring.
+    size: u16,
 }
 
 impl Shape {
-    pub(crate) fn new(features: u64) -> Self {
-        let all = [
-            (feature::GUEST_CSUM, Offloads::CSUM),
-            (feature::GUEST_TSO4, Offloads::TSO4),
-            (feature::GUEST_TSO6, Offloads::TSO6),
-            (feature::GUEST_ECN, Offloads::ECN),
-            (feature::GUEST_USO4, Offloads::USO4),
-            (feature::GUEST_USO6, Offloads::USO6),
-        ];
-        let taken = all.into_iter().filter(|(bit, _)| features & bit != 0);
-        let takes: Offloads = taken.map(|(_, it)| it).collect();
+    /// Of a ring of `size` entries.
+    pub(crate) fn new(features: u64, size: u16) -> Self {
         Self {
+            size,
             header: header_len(features),
             mergeable: features & feature::MRG_RXBUF != 0,
-            // Segments come with checksums that have to be completed (§5.1.3.1).
-            takes: match takes.contains(Offloads::CSUM) {
-                true => takes,
-                false => Offloads::empty(),
-            },
         }
+    }
+
+    /// Whether each frame comes with its hash.
+    fn reports(&self) -> bool {
+        self.header == HEADER_MAX
     }
 }
 
@@ -105,8 +102,12 @@ pub(crate) struct Inward {
     open: bool,
     /// Wakes the worker.
     waker: Waker,
-    /// Something is to be published.
-    dirty: bool,
+    /// Frames and chains that are to be published.
+    done: (u32, u32),
+    /// What the driver has set.
+    follower: Follower,
+    /// What the driver was not told of.
+    coalescer: Coalescer,
     /// Where frames are changed for this driver.
     scratch: Option<Box<Batch>>,
     /// What was wrong with the ring; the worker says it.
@@ -154,7 +155,7 @@ impl Inward {
 
     fn complete(&mut self, chain: Chain, written: usize) {
         with_ring!(&mut self.queue, ring => ring.complete(&chain, written as u32));
-        self.dirty = true;
+        self.done.1 += 1;
         if self.free.len() < FREE {
             self.free.push(chain);
         }
@@ -182,9 +183,13 @@ impl Inward {
             return Ok(Put::TooLong);
         }
         let mut bytes = [0; HEADER_MAX];
-        let mut first = header(&frame.offload, self.shape.takes.contains(Offloads::CSUM));
+        let mut first = header(&frame.offload, self.takes().contains(Offloads::CSUM));
         first.num_buffers.set(buffers);
         bytes[..size_of::<Header>()].copy_from_slice(first.as_bytes());
+        if self.shape.reports() {
+            let report = self.report(frame);
+            bytes[size_of::<Header>()..].copy_from_slice(report.as_bytes());
+        }
         let before = &bytes[..self.shape.header];
         let mut done = 0;
         for _ in 0..looked {
@@ -199,18 +204,61 @@ impl Inward {
         }
         self.return_useless();
         self.counters.received.passed(1, frame.len() as u64);
+        self.done.0 += 1;
         Ok(Put::Done)
+    }
+
+    /// What the driver takes of a frame undone.
+    #[inline]
+    fn takes(&self) -> Offloads {
+        self.follower.policy().takes
+    }
+
+    /// The hash of a frame, as it is given to the driver (§5.1.6.4.4).
+    fn report(&self, frame: &Frame) -> HashReport {
+        let hash = self.follower.policy().report.as_ref();
+        let rss = hash.and_then(|hash| hash.of(frame));
+        rss.map_or_else(HashReport::default, |rss| HashReport {
+            value: rss.value.into(),
+            report: (rss.report as u16).into(),
+            ..HashReport::default()
+        })
+    }
+
+    /// Takes over what the driver has set since the last look.
+    #[inline]
+    fn refresh(&mut self) -> Result<(), RingError> {
+        let before = self.takes();
+        if !self.follower.refresh() {
+            return Ok(());
+        }
+        self.coalescer
+            .set(limits(&self.follower, self.line.index()));
+        if self.takes() == before || self.backlog.is_empty() {
+            return Ok(());
+        }
+        // Those that wait were made for what it took before.
+        self.budget = DESCRIPTORS;
+        let mut waiting = std::mem::take(&mut self.backlog);
+        let mut result = Ok(());
+        waiting.drain(|batch, i| {
+            if result.is_ok() {
+                result = self.offer(&batch, i);
+            }
+            true
+        });
+        result
     }
 
     /// Takes a frame: to the ring, or behind those that wait. `false`: it has to wait, and there is no room.
     fn offer(&mut self, batch: &Batch, i: usize) -> Result<(), RingError> {
         let frame = &batch.frames()[i];
         let needs = frame.offload.needs(is_ipv4(frame));
-        if self.shape.takes.contains(needs) {
+        if self.takes().contains(needs) {
             return self.queue_up(batch, i);
         }
         let mut scratch = self.scratch.take().unwrap_or_default();
-        let complete = !self.shape.takes.contains(Offloads::CSUM);
+        let complete = !self.takes().contains(Offloads::CSUM);
         let mut result = Ok(());
         let mut each = |mut batch: Lent<'_>| {
             for i in 0..batch.frames().len() {
@@ -238,6 +286,13 @@ impl Inward {
         scratch.clear();
         self.scratch = Some(scratch);
         result
+    }
+
+    /// Whether the driver has not filtered it out.
+    #[inline]
+    fn wants(&self, frame: &Frame) -> bool {
+        let settings = &self.follower.policy().settings;
+        settings.mode.promisc || settings.wants_frame(frame.head())
     }
 
     fn queue_up(&mut self, batch: &Batch, i: usize) -> Result<(), RingError> {
@@ -286,11 +341,39 @@ impl Inward {
     }
 
     fn publish(&mut self) {
-        if self.broken {
+        let (frames, chains) = std::mem::take(&mut self.done);
+        if self.broken || chains == 0 {
             return;
         }
-        if std::mem::take(&mut self.dirty) && with_ring!(&mut self.queue, ring => ring.publish()) {
+        if !self.coalescer.is_on() && !self.coalescer.is_pending() {
+            if with_ring!(&mut self.queue, ring => ring.publish()) {
+                self.line.notify();
+            }
+            return;
+        }
+        with_ring!(&mut self.queue, ring => ring.publish_quietly());
+        if self.coalescer.count(frames, chains, Instant::now) {
+            self.tell();
+        } else if self.coalescer.wants_timer() {
+            // Its worker sets one.
+            self.waker.wake();
+        }
+    }
+
+    /// Tells the driver of what was used, where it wants to be told.
+    fn tell(&mut self) {
+        self.coalescer.told();
+        if !self.broken && with_ring!(&mut self.queue, ring => ring.wants_notification()) {
             self.line.notify();
+        }
+    }
+
+    /// Tells the driver of what it was not told of yet, where it is time.
+    fn tell_due(&mut self, cx: &mut Context<'_>) {
+        if self.coalescer.is_due(cx.now()) {
+            self.tell();
+        } else if let Some(at) = self.coalescer.timer(cx.now()) {
+            cx.timer(cx.id(), at, COALESCED);
         }
     }
 
@@ -312,6 +395,9 @@ impl Inward {
             self.free.push(chain);
         }
         self.publish();
+        if self.coalescer.is_pending() {
+            self.tell();
+        }
     }
 
     fn position(&self) -> StoppedQueue {
@@ -339,13 +425,29 @@ impl Receive for Inward {
             return drops.add(Cause::LinkDown, which.len() as u64);
         }
         self.budget = DESCRIPTORS;
+        if let Err(e) = self.refresh() {
+            return self.fail(e);
+        }
+        let mut unwanted = 0;
         for i in which {
-            if let Err(e) = self.offer(batch, usize::from(*i)) {
+            let i = usize::from(*i);
+            if !self.wants(&batch.frames()[i]) {
+                unwanted += 1;
+            } else if let Err(e) = self.offer(batch, i) {
                 return self.fail(e);
             }
         }
+        if unwanted > 0 {
+            self.counters.received.drops.add(Cause::Filtered, unwanted);
+        }
         self.publish();
     }
+}
+
+/// When a queue's driver is to be told.
+pub(crate) fn limits(follower: &Follower, queue: u16) -> Coalescing {
+    let all = &follower.policy().settings.coalescing;
+    all.get(usize::from(queue)).copied().unwrap_or_default()
 }
 
 /// The worker of a receive queue.
@@ -370,6 +472,8 @@ impl Receiving {
     ) -> Self {
         let Wiring { line, mailbox } = wiring;
         let pair = line.index() / 2;
+        let waker = cx.waker(cx.id());
+        let follower = shared.board.follow(line.index(), waker.clone());
         let inward = Rc::new(RefCell::new(Inward {
             queue,
             line,
@@ -379,8 +483,10 @@ impl Receiving {
             free: Vec::new(),
             backlog: Backlog::default(),
             open: enabled,
-            waker: cx.waker(cx.id()),
-            dirty: false,
+            waker,
+            done: (0, 0),
+            coalescer: Coalescer::new(limits(&follower, 2 * pair), shape.size),
+            follower,
             scratch: None,
             error: None,
             broken: false,
@@ -449,6 +555,7 @@ impl Actor for Receiving {
         match event {
             Event::Ready { .. } => self.inward.borrow().line.kicked(),
             Event::Woken => self.take_messages(cx),
+            Event::Timer { token: COALESCED } => self.inward.borrow_mut().coalescer.timer_came(),
             Event::Timer { .. } => self.inward.borrow_mut().give_up_stuck(cx.now()),
         }
         let inward = &mut *self.inward.borrow_mut();
@@ -457,17 +564,24 @@ impl Actor for Receiving {
         }
     }
 
-    fn turn(&mut self, _: &mut Context<'_>) -> Turn {
+    fn turn(&mut self, cx: &mut Context<'_>) -> Turn {
         if self.state == State::Stopped {
             return Turn::Done;
         }
         let mut inward = self.inward.borrow_mut();
         let mut worked = false;
-        if inward.open {
-            match inward.flush() {
+        if !inward.broken {
+            let refreshed = inward.refresh();
+            let flushed = match (refreshed, inward.open) {
+                (Ok(()), true) => inward.flush(),
+                (refreshed, _) => refreshed.map(|()| false),
+            };
+            match flushed {
                 Ok(some) => worked = some,
                 Err(e) => inward.fail(e),
             }
+            inward.publish();
+            inward.tell_due(cx);
         }
         if let Some(e) = inward.error.take() {
             inward.line.broken(&e);

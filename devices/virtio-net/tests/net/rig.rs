@@ -161,6 +161,7 @@ impl Guest {
             pairs,
             mac: MAC,
             speed: Some(25_000),
+            control_queue: true,
             poll: Poll::Never,
             reactors: vec![reactor.handle()],
         };

@@ -291,6 +291,55 @@ fn what_a_front_end_is_offered() {
     daemon.terminate();
 }
 
+/// What only a function whose front end hands the control queue over offers: CTRL_RX, CTRL_VLAN, RSS among others (virtio 1.3 §5.1.3).
+const BY_CONTROL: u64 =
+    1 << 2 | 1 << 18 | 1 << 19 | 1 << 20 | 1 << 23 | 1 << 52 | 1 << 53 | 1 << 57 | 1 << 60;
+/// CTRL_VQ, STATUS, GUEST_ANNOUNCE, CTRL_MAC_ADDR.
+const CONTROLLED: u64 = 1 << 17 | 1 << 16 | 1 << 21 | 1 << 23;
+
+#[test]
+fn what_a_control_queue_has_set_outlives_the_data_half() {
+    let place = Place::new(&format!(
+        "[card]\ndata = \"process\"\n[network.blue]\n{}{}",
+        function(1, "blue", "control_queue = true"),
+        function(2, "blue", "")
+    ));
+    let daemon = place.start();
+    let memory = Memory::flat(0x4000_0000, 1 << 20).unwrap();
+    let features = Features::default();
+    let mut options = Options::new(ring_features(features, false));
+    (options.queues, options.queue_size) = (3, RING);
+    let mut other = FrontEnd::connect(&place.socket("net2"), &memory, options.clone()).unwrap();
+    let offered = other.frontend().get_features().unwrap();
+    assert_eq!(offered & BY_CONTROL, 0, "not said of this one");
+    options.device_features = MAC_FEATURE | CONTROLLED;
+    let mut front_end = FrontEnd::connect(&place.socket("net1"), &memory, options).unwrap();
+    let offered = front_end.frontend().get_features().unwrap();
+    assert_eq!(offered & BY_CONTROL, BY_CONTROL);
+    let mut queues: Vec<_> = (0..3)
+        .map(|_| SplitDriver::new(&memory, &Config::new(RING, features)).unwrap())
+        .collect();
+    for (index, queue) in queues.iter().enumerate() {
+        front_end.start(index as u16, queue, 0).unwrap();
+    }
+    let at = memory.alloc(64, 64).unwrap();
+    let set = [1, 1, 2, 9, 9, 9, 9, 9];
+    memory.write(at, &set).unwrap();
+    let chain = [Buffer::readable(at, 8), Buffer::writable(at + 32, 1)];
+    queues[2].add(&chain, false, 0).unwrap();
+    if queues[2].publish() {
+        front_end.kick(2);
+    }
+    let used = until("the answer", || queues[2].pop_used().unwrap());
+    assert_eq!(used.written, 1);
+    assert_eq!(front_end.config(8).unwrap(), [2, 9, 9, 9, 9, 9, 1, 0]);
+    daemon.kill_data_half();
+    // It asks its driver to say where it is, too.
+    assert_eq!(front_end.config(8).unwrap(), [2, 9, 9, 9, 9, 9, 3, 0]);
+    drop((front_end, other));
+    daemon.terminate();
+}
+
 /// A port that nobody has now.
 fn free_port(local: IpAddr) -> u16 {
     let socket = UdpSocket::bind((local, 0)).unwrap();

@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use bluff_reactor::{Actor, Context, Event, Handle, Turn, Waker};
 use bluff_virtio::{
@@ -18,6 +19,9 @@ use crate::transmit::{State, apply};
 
 /// Commands of one turn.
 const COMMANDS: usize = 8;
+
+/// Settings are recorded no more often.
+const RECORDED: Duration = Duration::from_millis(10);
 
 /// Asks reactors whether they are done with what was in force. Each has a share of it; when the last is gone, whether it was used or dropped, the worker is woken.
 struct Fence {
@@ -63,6 +67,10 @@ pub(crate) struct Commands {
     waker: Waker,
     /// What `chain` waits for.
     waiting: Option<Waiting>,
+    /// Something was set that nobody who records it was told of.
+    unsaved: bool,
+    /// Before then they are not told again.
+    quiet_until: Option<Instant>,
 }
 
 /// What the control queue works on.
@@ -104,10 +112,25 @@ impl Commands {
             reactors,
             waker,
             waiting: None,
+            unsaved: false,
+            quiet_until: None,
         }
     }
 
-    fn serve(&mut self) -> Result<bool, RingError> {
+    /// Has what was set recorded: at once, and then no more often than makes sense, whatever the driver does.
+    fn tell_changed(&mut self, cx: &mut Context<'_>) {
+        let now = cx.now();
+        if !self.unsaved || self.quiet_until.is_some_and(|until| now < until) {
+            return;
+        }
+        self.unsaved = false;
+        (self.tell)(DeviceEvent::StateChanged);
+        let until = now + RECORDED;
+        self.quiet_until = Some(until);
+        cx.timer(cx.id(), until, 0);
+    }
+
+    fn serve(&mut self, cx: &mut Context<'_>) -> Result<bool, RingError> {
         let mut worked = false;
         if let Some(waiting) = &self.waiting {
             // Acquire: see `Fence`.
@@ -124,6 +147,7 @@ impl Commands {
                 Pop::Chain => {
                     let (answer, changed) = self.obey();
                     worked = true;
+                    self.tell_changed(cx);
                     if changed && !self.reactors.is_empty() {
                         self.waiting = Some(self.fence(answer));
                         break;
@@ -216,6 +240,7 @@ impl Commands {
                 1
             }
         };
+        self.unsaved |= changed || news;
         (Answer { bytes, len }, changed)
     }
 
@@ -262,13 +287,14 @@ impl Actor for Commands {
         }
     }
 
-    fn turn(&mut self, _: &mut Context<'_>) -> Turn {
+    fn turn(&mut self, cx: &mut Context<'_>) -> Turn {
+        self.tell_changed(cx);
         match self.state {
             State::Stopped => return Turn::Done,
             State::Running if self.enabled => {}
             State::Running | State::Waiting(_) | State::Broken => return Turn::Idle,
         }
-        match self.serve() {
+        match self.serve(cx) {
             Ok(true) => Turn::Worked,
             Ok(false) => Turn::Idle,
             Err(e) => {

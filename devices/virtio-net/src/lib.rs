@@ -22,6 +22,8 @@ pub mod config;
 mod control;
 mod control_queue;
 mod device;
+#[doc(hidden)]
+pub mod fuzzing;
 mod header;
 mod policy;
 mod receive;

@@ -361,7 +361,7 @@ impl Reader<'_> {
         }
         let device = match kind {
             Some(FunctionKind::VirtioBlk) => self.virtio_blk(section, names),
-            Some(FunctionKind::VirtioNet) => self.virtio_net(id, section, names),
+            Some(FunctionKind::VirtioNet) => self.virtio_net(id, section, queues, names),
             Some(FunctionKind::Uplink) => Some(self.uplink(section)),
             Some(FunctionKind::Nvme) => self.nvme(section, names),
             // What the rest should be depends on it.

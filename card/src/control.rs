@@ -148,7 +148,7 @@ pub enum Response {
     /// All functions, by ID.
     Functions(Vec<FunctionEntry>),
     /// One function.
-    Function(FunctionEntry),
+    Function(Box<FunctionEntry>),
     /// All volumes, by ID.
     Volumes(Vec<VolumeEntry>),
     /// One volume, as it is now.
@@ -158,7 +158,7 @@ pub enum Response {
     /// All networks, by ID.
     Networks(Vec<NetworkEntry>),
     /// One network.
-    Network(NetworkEntry),
+    Network(Box<NetworkEntry>),
     /// The addresses that a network knows, by VLAN and address.
     Addresses(Vec<AddressEntry>),
     /// What passes a place is being kept, and follows.

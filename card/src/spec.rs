@@ -14,7 +14,8 @@ use std::str::FromStr;
 
 pub use net::{
     BadUnderlay, FdbSpec, LIST_MAX, LimitSpec, MTU, MTU_LOCAL, MTU_TUNNEL, MTU_UPLINK, NetworkSpec,
-    PAIRS_MAX, PortSpec, Text, Tunnel, TunnelSpec, Underlay, UplinkSpec, VNI_MAX, VTEPS_MAX,
+    PAIRS_CONTROLLED_MAX, PAIRS_MAX, PortSpec, Text, Tunnel, TunnelSpec, Underlay, UplinkSpec,
+    VNI_MAX, VTEPS_MAX,
 };
 pub use rules::{
     attach_mistake, count_mistake, mac_mistake, nqn_mistake, serial_mistake, vlan_mistake,

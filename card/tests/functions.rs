@@ -146,7 +146,7 @@ fn function(client: &mut Client, id: &str) -> FunctionEntry {
         })
         .unwrap()
     {
-        Response::Function(function) => function,
+        Response::Function(function) => *function,
         other => panic!("{other:?}"),
     }
 }

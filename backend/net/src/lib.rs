@@ -33,6 +33,7 @@ mod outlet;
 mod pair;
 mod port;
 mod segment;
+mod steering;
 mod sync;
 #[cfg(all(test, not(loom)))]
 mod tests;
@@ -43,4 +44,5 @@ pub use frame::{BATCH, Batch, Frame, HEAD, HEAD_MAX, HEADROOM, Lent, MAX_FRAME};
 pub use offload::{Csum, Gso, GsoKind, Offload, Offloads};
 pub use outlet::{Outlet, Receive, Registration, all_of, distribute, places};
 pub use pair::{Null, Pair};
-pub use port::{Attributes, Lane, NetError, Port, Receivers, Steering};
+pub use port::{Attributes, Lane, NetError, Port, Receivers};
+pub use steering::{Flows, RssHash, RssTable, Steering};

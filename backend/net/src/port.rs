@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use bluff_reactor::Context;
 
-use crate::{Frame, Lent, Offloads, Outlet};
+use crate::{Frame, Lent, Offloads, Outlet, Steering};
 
 /// Why a port cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -68,13 +68,6 @@ pub trait Lane {
     fn send(&mut self, now: Instant, batch: Lent<'_>);
 }
 
-/// How the receive queue of a frame is found.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Steering {
-    /// By the hash of its flow, among the first so many queues.
-    Spread(u16),
-}
-
 /// Where frames for a function go.
 #[derive(Clone, Debug)]
 pub struct Receivers {
@@ -96,9 +89,7 @@ impl Receivers {
     /// Where `frame` goes.
     #[inline]
     pub fn outlet(&self, frame: &Frame) -> Option<&Outlet> {
-        let Steering::Spread(n) = self.steering;
-        // By the upper bits: a multiplication in place of a division (Lemire).
-        let queue = (u64::from(frame.hash) * u64::from(n)) >> 32;
-        self.queues.get(queue as usize)?.as_ref()
+        let queue = self.steering.queue(frame);
+        self.queues.get(usize::from(queue))?.as_ref()
     }
 }

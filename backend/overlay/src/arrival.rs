@@ -90,7 +90,10 @@ impl Arrival {
             .as_slice()
             .first()
             .map_or(0, |tag| tag.vlan());
-        frame.hash = self.network.hasher.hash(&FlowKey::new(&packet));
+        frame.hash = self
+            .network
+            .hasher
+            .hash(&FlowKey::new(&packet).either_way());
         frame.packet = Some(packet);
         // An address of this card does not come from another.
         if let Err(Refused::Fixed) = fdb.see(Key::new(source.0, vlan), Place::Vtep(from), tick) {

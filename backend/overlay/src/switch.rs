@@ -93,7 +93,8 @@ impl Switch {
         let tagged = packet.l2.tags.as_slice().first();
         let (source, to) = (packet.l2.src(), packet.l2.dst());
         let mut vlan = tagged.map_or(0, |tag| tag.vlan());
-        frame.hash = self.network.hasher.hash(&FlowKey::new(packet));
+        let flow = FlowKey::new(packet).either_way();
+        frame.hash = self.network.hasher.hash(&flow);
         if let Some(own) = self.member.rules.vlan {
             let [a, b] = own.to_be_bytes();
             frame.insert(ADDRESSES, &[0x81, 0, a, b]);

@@ -60,6 +60,30 @@ impl FlowKey {
         key
     }
 
+    /// The key that the flow has in common with the flow of the answers: its two ends in an order of their own.
+    #[inline]
+    pub fn either_way(mut self) -> Self {
+        let [a, b, c, d, e, f, g, h] = self.addresses;
+        let (src, dst, swapped) = match self.kind & IPV6 {
+            IPV4 => (u128::from(a), u128::from(b), [b, a, c, d, e, f, g, h]),
+            MACS => (
+                wide([0, 0, a, b]),
+                wide([0, 0, c, d]),
+                [c, d, a, b, e, f, g, h],
+            ),
+            _ => (
+                wide([a, b, c, d]),
+                wide([e, f, g, h]),
+                [e, f, g, h, a, b, c, d],
+            ),
+        };
+        let ports = self.ports.rotate_left(16);
+        if (dst, ports) < (src, self.ports) {
+            (self.addresses, self.ports) = (swapped, ports);
+        }
+        self
+    }
+
     fn of_link(frame: &Frame) -> Self {
         let (src, dst) = (frame.l2.src().bits(), frame.l2.dst().bits());
         Self {
@@ -77,6 +101,11 @@ impl FlowKey {
             ],
         }
     }
+}
+
+#[inline(always)]
+fn wide([a, b, c, d]: [u32; 4]) -> u128 {
+    u128::from(a) << 96 | u128::from(b) << 64 | u128::from(c) << 32 | u128::from(d)
 }
 
 #[inline(always)]

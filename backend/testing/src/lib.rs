@@ -6,6 +6,9 @@
 
 pub mod checker;
 
+use std::net::Ipv4Addr;
+use std::sync::atomic::{AtomicU8, Ordering};
+
 /// Whether full counts are asked for: `BLUFF_TEST_LONG=1`.
 pub fn is_long() -> bool {
     is_set("BLUFF_TEST_LONG")
@@ -23,6 +26,16 @@ fn is_set(variable: &str) -> bool {
 /// How often to repeat: `ci` times, or `long` times where full counts are asked for.
 pub fn times<T>(ci: T, long: T) -> T {
     if is_long() { long } else { ci }
+}
+
+/// An address of this machine (127.0.0.0/8) that no other test has while this process runs: its ports are all free. There are 256 for a process.
+pub fn loopback() -> Ipv4Addr {
+    static NEXT: AtomicU8 = AtomicU8::new(1);
+    // By a process's number, but for what 16 bits do not tell apart. Addresses of all ones or zeros mean something else.
+    let [.., high, low] = std::process::id().to_be_bytes();
+    let last = NEXT.fetch_add(1, Ordering::Relaxed);
+    assert!((1..255).contains(&last), "as many as there are");
+    Ipv4Addr::new(127, high | 1, low, last)
 }
 
 /// Numbers that look random; the same seed gives the same ones in every run.

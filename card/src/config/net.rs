@@ -13,8 +13,8 @@ use super::read::Section;
 use super::{Config, Names, Placed, Reader};
 use crate::spec::{
     DeviceSpec, FdbSpec, Id, LIST_MAX, LimitSpec, MTU, MTU_LOCAL, MTU_TUNNEL, MTU_UPLINK,
-    NetworkSpec, PortSpec, Text, Tunnel, TunnelSpec, Underlay, UplinkSpec, VNI_MAX, VTEPS_MAX,
-    mac_mistake,
+    NetworkSpec, PAIRS_CONTROLLED_MAX, PortSpec, Text, Tunnel, TunnelSpec, Underlay, UplinkSpec,
+    VNI_MAX, VTEPS_MAX, mac_mistake,
 };
 use crate::units::parse_bit_rate;
 
@@ -204,8 +204,17 @@ impl Reader<'_> {
         &mut self,
         id: &Id,
         section: &mut Section<'_>,
+        queues: u16,
         names: &mut Names,
     ) -> Option<DeviceSpec> {
+        let control_queue = section.boolean("control_queue", self.sink);
+        let control_queue = control_queue.unwrap_or(false);
+        if control_queue && queues > PAIRS_CONTROLLED_MAX {
+            let complaint =
+                format!("with `control_queue` at most {PAIRS_CONTROLLED_MAX} pairs can be named");
+            let (place, key) = (section.place("queues"), section.key("queues"));
+            self.sink.add(place, &key, complaint);
+        }
         let (span, key) = (section.place("mac"), section.key("mac"));
         let mac = self.mac(section);
         let allowed = section.array("allowed", self.sink).map(|items| {
@@ -234,6 +243,7 @@ impl Reader<'_> {
             allowed,
             limit,
             vlan,
+            control_queue,
             unplugged: false,
         };
         names.ports.push(Placed {

@@ -67,6 +67,11 @@ fn networks_and_their_functions() {
     let net1 = &config.functions[&id("net1")];
     let (network, port) = net1.port().unwrap();
     assert_eq!((network, net1.queues, port.mac), (&id("here"), 1, None));
+    assert!(!port.control_queue);
+    let text = NET.replace("queues = 2", "queues = 127\ncontrol_queue = true");
+    let config = parse(&text).unwrap();
+    let net0 = &config.functions[&id("net0")];
+    assert!(net0.port().unwrap().1.control_queue && net0.queues_mistake().is_none());
     assert!(matches!(net1.device, DeviceSpec::VirtioNet { .. }));
 }
 
@@ -108,6 +113,8 @@ fn each_mistake_has_its_place() {
         (("tx_pps", "txpps"), "function.net0.limit.txpps: unknown key; allowed: `tx`, `rx`, `tx_pps` and `rx_pps`"),
         (("vlan = 7", "vlan = 4095"), "function.net0.vlan: a whole number from 1 to 4094"),
         (("queues = 2", "queues = 129"), "function.net0.queues: a whole number from 1 to 128"),
+        (("queues = 2", "queues = 128\ncontrol_queue = true"), "function.net0.queues: with `control_queue` at most 127"),
+        (("queues = 2", "control_queue = 1"), "function.net0.control_queue: `true` or `false` is wanted"),
         (("attach = \"vhost-user\"", "attach = \"vfio-user\""), "a function of kind virtio-net attaches by vhost-user"),
         ((second, "network = \"here\"\nvolume = \"disk0\""), "function.net1.volume: unknown key"),
         ((second, "network = \"blue\"\nvlan = 7\nmac = \"02:00:00:00:00:01\""), "function.net1.mac: function `net0` has the same address"),

@@ -113,6 +113,12 @@ pub(super) fn port(table: &mut Table, port: &PortSpec) {
     }
     let link = if port.unplugged { "down" } else { "up" };
     table.row(["link", link]);
+    let control = if port.control_queue {
+        "here"
+    } else {
+        "front end"
+    };
+    table.row(["control queue", control]);
     if let Some(vlan) = port.vlan {
         table.row(["vlan", &vlan.to_string()]);
     }

@@ -20,7 +20,9 @@ impl Daemon {
         let answer = match request {
             Request::Status => Ok(Response::Status(self.status())),
             Request::ListFunctions => Ok(Response::Functions(self.functions())),
-            Request::ShowFunction { id } => self.function(&id).map(Response::Function),
+            Request::ShowFunction { id } => {
+                self.function(&id).map(|f| Response::Function(Box::new(f)))
+            }
             Request::ListVolumes => Ok(Response::Volumes(self.volumes())),
             Request::ResizeVolume { id, size } => match self.registry.check_resize(&id, size) {
                 Ok(()) => {
@@ -65,7 +67,9 @@ impl Daemon {
                 }
             }
             Request::ListNetworks => Ok(Response::Networks(self.networks())),
-            Request::ShowNetwork { id } => self.network(&id).map(Response::Network),
+            Request::ShowNetwork { id } => {
+                self.network(&id).map(|n| Response::Network(Box::new(n)))
+            }
             Request::ListAddresses { network } => match self.network(&network) {
                 Ok(_) => {
                     let number = self.send(ToData::ListAddresses { network }, Vec::new());

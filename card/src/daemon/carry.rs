@@ -231,7 +231,8 @@ impl Daemon {
             (Some(Pending::Link(client, id)), report @ FromData::LinkSet { .. }) => {
                 self.tell_registry(&report);
                 let entry = self.function(&id);
-                self.server.answer(client, entry.map(Response::Function));
+                self.server
+                    .answer(client, entry.map(|f| Response::Function(Box::new(f))));
             }
             (Some(Pending::Capture(client)), FromData::Capturing { place }) => {
                 self.server.hand_over(client, Response::Capturing(place));

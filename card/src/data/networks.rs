@@ -277,19 +277,20 @@ impl Data {
         let stop_timeout = Duration::from_millis(spec.stop_timeout_ms.into());
         let poll = self.poll(spec.poll);
         let no_mac = "it has no address";
-        let (plug, mac, link) = match spec.device {
+        let (plug, mac, link, control_queue) = match spec.device {
             DeviceSpec::VirtioNet { network, port } => {
                 let mac = port.mac.context(no_mac)?.0;
                 let open = self.networks.open.get(&network);
                 let open = open.context("its network is not open")?;
                 let joined = Arc::new(open.network.join(port_options(&port, mac))?);
-                (Plug::Network(network, joined), mac, !port.unplugged)
+                let plug = Plug::Network(network, joined);
+                (plug, mac, !port.unplugged, port.control_queue)
             }
             DeviceSpec::Uplink(uplink) => {
                 let Mac([a, b, c, d, e, f]) = uplink.mac.context(no_mac)?.0;
                 let wire = self.underlays.plug_in(id, &uplink);
                 // The driver is the other end of the wire: another station.
-                (Plug::Wire(wire), Mac([a, b, c, d, e, f ^ 1]), true)
+                (Plug::Wire(wire), Mac([a, b, c, d, e, f ^ 1]), true, false)
             }
             DeviceSpec::VirtioBlk { .. } | DeviceSpec::Nvme { .. } => {
                 unreachable!("asked for by its kind")
@@ -299,6 +300,7 @@ impl Data {
             pairs: spec.queues,
             mac: mac.0,
             speed: None,
+            control_queue,
             poll,
             reactors: order
                 .iter()

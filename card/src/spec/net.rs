@@ -93,6 +93,9 @@ impl<'de> Deserialize<'de> for Underlay {
     }
 }
 
+/// Most pairs of a function whose control queue comes to the card: vhost-user can name 256 queues (`SET_VRING_KICK`), and the control queue is the last.
+pub const PAIRS_CONTROLLED_MAX: u16 = 127;
+
 /// A value that is written as text, as people write it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Text<T>(pub T);
@@ -270,6 +273,9 @@ pub struct PortSpec {
     /// The VLAN that it is in; left out: tags pass.
     #[serde(default)]
     pub vlan: Option<u16>,
+    /// Its front end hands the control queue over: what only a control queue sets is offered.
+    #[serde(default)]
+    pub control_queue: bool,
     /// An operator has pulled the cable out. It is no part of the configuration.
     #[serde(default)]
     pub unplugged: bool,

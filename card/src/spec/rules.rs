@@ -7,8 +7,8 @@ use bluff_packet::Mac;
 
 use super::{
     Attach, DeviceSpec, FunctionKind, FunctionSpec, LIST_MAX, LimitSpec, MTU, NAMESPACES_MAX,
-    NSID_MAX, NamespaceSpec, NetworkSpec, PAIRS_MAX, PortSpec, SERIAL_MAX, TunnelSpec, UplinkSpec,
-    VNI_MAX, VTEPS_MAX,
+    NSID_MAX, NamespaceSpec, NetworkSpec, PAIRS_CONTROLLED_MAX, PAIRS_MAX, PortSpec, SERIAL_MAX,
+    TunnelSpec, UplinkSpec, VNI_MAX, VTEPS_MAX,
 };
 
 /// The longest name of a subsystem, in bytes (NVMe Base 2.1 §4.7).
@@ -198,6 +198,10 @@ impl FunctionSpec {
     /// What is wrong with how many queues it has, if anything is.
     pub fn queues_mistake(&self) -> Option<String> {
         let most = Self::queues_max(self.device.kind());
+        let most = match &self.device {
+            DeviceSpec::VirtioNet { port, .. } if port.control_queue => PAIRS_CONTROLLED_MAX,
+            _ => most,
+        };
         let what = match self.device {
             DeviceSpec::VirtioNet { .. } | DeviceSpec::Uplink(_) => "pairs of queues",
             DeviceSpec::VirtioBlk { .. } | DeviceSpec::Nvme { .. } => "queues",

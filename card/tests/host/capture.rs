@@ -9,9 +9,10 @@ use bluff_card::control::client::Client;
 use bluff_card::control::{Request, Response};
 use bluff_card::ctl::capture::copy;
 use bluff_card::message::CaptureSpec;
+use bluff_testing::loopback;
 use rustix::process::{Pid, Signal};
 
-use crate::net::{Station, cross, frame, free_port, local, mac, tunnelled};
+use crate::net::{Station, cross, frame, local, mac, tunnelled};
 use crate::support::daemon::{Daemon, Place};
 
 /// A `bluffctl capture` that runs.
@@ -205,11 +206,11 @@ fn a_reader_that_does_not_read_slows_nobody() {
 /// What is inside of the tunnel, and what it is in.
 #[test]
 fn a_tunnel_is_captured_with_its_outer_headers() {
-    for kind in ["vxlan", "geneve"] {
-        let port = free_port([127, 0, 0, 2].into());
+    for (kind, port) in [("vxlan", 4789u16), ("geneve", 6081)] {
+        let (a, b) = (loopback(), loopback());
         let places = [
-            tunnelled(2, 3, kind, port, ""),
-            tunnelled(3, 2, kind, port, ""),
+            tunnelled(2, [a, b], kind, ""),
+            tunnelled(3, [b, a], kind, ""),
         ];
         let daemons = [places[0].start(), places[1].start()];
         let mut two = Station::start(&places[0].socket("net2"), 2);
@@ -223,14 +224,14 @@ fn a_tunnel_is_captured_with_its_outer_headers() {
         let file = places[0].path("file.pcapng");
         let packets = packets(&file);
         for ((flags, bytes), (way, from, to, inner)) in packets.iter().zip([
-            (OUT, 2, 3, frame(2, mac(3), "through the tunnel")),
-            (IN, 3, 2, frame(3, mac(2), "and back")),
+            (OUT, a, b, frame(2, mac(3), "through the tunnel")),
+            (IN, b, a, frame(3, mac(2), "and back")),
         ]) {
             assert_eq!(*flags & 3, way);
             assert_eq!(bytes[36..], inner);
             assert_eq!(
                 (&bytes[12..16], &bytes[16..20]),
-                (&[127, 0, 0, from][..], &[127, 0, 0, to][..])
+                (&from.octets()[..], &to.octets()[..])
             );
             assert_eq!(bytes[22..24], port.to_be_bytes());
             assert_eq!(bytes[32..35], [0, 0x13, 0x89], "VNI 5001");

@@ -1,6 +1,6 @@
 //! Functions of networks: frames cross, cables are pulled out, data halves die, cards reach each other.
 
-use std::net::{IpAddr, UdpSocket};
+use std::net::Ipv4Addr;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -8,6 +8,7 @@ use bluff_card::control::{Request, Response};
 use bluff_card::message::AddressPlace;
 use bluff_card::stats::NetStatistics;
 use bluff_front_end::{FrontEnd, Options, ring_features};
+use bluff_testing::loopback;
 use bluff_virtio_driver::{Buffer, Config, DriverQueue, Features, Memory, SplitDriver};
 use vhost::VhostBackend;
 use vhost::vhost_user::VhostUserFrontend;
@@ -291,27 +292,70 @@ fn what_a_front_end_is_offered() {
     daemon.terminate();
 }
 
-/// A port that nobody has now.
-pub fn free_port(local: IpAddr) -> u16 {
-    let socket = UdpSocket::bind((local, 0)).unwrap();
-    socket.local_addr().unwrap().port()
+/// What only a function whose front end hands the control queue over offers: CTRL_RX, CTRL_VLAN, RSS among others (virtio 1.3 §5.1.3).
+const BY_CONTROL: u64 =
+    1 << 2 | 1 << 18 | 1 << 19 | 1 << 20 | 1 << 23 | 1 << 52 | 1 << 53 | 1 << 57 | 1 << 60;
+/// CTRL_VQ, STATUS, GUEST_ANNOUNCE, CTRL_MAC_ADDR.
+const CONTROLLED: u64 = 1 << 17 | 1 << 16 | 1 << 21 | 1 << 23;
+
+#[test]
+fn what_a_control_queue_has_set_outlives_the_data_half() {
+    let place = Place::new(&format!(
+        "[card]\ndata = \"process\"\n[network.blue]\n{}{}",
+        function(1, "blue", "control_queue = true"),
+        function(2, "blue", "")
+    ));
+    let daemon = place.start();
+    let memory = Memory::flat(0x4000_0000, 1 << 20).unwrap();
+    let features = Features::default();
+    let mut options = Options::new(ring_features(features, false));
+    (options.queues, options.queue_size) = (3, RING);
+    let mut other = FrontEnd::connect(&place.socket("net2"), &memory, options).unwrap();
+    let offered = other.frontend().get_features().unwrap();
+    assert_eq!(offered & BY_CONTROL, 0, "not said of this one");
+    options.device_features = MAC_FEATURE | CONTROLLED;
+    let mut front_end = FrontEnd::connect(&place.socket("net1"), &memory, options).unwrap();
+    let offered = front_end.frontend().get_features().unwrap();
+    assert_eq!(offered & BY_CONTROL, BY_CONTROL);
+    let mut queues: Vec<_> = (0..3)
+        .map(|_| SplitDriver::new(&memory, &Config::new(RING, features)).unwrap())
+        .collect();
+    for (index, queue) in queues.iter().enumerate() {
+        front_end.start(index as u16, queue, 0).unwrap();
+    }
+    let at = memory.alloc(64, 64).unwrap();
+    let set = [1, 1, 2, 9, 9, 9, 9, 9];
+    memory.write(at, &set).unwrap();
+    let chain = [Buffer::readable(at, 8), Buffer::writable(at + 32, 1)];
+    queues[2].add(&chain, false, 0).unwrap();
+    if queues[2].publish() {
+        front_end.kick(2);
+    }
+    let used = until("the answer", || queues[2].pop_used().unwrap());
+    assert_eq!(used.written, 1);
+    assert_eq!(front_end.config(8).unwrap(), [2, 9, 9, 9, 9, 9, 1, 0]);
+    daemon.kill_data_half();
+    // It asks its driver to say where it is, too.
+    assert_eq!(front_end.config(8).unwrap(), [2, 9, 9, 9, 9, 9, 3, 0]);
+    drop((front_end, other));
+    daemon.terminate();
 }
 
 /// One of two cards that share a segment.
-pub fn tunnelled(here: u8, there: u8, kind: &str, port: u16, card: &str) -> Place {
+pub fn tunnelled(number: u8, [here, there]: [Ipv4Addr; 2], kind: &str, card: &str) -> Place {
     Place::new(&format!(
-        "[card]\npoll_us = 20\n{card}\n[network.blue]\nvni = 5001\ntunnel = \"{kind}\"\nvtep = \"127.0.0.{here}\"\nvteps = [\"127.0.0.{there}\"]\nport = {port}\n{}",
-        function(here, "blue", "")
+        "[card]\npoll_us = 20\n{card}\n[network.blue]\nvni = 5001\ntunnel = \"{kind}\"\nvtep = \"{here}\"\nvteps = [\"{there}\"]\n{}",
+        function(number, "blue", "")
     ))
 }
 
 #[test]
 fn two_cards_share_a_segment() {
     for (kind, card) in [("vxlan", ""), ("geneve", "data = \"process\"")] {
-        let port = free_port([127, 0, 0, 2].into());
+        let (a, b) = (loopback(), loopback());
         let places = [
-            tunnelled(2, 3, kind, port, card),
-            tunnelled(3, 2, kind, port, card),
+            tunnelled(2, [a, b], kind, card),
+            tunnelled(3, [b, a], kind, card),
         ];
         let daemons = [places[0].start(), places[1].start()];
         let mut two = Station::start(&places[0].socket("net2"), 2);
@@ -329,7 +373,7 @@ fn two_cards_share_a_segment() {
             panic!("{addresses:?}");
         };
         let places: Vec<_> = addresses.into_iter().map(|a| a.place).collect();
-        let there = AddressPlace::Vtep([127, 0, 0, 3].into());
+        let there = AddressPlace::Vtep(b.into());
         assert_eq!(places[1], there);
         drop((two, three));
         daemons.into_iter().for_each(Daemon::terminate);

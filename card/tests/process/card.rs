@@ -96,7 +96,7 @@ impl Card {
     pub fn function(&mut self) -> FunctionEntry {
         let id = "blk0".parse().unwrap();
         match self.ask(Request::ShowFunction { id }) {
-            Response::Function(function) => function,
+            Response::Function(function) => *function,
             other => panic!("{other:?}"),
         }
     }

@@ -420,8 +420,12 @@ pub fn fuzz_messages(data: &[u8]) {
             224..=227 => raw(&mut run, &mut choices),
             228..=235 => run.seen().hold ^= true,
             236..=243 => run.release(),
-            244..=246 => {
+            244 => {
                 run.session.device_event(DeviceEvent::ConfigChanged);
+            }
+            245..=246 => {
+                let step = run.session.state_changed();
+                run.drive(step);
             }
             247..=249 => {
                 run.session.device_event(DeviceEvent::QueueBroken {

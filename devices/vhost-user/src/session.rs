@@ -130,6 +130,8 @@ pub struct Session {
     channel: Option<(Key, Channel)>,
     /// Configuration space has changed, as far as the front end knows, since the first ring was last started.
     changed: bool,
+    /// The device's state has changed since it was last recorded.
+    unsaved: bool,
     /// Channels that were given up, until the loop has forgotten them.
     retired: Vec<Channel>,
     phase: Phase,
@@ -168,6 +170,7 @@ impl Session {
             framer: Framer::default(),
             channel: None,
             changed: true,
+            unsaved: false,
             retired: Vec::new(),
             phase: Phase::Idle,
             orderly: false,
@@ -512,7 +515,10 @@ impl Session {
         match std::mem::replace(&mut self.phase, Phase::Ready) {
             Phase::Committing => {
                 self.mapped.forget(&mut self.state);
-                Step::Ready
+                match self.unsaved {
+                    true => self.commit_unsaved(),
+                    false => Step::Ready,
+                }
             }
             Phase::Preparing(work) => {
                 self.op += 1;
@@ -534,8 +540,8 @@ impl Session {
                 self.config_changed();
                 false
             }
-            // It is the front end's own affair; the slot says so.
-            DeviceEvent::NotifierHung(_) => false,
+            // It is the front end's own affair; the slot says so. What changed is recorded by [`Session::state_changed`].
+            DeviceEvent::NotifierHung(_) | DeviceEvent::StateChanged => false,
             DeviceEvent::QueueBroken { .. } => {
                 if matches!(
                     self.phase,
@@ -551,6 +557,23 @@ impl Session {
                 before != self.state.status
             }
         }
+    }
+
+    /// The device's state has changed by itself: it is recorded, at once or when the message is done that is being carried out.
+    pub fn state_changed(&mut self) -> Step {
+        if !self.keep {
+            return Step::Wait;
+        }
+        if self.is_ready() {
+            return self.commit_unsaved();
+        }
+        self.unsaved = true;
+        Step::Wait
+    }
+
+    fn commit_unsaved(&mut self) -> Step {
+        let next = self.state.clone();
+        self.commit(next, Vec::new(), 0, Vec::new(), Vec::new())
     }
 
     fn config_changed(&mut self) {

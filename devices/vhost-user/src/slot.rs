@@ -425,6 +425,10 @@ impl Slot {
             DeviceEvent::QueueBroken { queue, cause } => {
                 self.log(now, &format!("queue {queue} is broken: {cause}"));
             }
+            DeviceEvent::StateChanged => {
+                let step = self.session.state_changed();
+                return self.drive(step, now);
+            }
             DeviceEvent::ConfigChanged => {}
         }
         if self.session.device_event(event) {

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use bluff_net::Batch;
@@ -10,6 +10,7 @@ use bluff_packet::{EtherType, Mac as Address};
 use bluff_reactor::{Context, Handle};
 use bluff_virtio::{DeviceEvent, Tell};
 
+use crate::device::State as Device;
 use crate::settings::Mac;
 use crate::shared::Shared;
 
@@ -22,6 +23,7 @@ const LEAST: usize = 60;
 #[derive(Clone)]
 pub struct Cable {
     shared: Arc<Shared>,
+    device: Arc<Mutex<Device>>,
     reactor: Handle,
     tell: Tell,
     /// When the device was last announced.
@@ -35,21 +37,54 @@ impl fmt::Debug for Cable {
 }
 
 impl Cable {
-    pub(crate) fn new(shared: Arc<Shared>, reactor: Handle, tell: Tell) -> Self {
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        device: Arc<Mutex<Device>>,
+        reactor: Handle,
+        tell: Tell,
+    ) -> Self {
         Self {
             shared,
+            device,
             reactor,
             tell,
             announced: Arc::default(),
         }
     }
 
-    /// The operator plugs the cable in, or pulls it out: no frame passes any more, and a driver that can is told.
+    /// The operator plugs the cable in, or pulls it out: no frame passes any more, and a driver that can is told. Where it is plugged in, the driver is
+    /// asked to announce itself, as it may be somewhere else now.
     pub fn set_link(&self, up: bool) {
         let changed = self.shared.link.swap(up, Ordering::Relaxed) != up;
         if changed {
+            if up {
+                self.ask();
+            }
             (self.tell)(DeviceEvent::ConfigChanged);
         }
+    }
+
+    /// The function is somewhere else in its network now: its driver is asked to announce itself, and where it cannot be, that is done for it, as by
+    /// [`Cable::announce`].
+    pub fn moved(&self) {
+        if self.ask() {
+            (self.tell)(DeviceEvent::ConfigChanged);
+            return;
+        }
+        let mac = self.device().control.settings().mac;
+        self.announce(mac);
+    }
+
+    fn device(&self) -> MutexGuard<'_, Device> {
+        self.device.lock().expect("nothing panics with it")
+    }
+
+    /// Shows the driver that it is to announce itself (virtio 1.3 §5.1.6.5.4); `false` where it cannot be asked.
+    fn ask(&self) -> bool {
+        let mut device = self.device();
+        let asked = device.control.may_be_asked();
+        device.announce |= asked;
+        asked
     }
 
     /// Bytes of the longest IP packet that its network carries.

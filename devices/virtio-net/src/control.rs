@@ -4,6 +4,7 @@ use bluff_packet::toeplitz::HashTypes;
 use zerocopy::byteorder::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
 
+use crate::saved;
 use crate::settings::{Coalescing, Hashing, MAC_TABLE, Mac, RxMode, Settings, Steer, Vlans};
 use crate::spec::{command, feature};
 
@@ -46,6 +47,8 @@ pub struct Control {
     own: Mac,
     /// Pairs of queues that there are.
     pairs: u16,
+    /// By queue: it was started, and not stopped since.
+    running: Box<[bool]>,
     settings: Settings,
 }
 
@@ -79,16 +82,55 @@ impl Control {
             features: 0,
             own,
             pairs,
+            running: vec![false; 2 * usize::from(pairs)].into(),
             settings: fresh(own, pairs, 0),
         };
         this.reset(0);
         this
     }
 
+    /// A receive or transmit queue was started, or was stopped: then it begins anew with what is set for all (§5.1.6.5.6.3).
+    pub fn set_running(&mut self, queue: u16, running: bool) {
+        let at = usize::from(queue);
+        let place = self.running.get_mut(at);
+        let set = self.settings.coalescing.get_mut(at);
+        if let (Some(place), Some(set)) = (place, set) {
+            *place = running;
+            if !running {
+                *set = self.settings.coalescing_first[at % 2];
+            }
+        }
+    }
+
+    /// Whether the settings say which receive queues are used. Where another one has the control queue, or there is none, they do not.
+    pub fn steers(&self) -> bool {
+        self.has(feature::CTRL_VQ) && self.features & (feature::MQ | feature::RSS) != 0
+    }
+
+    /// Whether the driver can be asked to announce itself: it sees the wish, and can say that it was heard.
+    pub fn may_be_asked(&self) -> bool {
+        self.has(feature::CTRL_VQ | feature::GUEST_ANNOUNCE | feature::STATUS)
+    }
+
     /// The device was reset, or its features were negotiated: what was set before is forgotten.
     pub fn reset(&mut self, features: u64) {
         self.features = features;
         self.settings = fresh(self.own, self.pairs, features);
+    }
+
+    /// What is set, as bytes for the process that goes on.
+    pub(crate) fn save(&self) -> Vec<u8> {
+        saved::write(self.features, &self.settings)
+    }
+
+    /// Reads what [`Control::save`] gave; `None` where it is not of such a device.
+    pub(crate) fn read(&self, saved: &[u8]) -> Option<(u64, Settings)> {
+        saved::read(saved, self.pairs)
+    }
+
+    /// Takes up settings that were made with what is negotiated now.
+    pub(crate) fn take_up(&mut self, settings: Settings) {
+        self.settings = settings;
     }
 
     /// What is set.
@@ -189,6 +231,7 @@ impl Control {
             command::COAL_TX_SET | command::COAL_RX_SET => {
                 let new = coalescing(&Coal::read_from_bytes(data).map_err(|_| length)?);
                 let transmit = usize::from(which == command::COAL_TX_SET);
+                self.settings.coalescing_first[transmit] = new;
                 let all = self.settings.coalescing.iter_mut();
                 all.skip(transmit).step_by(2).for_each(|c| *c = new);
             }
@@ -196,21 +239,27 @@ impl Control {
                 let (queue, rest) = take::<U16>(data).ok_or(length)?;
                 let (_reserved, rest) = take::<U16>(rest).ok_or(length)?;
                 let new = Coal::read_from_bytes(rest).map_err(|_| length)?;
-                let all = &mut self.settings.coalescing;
-                let place = all.get_mut(usize::from(queue.get()));
-                *place.ok_or(value)? = coalescing(&new);
+                let at = self.started(queue.get()).ok_or(value)?;
+                self.settings.coalescing[at] = coalescing(&new);
             }
             command::COAL_VQ_GET => {
                 // The place for the answer is writable: it is not among these bytes. Drivers send the queue alone, or the whole
                 // structure with what they do not know yet.
                 let (queue, _) = take::<U16>(data).ok_or(length)?;
-                let all = &self.settings.coalescing;
-                let found = all.get(usize::from(queue.get())).ok_or(value)?;
-                return Ok(Effect::Answer(*found));
+                let at = self.started(queue.get()).ok_or(value)?;
+                return Ok(Effect::Answer(self.settings.coalescing[at]));
             }
             _ => unreachable!("it has a feature"),
         }
         Ok(Effect::Settings)
+    }
+
+    /// A receive or transmit queue that is there for the driver, and started (§5.1.6.5.6.3).
+    fn started(&self, queue: u16) -> Option<usize> {
+        let several = self.features & (feature::MQ | feature::RSS) != 0;
+        let there = if several { 2 * self.pairs } else { 2 };
+        let at = usize::from(queue);
+        (queue < there && self.running[at]).then_some(at)
     }
 
     /// §5.1.6.5.7.1
@@ -315,24 +364,28 @@ fn feature_of(which: (u8, u8)) -> Option<u64> {
 
 /// What is set before the driver sets anything.
 fn fresh(own: Mac, pairs: u16, features: u64) -> Settings {
+    // What was negotiated with another's control queue is that one's to do: here nobody would ever say what is to be received.
+    let has = |bit: u64| features & (bit | feature::CTRL_VQ) == bit | feature::CTRL_VQ;
+    // A driver that does not filter takes everything, and one that does says so.
+    let promisc = has(feature::CTRL_RX) || !has(feature::CTRL_VLAN);
     Settings {
         mac: own,
         mode: RxMode {
-            // A driver that does not filter takes everything, and one that does says so.
-            promisc: true,
-            allmulti: false,
-            alluni: false,
+            promisc,
+            allmulti: !promisc,
+            alluni: !promisc,
             nomulti: false,
             nouni: false,
             nobcast: false,
         },
         unicast: Some(Vec::new()),
         multicast: Some(Vec::new()),
-        vlans: Vlans::new(features & feature::CTRL_VLAN == 0),
+        vlans: Vlans::new(!has(feature::CTRL_VLAN)),
         offloads: features & OFFLOADS,
         // One pair until the driver asks for more (§5.1.5).
         steer: Steer::Auto { pairs: 1 },
         report: Hashing::NONE,
+        coalescing_first: Default::default(),
         coalescing: vec![Coalescing::default(); 2 * usize::from(pairs)].into(),
     }
 }

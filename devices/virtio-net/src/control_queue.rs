@@ -1,9 +1,11 @@
 //! The control queue: commands in, answers out.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
-use bluff_reactor::{Actor, Context, Event, Turn};
+use bluff_reactor::{Actor, Context, Event, Handle, Turn, Waker};
 use bluff_virtio::{
     Chain, DeviceEvent, Line, Message, Pop, Queue, QueueChange, Ring, RingError, Tell, Wiring,
     with_ring,
@@ -18,6 +20,36 @@ use crate::transmit::{State, apply};
 /// Commands of one turn.
 const COMMANDS: usize = 8;
 
+/// Settings are recorded no more often.
+const RECORDED: Duration = Duration::from_millis(10);
+
+/// Asks reactors whether they are done with what was in force. Each has a share of it; when the last is gone, whether it was used or dropped, the worker is woken.
+struct Fence {
+    passed: Arc<AtomicBool>,
+    waker: Waker,
+}
+
+impl Drop for Fence {
+    fn drop(&mut self) {
+        // Release: what the reactors did before is done for who sees it.
+        self.passed.store(true, Ordering::Release);
+        self.waker.wake();
+    }
+}
+
+/// A command that was obeyed, and is answered when everybody obeys it.
+struct Waiting {
+    passed: Arc<AtomicBool>,
+    answer: Answer,
+}
+
+/// What the driver is given.
+#[derive(Clone, Copy)]
+struct Answer {
+    bytes: [u8; 9],
+    len: usize,
+}
+
 /// The worker of the control queue.
 pub(crate) struct Commands {
     line: Line,
@@ -30,6 +62,24 @@ pub(crate) struct Commands {
     tell: Tell,
     chain: Chain,
     bytes: Box<[u8]>,
+    /// Of the other queues.
+    reactors: Vec<Handle>,
+    waker: Waker,
+    /// What `chain` waits for.
+    waiting: Option<Waiting>,
+    /// Something was set that nobody who records it was told of.
+    unsaved: bool,
+    /// Before then they are not told again.
+    quiet_until: Option<Instant>,
+}
+
+/// What the control queue works on.
+pub(crate) struct Whole {
+    pub(crate) device: Arc<Mutex<Device>>,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) tell: Tell,
+    /// The reactors of the other queues.
+    pub(crate) reactors: Vec<Handle>,
 }
 
 impl Commands {
@@ -37,10 +87,15 @@ impl Commands {
         wiring: Wiring,
         queue: Queue,
         enabled: bool,
-        device: Arc<Mutex<Device>>,
-        shared: Arc<Shared>,
-        tell: Tell,
+        whole: Whole,
+        waker: Waker,
     ) -> Self {
+        let Whole {
+            device,
+            shared,
+            tell,
+            reactors,
+        } = whole;
         let Wiring { line, mailbox } = wiring;
         Self {
             line,
@@ -54,77 +109,139 @@ impl Commands {
             chain: Chain::default(),
             // One more than the longest, so that a longer one is seen to be.
             bytes: vec![0; COMMAND_MAX + 1].into(),
+            reactors,
+            waker,
+            waiting: None,
+            unsaved: false,
+            quiet_until: None,
         }
     }
 
-    fn serve(&mut self) -> Result<bool, RingError> {
+    /// Has what was set recorded: at once, and then no more often than makes sense, whatever the driver does.
+    fn tell_changed(&mut self, cx: &mut Context<'_>) {
+        let now = cx.now();
+        if !self.unsaved || self.quiet_until.is_some_and(|until| now < until) {
+            return;
+        }
+        self.unsaved = false;
+        (self.tell)(DeviceEvent::StateChanged);
+        let until = now + RECORDED;
+        self.quiet_until = Some(until);
+        cx.timer(cx.id(), until, 0);
+    }
+
+    fn serve(&mut self, cx: &mut Context<'_>) -> Result<bool, RingError> {
         let mut worked = false;
+        if let Some(waiting) = &self.waiting {
+            // Acquire: see `Fence`.
+            if !waiting.passed.load(Ordering::Acquire) {
+                return Ok(false);
+            }
+            worked = true;
+            self.finish();
+        }
         for _ in 0..COMMANDS {
             let chain = &mut self.chain;
-            let written = match with_ring!(&mut self.queue, ring => ring.pop(chain))? {
+            match with_ring!(&mut self.queue, ring => ring.pop(chain))? {
                 Pop::Empty => break,
-                Pop::Chain => self.obey(),
+                Pop::Chain => {
+                    let (answer, changed) = self.obey();
+                    worked = true;
+                    self.tell_changed(cx);
+                    if changed && !self.reactors.is_empty() {
+                        self.waiting = Some(self.fence(answer));
+                        break;
+                    }
+                    self.answer(answer);
+                }
                 Pop::Bad(e) => {
                     log::debug!("bad chain: {e}");
-                    0
+                    worked = true;
+                    let chain = &self.chain;
+                    with_ring!(&mut self.queue, ring => ring.complete(chain, 0));
                 }
-            };
-            let chain = &self.chain;
-            with_ring!(&mut self.queue, ring => ring.complete(chain, written));
-            worked = true;
+            }
         }
-        if worked && with_ring!(&mut self.queue, ring => ring.publish()) {
-            self.line.notify();
-        }
+        self.publish();
         Ok(worked)
     }
 
-    /// Obeys the command in the chain; says how many bytes were written.
-    fn obey(&mut self) -> u32 {
+    fn publish(&mut self) {
+        if with_ring!(&mut self.queue, ring => ring.publish()) {
+            self.line.notify();
+        }
+    }
+
+    /// A command is in force before the driver sees that it was obeyed (§5.1.6.5): what a reactor does, it does with what it saw when it began.
+    fn fence(&self, answer: Answer) -> Waiting {
+        let passed = Arc::new(AtomicBool::new(false));
+        let fence = Arc::new(Fence {
+            passed: passed.clone(),
+            waker: self.waker.clone(),
+        });
+        for reactor in &self.reactors {
+            let share = fence.clone();
+            reactor.send(move |_| drop(share));
+        }
+        Waiting { passed, answer }
+    }
+
+    /// Answers the command that waits, if one does.
+    fn finish(&mut self) {
+        if let Some(waiting) = self.waiting.take() {
+            self.answer(waiting.answer);
+        }
+    }
+
+    fn answer(&mut self, answer: Answer) {
+        let written = self.chain.write_front(&answer.bytes[..answer.len]) as u32;
+        let chain = &self.chain;
+        with_ring!(&mut self.queue, ring => ring.complete(chain, written));
+    }
+
+    /// Obeys the command in the chain; says what the answer is, and whether anything is different now.
+    fn obey(&mut self) -> (Answer, bool) {
         // Read once: what is checked is what is obeyed.
         let len = self.chain.read_front(&mut self.bytes);
-        let (answer, news, pairs) = {
+        let (answer, news, changed) = {
             let mut device = self.device.lock().expect("nothing panics with it");
-            let before = device.control.settings();
-            let (mac, used) = (before.mac, before.transmit());
+            let mac = device.control.settings().mac;
             match device.control.command(&self.bytes[..len]) {
                 Ok(effect) => {
                     let announced = effect == Effect::Announced;
                     device.announce &= !announced;
-                    let after = device.control.settings();
-                    let news = announced || after.mac != mac;
-                    let pairs = (after.transmit() != used).then(|| after.transmit());
-                    (Ok(effect), news, pairs)
+                    let settings = device.control.settings();
+                    let news = announced || settings.mac != mac;
+                    let changed = effect == Effect::Settings;
+                    if changed {
+                        // With the lock, so that nobody puts older ones in their place.
+                        self.shared.obey(settings, device.control.steers());
+                    }
+                    (Ok(effect), news, changed)
                 }
-                Err(e) => (Err(e), false, None),
+                Err(e) => (Err(e), false, false),
             }
         };
-        if let Some(pairs) = pairs {
-            // In force before the driver sees that it was obeyed.
-            self.shared.set_used(Some(pairs));
-        }
         if news {
             (self.tell)(DeviceEvent::ConfigChanged);
         }
         let mut bytes = [0; 9];
+        bytes[0] = ACK_OK;
         let len = match answer {
             Ok(Effect::Answer(c)) => {
-                bytes[0] = ACK_OK;
                 bytes[1..5].copy_from_slice(&c.max_packets.to_le_bytes());
                 bytes[5..].copy_from_slice(&c.max_usecs.to_le_bytes());
                 9
             }
-            Ok(Effect::Settings | Effect::Announced) => {
-                bytes[0] = ACK_OK;
-                1
-            }
+            Ok(Effect::Settings | Effect::Announced) => 1,
             Err(e) => {
                 log::debug!("a command is refused: {e}");
                 bytes[0] = ACK_ERR;
                 1
             }
         };
-        self.chain.write_front(&bytes[..len]) as u32
+        self.unsaved |= changed || news;
+        (Answer { bytes, len }, changed)
     }
 
     fn take_messages(&mut self, cx: &mut Context<'_>) {
@@ -132,11 +249,21 @@ impl Commands {
             match message {
                 Message::Change(QueueChange::Enable(on)) => self.enabled = on,
                 Message::Change(change) => {
+                    // Its buffers are of the memory that there was.
+                    if self.state == State::Running && self.waiting.is_some() {
+                        self.finish();
+                        self.publish();
+                    }
                     if let Err(e) = apply(cx, &mut self.line, &mut self.queue, change) {
                         self.broken(&e);
                     }
                 }
-                Message::Stop(_, done) => {
+                Message::Stop(stop, done) => {
+                    // After a reset nothing is written any more.
+                    if stop.answer && self.state == State::Running && self.waiting.is_some() {
+                        self.finish();
+                        self.publish();
+                    }
                     self.state = State::Stopped;
                     self.line.hang_up(cx);
                     done(Some(with_ring!(&self.queue, ring => ring.position())));
@@ -160,13 +287,14 @@ impl Actor for Commands {
         }
     }
 
-    fn turn(&mut self, _: &mut Context<'_>) -> Turn {
+    fn turn(&mut self, cx: &mut Context<'_>) -> Turn {
+        self.tell_changed(cx);
         match self.state {
             State::Stopped => return Turn::Done,
             State::Running if self.enabled => {}
             State::Running | State::Waiting(_) | State::Broken => return Turn::Idle,
         }
-        match self.serve() {
+        match self.serve(cx) {
             Ok(true) => Turn::Worked,
             Ok(false) => Turn::Idle,
             Err(e) => {
@@ -178,6 +306,10 @@ impl Actor for Commands {
 
     fn arm(&mut self, cx: &mut Context<'_>) -> bool {
         if self.state != State::Running || !self.enabled {
+            return true;
+        }
+        if self.waiting.is_some() {
+            // It is woken.
             return true;
         }
         self.line.doze(cx);

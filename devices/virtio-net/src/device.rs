@@ -15,9 +15,9 @@ use zerocopy::IntoBytes;
 use crate::cable::Cable;
 use crate::config::{SPEED_UNKNOWN, Shown, config};
 use crate::control::Control;
-use crate::control_queue::Commands;
+use crate::control_queue::{Commands, Whole};
 use crate::receive::{Receiving, Shape};
-use crate::settings::Mac;
+use crate::settings::{Mac, Settings};
 use crate::shared::Shared;
 use crate::spec::{Config, DEVICE_ID, feature};
 use crate::transmit::{Outward, Transmit};
@@ -36,6 +36,9 @@ pub struct NetOptions {
     pub mac: Mac,
     /// Mbit/s that its driver is told of; `None`: unknown.
     pub speed: Option<u32>,
+    /// Its attachment hands the control queue to the device, all of it: so what only a control queue sets may be offered. Others have one of their own,
+    /// and would have a driver set what nobody here hears of.
+    pub control_queue: bool,
     /// How its transmit queues are polled.
     pub poll: Poll,
     /// The reactors that its pairs are spread over; at least one.
@@ -50,6 +53,8 @@ pub struct Net {
     queues: Queues,
     lines: Vec<Arc<LineCounters>>,
     state: Arc<Mutex<State>>,
+    /// What was set before this process, until the features are known again.
+    restored: Option<(u64, Settings)>,
 }
 
 /// What drivers and operators set.
@@ -92,15 +97,17 @@ impl Net {
     pub fn new(port: Arc<dyn Port>, options: NetOptions) -> Self {
         assert!(!options.reactors.is_empty() && (1..=PAIRS_MAX).contains(&options.pairs));
         let count = 2 * options.pairs + 1;
+        let control = Control::new(options.mac, options.pairs);
         Self {
-            shared: Arc::new(Shared::new(port, options.pairs)),
+            shared: Arc::new(Shared::new(port, options.pairs, control.settings())),
             features: 0,
             queues: Queues::new(count),
             lines: (0..count).map(|_| Arc::default()).collect(),
             state: Arc::new(Mutex::new(State {
-                control: Control::new(options.mac, options.pairs),
+                control,
                 announce: false,
             })),
+            restored: None,
             options,
         }
     }
@@ -122,7 +129,8 @@ impl Net {
     /// Its cable, for whoever does not have the device itself.
     pub fn cable(&self) -> Cable {
         let reactor = self.options.reactors[0].clone();
-        Cable::new(self.shared.clone(), reactor, self.queues.teller())
+        let (shared, state) = (self.shared.clone(), self.state.clone());
+        Cable::new(shared, state, reactor, self.queues.teller())
     }
 
     /// As [`Cable::set_link`].
@@ -144,11 +152,12 @@ impl Net {
         }
     }
 
-    /// A driver with a control queue says there how many pairs it uses, and begins with one; of others the front end knows (§5.1.5).
-    fn tell_used(&self) {
-        let says = feature::CTRL_VQ | feature::MQ;
-        let begins = self.features & says == says;
-        self.shared.set_used(begins.then_some(1));
+    /// The settings were changed from outside of the control queue: `change` did it.
+    fn change_control(&self, change: impl FnOnce(&mut State)) {
+        let mut state = self.state();
+        change(&mut state);
+        let control = &state.control;
+        self.shared.obey(control.settings(), control.steers());
     }
 
     fn shown(&self) -> Shown {
@@ -186,7 +195,19 @@ const OFFERED: u64 = features::VERSION_1
     | feature::MTU
     | feature::MAC
     | feature::STATUS
+    | feature::GUEST_ANNOUNCE
     | feature::CTRL_VQ;
+
+/// What is offered where the control queue comes here.
+const BY_CONTROL: u64 = feature::CTRL_RX
+    | feature::CTRL_RX_EXTRA
+    | feature::CTRL_VLAN
+    | feature::CTRL_MAC_ADDR
+    | feature::CTRL_GUEST_OFFLOADS
+    | feature::RSS
+    | feature::HASH_REPORT
+    | feature::NOTF_COAL
+    | feature::VQ_NOTF_COAL;
 
 impl VirtioDevice for Net {
     fn device_id(&self) -> u32 {
@@ -205,13 +226,23 @@ impl VirtioDevice for Net {
         if self.options.speed.is_some() {
             offered |= feature::SPEED_DUPLEX;
         }
+        if self.options.control_queue {
+            offered |= BY_CONTROL;
+        }
         offered
     }
 
     fn set_features(&mut self, features: u64) {
         self.features = features;
-        self.state().control.reset(features);
-        self.tell_used();
+        let restored = self.restored.take().filter(|(of, _)| *of == features);
+        self.change_control(|state| {
+            state.control.reset(features);
+            if let Some((_, settings)) = restored {
+                state.control.take_up(settings);
+                // Whoever knew where it is may be gone as well.
+                state.announce |= state.control.may_be_asked();
+            }
+        });
     }
 
     fn config_len(&self) -> u32 {
@@ -241,8 +272,17 @@ impl VirtioDevice for Net {
         setup.inflight = None;
         let reactors = &self.options.reactors;
         let reactor = reactors[usize::from(index / 2) % reactors.len()].clone();
-        let (shared, state) = (self.shared.clone(), self.state.clone());
-        let tell = self.queues.teller();
+        let shared = self.shared.clone();
+        let whole = (role == Role::Control).then(|| Whole {
+            device: self.state.clone(),
+            shared: shared.clone(),
+            tell: self.queues.teller(),
+            // One reactor sees at once what it has done itself.
+            reactors: match reactors.len() {
+                1 => Vec::new(),
+                _ => reactors.clone(),
+            },
+        });
         let line = self.lines[usize::from(index)].clone();
         // Frames are put into receive queues by others, so those have nothing to poll for.
         let poll = match role {
@@ -256,7 +296,7 @@ impl VirtioDevice for Net {
             };
             let worker: Box<dyn Actor> = match role {
                 Role::Receive(_) => {
-                    let shape = Shape::new(setup.features);
+                    let shape = Shape::new(setup.features, setup.size);
                     Box::new(Receiving::new(
                         cx,
                         wiring,
@@ -271,21 +311,24 @@ impl VirtioDevice for Net {
                         Ok(lane) => lane,
                         Err(e) => return Err((e.into(), wiring)),
                     };
-                    let out = Outward::new(lane, setup.features, pair, &shared);
+                    let (features, size) = (setup.features, setup.size);
+                    let waker = cx.waker(cx.id());
+                    let out = Outward::new(lane, features, pair, size, shared, waker);
                     Box::new(Transmit::new(wiring, queue, setup.enabled, out))
                 }
-                Role::Control => Box::new(Commands::new(
-                    wiring,
-                    queue,
-                    setup.enabled,
-                    state,
-                    shared,
-                    tell,
-                )),
+                Role::Control => {
+                    let whole = whole.expect("made for it");
+                    let waker = cx.waker(cx.id());
+                    Box::new(Commands::new(wiring, queue, setup.enabled, whole, waker))
+                }
             };
             Ok(worker)
         };
-        self.queues.start(&reactor, poll, setup, line, build)
+        self.queues.start(&reactor, poll, setup, line, build)?;
+        self.state()
+            .control
+            .set_running(index, role != Role::Control);
+        Ok(())
     }
 
     fn change_queue(&mut self, index: u16, change: QueueChange) {
@@ -293,17 +336,17 @@ impl VirtioDevice for Net {
     }
 
     fn stop_queue(&mut self, index: u16, stop: Stop, done: Stopped) {
+        self.change_control(|state| state.control.set_running(index, false));
         self.queues.stop(index, stop, done);
     }
 
     fn reset(&mut self) {
         self.features = 0;
-        {
-            let mut state = self.state();
+        self.restored = None;
+        self.change_control(|state| {
             state.control.reset(0);
             state.announce = false;
-        }
-        self.tell_used();
+        });
     }
 
     fn records_in_flight(&self) -> bool {
@@ -313,14 +356,26 @@ impl VirtioDevice for Net {
 
     fn save(&self) -> Vec<u8> {
         // Whether the cable is plugged in is the operator's, who says it to each device that is made.
-        vec![STATE_VERSION, u8::from(self.state().announce)]
+        let state = self.state();
+        let mut saved = vec![STATE_VERSION, u8::from(state.announce)];
+        if self.features != 0 {
+            saved.extend(state.control.save());
+        }
+        saved
     }
 
     fn load(&mut self, saved: &[u8]) -> Result<(), DeviceError> {
-        let [STATE_VERSION, announce @ (0 | 1)] = saved else {
+        let [STATE_VERSION, announce @ (0 | 1), settings @ ..] = saved else {
             return Err(DeviceError::State);
         };
-        self.state().announce = *announce == 1;
+        let mut state = self.state();
+        let restored = match settings {
+            [] => None,
+            settings => Some(state.control.read(settings).ok_or(DeviceError::State)?),
+        };
+        state.announce = *announce == 1;
+        drop(state);
+        self.restored = restored;
         Ok(())
     }
 
@@ -330,4 +385,4 @@ impl VirtioDevice for Net {
 }
 
 /// The version of what [`Net`] saves.
-const STATE_VERSION: u8 = 1;
+const STATE_VERSION: u8 = 2;

@@ -17,7 +17,9 @@ use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
 use bluff_memory::IoVec;
-use bluff_net::{Backlog, Batch, Cause, Counters, Frame, Lent, Offloads, Receive, Registration};
+use bluff_net::{
+    BATCH, Backlog, Batch, Cause, Counters, Frame, Lent, Offloads, Receive, Registration,
+};
 use bluff_reactor::{Actor, Context, Event, Turn, Waker};
 use bluff_virtio::{
     Chain, Line, Message, Pop, Queue, QueueChange, Ring, RingError, StoppedQueue, Wiring, with_ring,
@@ -25,7 +27,10 @@ use bluff_virtio::{
 use zerocopy::IntoBytes;
 
 use self::quick::Chains;
+use crate::coalesce::Coalescer;
 use crate::header::header;
+use crate::policy::Follower;
+use crate::settings::Coalescing;
 use crate::shared::Shared;
 use crate::spec::{HashReport, Header, feature};
 use crate::transmit::{State, apply};
@@ -34,6 +39,8 @@ use crate::transmit::{State, apply};
 const DESCRIPTORS: usize = 4096;
 /// Chains that are kept to be filled again: of what a driver had, as they keep the size that they have grown to.
 const FREE: usize = 64;
+/// The timer of what the driver was not told of.
+pub(crate) const COALESCED: u16 = 1;
 /// How long the first frame that waits may stay the first: then the driver does not want it, or can never have room for it.
 const STUCK: Duration = Duration::from_secs(1);
 
@@ -44,31 +51,23 @@ pub(crate) struct Shape {
     pub(crate) header: usize,
     /// A frame may go into several buffers.
     pub(crate) mergeable: bool,
-    /// What the driver takes.
-    pub(crate) takes: Offloads,
+    /// Entries of the ring.
+    size: u16,
 }
 
 impl Shape {
-    pub(crate) fn new(features: u64) -> Self {
-        let all = [
-            (feature::GUEST_CSUM, Offloads::CSUM),
-            (feature::GUEST_TSO4, Offloads::TSO4),
-            (feature::GUEST_TSO6, Offloads::TSO6),
-            (feature::GUEST_ECN, Offloads::ECN),
-            (feature::GUEST_USO4, Offloads::USO4),
-            (feature::GUEST_USO6, Offloads::USO6),
-        ];
-        let taken = all.into_iter().filter(|(bit, _)| features & bit != 0);
-        let takes: Offloads = taken.map(|(_, it)| it).collect();
+    /// Of a ring of `size` entries.
+    pub(crate) fn new(features: u64, size: u16) -> Self {
         Self {
+            size,
             header: header_len(features),
             mergeable: features & feature::MRG_RXBUF != 0,
-            // Segments come with checksums that have to be completed (§5.1.3.1).
-            takes: match takes.contains(Offloads::CSUM) {
-                true => takes,
-                false => Offloads::empty(),
-            },
         }
+    }
+
+    /// Whether each frame comes with its hash.
+    fn reports(&self) -> bool {
+        self.header == HEADER_MAX
     }
 }
 
@@ -110,8 +109,12 @@ pub(crate) struct Inward {
     open: bool,
     /// Wakes the worker.
     waker: Waker,
-    /// Something is to be published.
-    dirty: bool,
+    /// Frames and chains that are to be published.
+    done: (u32, u32),
+    /// What the driver has set.
+    follower: Follower,
+    /// What the driver was not told of.
+    coalescer: Coalescer,
     /// Where frames are changed for this driver.
     scratch: Option<Box<Batch>>,
     /// What was wrong with the ring; the worker says it.
@@ -159,7 +162,7 @@ impl Inward {
 
     fn complete(&mut self, chain: Chain, written: usize) {
         with_ring!(&mut self.queue, ring => ring.complete(&chain, written as u32));
-        self.dirty = true;
+        self.done.1 += 1;
         if self.free.len() < FREE {
             self.free.push(chain);
         }
@@ -187,9 +190,13 @@ impl Inward {
             return Ok(Put::TooLong);
         }
         let mut bytes = [0; HEADER_MAX];
-        let mut first = header(&frame.offload, self.shape.takes.contains(Offloads::CSUM));
+        let mut first = header(&frame.offload, self.takes().contains(Offloads::CSUM));
         first.num_buffers.set(buffers);
         bytes[..size_of::<Header>()].copy_from_slice(first.as_bytes());
+        if self.shape.reports() {
+            let report = self.report(frame);
+            bytes[size_of::<Header>()..].copy_from_slice(report.as_bytes());
+        }
         let before = &bytes[..self.shape.header];
         let mut done = 0;
         for _ in 0..looked {
@@ -204,35 +211,79 @@ impl Inward {
         }
         self.return_useless();
         self.counters.received.passed(1, frame.len() as u64);
+        self.done.0 += 1;
         Ok(Put::Done)
     }
 
     /// Writes frames as long as nothing is out of the ordinary; says how many.
     #[inline]
     fn quick(&mut self, batch: &Batch, which: &[u8]) -> Result<usize, RingError> {
-        if !self.backlog.is_empty() || !self.held.is_empty() {
+        if !self.backlog.is_empty() || !self.held.is_empty() || self.shape.reports() {
             return Ok(0);
         }
-        let (shape, budget, chains) = (self.shape, &mut self.budget, &mut self.chains);
-        let takes = shape.takes;
+        let (shape, takes) = (self.shape, self.takes());
+        let (budget, chains) = (&mut self.budget, &mut self.chains);
         let written = with_ring!(&mut self.queue, ring => chains.fill(&mut **ring, shape, takes, budget, batch, which))?;
         if written.frames > 0 {
             let received = &self.counters.received;
             received.passed(written.frames as u64, written.bytes);
-            self.dirty = true;
+            let n = written.frames as u32;
+            (self.done.0, self.done.1) = (self.done.0 + n, self.done.1 + n);
         }
         Ok(written.frames)
+    }
+
+    /// What the driver takes of a frame undone.
+    #[inline]
+    fn takes(&self) -> Offloads {
+        self.follower.policy().takes
+    }
+
+    /// The hash of a frame, as it is given to the driver (§5.1.6.4.4).
+    fn report(&self, frame: &Frame) -> HashReport {
+        let hash = self.follower.policy().report.as_ref();
+        let rss = hash.and_then(|hash| hash.of(frame));
+        rss.map_or_else(HashReport::default, |rss| HashReport {
+            value: rss.value.into(),
+            report: (rss.report as u16).into(),
+            ..HashReport::default()
+        })
+    }
+
+    /// Takes over what the driver has set since the last look.
+    #[inline]
+    fn refresh(&mut self) -> Result<(), RingError> {
+        let before = self.takes();
+        if !self.follower.refresh() {
+            return Ok(());
+        }
+        self.coalescer
+            .set(limits(&self.follower, self.line.index()));
+        if self.takes() == before || self.backlog.is_empty() {
+            return Ok(());
+        }
+        // Those that wait were made for what it took before.
+        self.budget = DESCRIPTORS;
+        let mut waiting = std::mem::take(&mut self.backlog);
+        let mut result = Ok(());
+        waiting.drain(|batch, i| {
+            if result.is_ok() {
+                result = self.offer(&batch, i);
+            }
+            true
+        });
+        result
     }
 
     /// Takes a frame: to the ring, or behind those that wait. `false`: it has to wait, and there is no room.
     fn offer(&mut self, batch: &Batch, i: usize) -> Result<(), RingError> {
         let frame = &batch.frames()[i];
         let needs = frame.offload.needs(is_ipv4(frame));
-        if self.shape.takes.contains(needs) {
+        if self.takes().contains(needs) {
             return self.queue_up(batch, i);
         }
         let mut scratch = self.scratch.take().unwrap_or_default();
-        let complete = !self.shape.takes.contains(Offloads::CSUM);
+        let complete = !self.takes().contains(Offloads::CSUM);
         let mut result = Ok(());
         let mut each = |mut batch: Lent<'_>| {
             for i in 0..batch.frames().len() {
@@ -260,6 +311,25 @@ impl Inward {
         scratch.clear();
         self.scratch = Some(scratch);
         result
+    }
+
+    /// Those frames that the driver has not filtered out.
+    #[inline]
+    fn wanted<'a>(&self, batch: &Batch, which: &'a [u8], room: &'a mut [u8; BATCH]) -> &'a [u8] {
+        let settings = &self.follower.policy().settings;
+        if settings.mode.promisc {
+            return which;
+        }
+        let wants = |i: &&u8| settings.wants_frame(batch.frames()[usize::from(**i)].head());
+        let mut n = 0;
+        for (place, i) in room.iter_mut().zip(which.iter().filter(wants)) {
+            (*place, n) = (*i, n + 1);
+        }
+        if n < which.len() {
+            let filtered = (which.len() - n) as u64;
+            self.counters.received.drops.add(Cause::Filtered, filtered);
+        }
+        &room[..n]
     }
 
     fn queue_up(&mut self, batch: &Batch, i: usize) -> Result<(), RingError> {
@@ -308,11 +378,39 @@ impl Inward {
     }
 
     fn publish(&mut self) {
-        if self.broken {
+        let (frames, chains) = std::mem::take(&mut self.done);
+        if self.broken || chains == 0 {
             return;
         }
-        if std::mem::take(&mut self.dirty) && with_ring!(&mut self.queue, ring => ring.publish()) {
+        if !self.coalescer.is_on() && !self.coalescer.is_pending() {
+            if with_ring!(&mut self.queue, ring => ring.publish()) {
+                self.line.notify();
+            }
+            return;
+        }
+        with_ring!(&mut self.queue, ring => ring.publish_quietly());
+        if self.coalescer.count(frames, chains, Instant::now) {
+            self.tell();
+        } else if self.coalescer.wants_timer() {
+            // Its worker sets one.
+            self.waker.wake();
+        }
+    }
+
+    /// Tells the driver of what was used, where it wants to be told.
+    fn tell(&mut self) {
+        self.coalescer.told();
+        if !self.broken && with_ring!(&mut self.queue, ring => ring.wants_notification()) {
             self.line.notify();
+        }
+    }
+
+    /// Tells the driver of what it was not told of yet, where it is time.
+    fn tell_due(&mut self, cx: &mut Context<'_>) {
+        if self.coalescer.is_due(cx.now()) {
+            self.tell();
+        } else if let Some(at) = self.coalescer.timer(cx.now()) {
+            cx.timer(cx.id(), at, COALESCED);
         }
     }
 
@@ -334,6 +432,9 @@ impl Inward {
             self.free.push(chain);
         }
         self.publish();
+        if self.coalescer.is_pending() {
+            self.tell();
+        }
     }
 
     fn position(&self) -> StoppedQueue {
@@ -361,6 +462,11 @@ impl Receive for Inward {
             return drops.add(Cause::LinkDown, which.len() as u64);
         }
         self.budget = DESCRIPTORS;
+        if let Err(e) = self.refresh() {
+            return self.fail(e);
+        }
+        let mut wanted = [0; BATCH];
+        let which = self.wanted(batch, which, &mut wanted);
         let quick = match self.quick(batch, which) {
             Ok(quick) => quick,
             Err(e) => return self.fail(e),
@@ -372,6 +478,12 @@ impl Receive for Inward {
         }
         self.publish();
     }
+}
+
+/// When a queue's driver is to be told.
+pub(crate) fn limits(follower: &Follower, queue: u16) -> Coalescing {
+    let all = &follower.policy().settings.coalescing;
+    all.get(usize::from(queue)).copied().unwrap_or_default()
 }
 
 /// The worker of a receive queue.
@@ -396,6 +508,8 @@ impl Receiving {
     ) -> Self {
         let Wiring { line, mailbox } = wiring;
         let pair = line.index() / 2;
+        let waker = cx.waker(cx.id());
+        let follower = shared.board.follow(line.index(), waker.clone());
         let inward = Rc::new(RefCell::new(Inward {
             queue,
             line,
@@ -406,8 +520,10 @@ impl Receiving {
             chains: Chains::default(),
             backlog: Backlog::default(),
             open: enabled,
-            waker: cx.waker(cx.id()),
-            dirty: false,
+            waker,
+            done: (0, 0),
+            coalescer: Coalescer::new(limits(&follower, 2 * pair), shape.size),
+            follower,
             scratch: None,
             error: None,
             broken: false,
@@ -476,6 +592,7 @@ impl Actor for Receiving {
         match event {
             Event::Ready { .. } => self.inward.borrow().line.kicked(),
             Event::Woken => self.take_messages(cx),
+            Event::Timer { token: COALESCED } => self.inward.borrow_mut().coalescer.timer_came(),
             Event::Timer { .. } => self.inward.borrow_mut().give_up_stuck(cx.now()),
         }
         let inward = &mut *self.inward.borrow_mut();
@@ -484,17 +601,24 @@ impl Actor for Receiving {
         }
     }
 
-    fn turn(&mut self, _: &mut Context<'_>) -> Turn {
+    fn turn(&mut self, cx: &mut Context<'_>) -> Turn {
         if self.state == State::Stopped {
             return Turn::Done;
         }
         let mut inward = self.inward.borrow_mut();
         let mut worked = false;
-        if inward.open {
-            match inward.flush() {
+        if !inward.broken {
+            let refreshed = inward.refresh();
+            let flushed = match (refreshed, inward.open) {
+                (Ok(()), true) => inward.flush(),
+                (refreshed, _) => refreshed.map(|()| false),
+            };
+            match flushed {
                 Ok(some) => worked = some,
                 Err(e) => inward.fail(e),
             }
+            inward.publish();
+            inward.tell_due(cx);
         }
         if let Some(e) = inward.error.take() {
             inward.line.broken(&e);

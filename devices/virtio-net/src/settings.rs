@@ -39,6 +39,15 @@ impl Vlans {
         self.0[usize::from(vlan >> 6) & 63] >> (vlan & 63) & 1 != 0
     }
 
+    /// A bit for each, the lowest one first.
+    pub(crate) fn words(&self) -> &[u64; 64] {
+        &self.0
+    }
+
+    pub(crate) fn of(words: [u64; 64]) -> Self {
+        Self(words)
+    }
+
     pub(crate) fn set(&mut self, vlan: u16, on: bool) {
         let (word, bit) = (&mut self.0[usize::from(vlan >> 6) & 63], 1 << (vlan & 63));
         *word = if on { *word | bit } else { *word & !bit };
@@ -50,7 +59,7 @@ impl Vlans {
 pub struct Coalescing {
     /// After so many frames; 0 and 1: after each.
     pub max_packets: u32,
-    /// So many microseconds after the first at the latest.
+    /// So many microseconds after the first at the latest; 0: after each frame.
     pub max_usecs: u32,
 }
 
@@ -111,6 +120,8 @@ pub struct Settings {
     pub steer: Steer,
     /// The hash that is reported where there is no RSS.
     pub report: Hashing,
+    /// What receive queues and transmit queues begin with.
+    pub coalescing_first: [Coalescing; 2],
     /// By queue, as they are numbered.
     pub coalescing: Box<[Coalescing]>,
 }
@@ -139,6 +150,19 @@ impl Settings {
             !mode.nomulti
                 && (mode.allmulti || self.multicast.as_ref().is_none_or(|t| t.contains(to)))
         }
+    }
+
+    /// As [`Settings::wants`], of a frame's first bytes. One without a whole Ethernet header is wanted by nobody.
+    #[inline]
+    pub fn wants_frame(&self, head: &[u8]) -> bool {
+        let Some((to, rest)) = head.split_first_chunk() else {
+            return false;
+        };
+        let vlan = match rest.get(6..10) {
+            Some(&[0x81, 0, a, b]) => Some(u16::from_be_bytes([a, b]) & 0xfff),
+            _ => None,
+        };
+        self.wants(to, vlan)
     }
 
     /// How many transmit queues are used.

@@ -12,14 +12,16 @@ use std::sync::mpsc::Receiver;
 use std::time::Instant;
 
 use bluff_net::{BATCH, Batch, Cause, Counters, Lane, MAX_FRAME};
-use bluff_reactor::{Actor, Context, Event, Turn};
+use bluff_reactor::{Actor, Context, Event, Turn, Waker};
 use bluff_virtio::{
     Chain, Line, Message, Pop, Queue, QueueChange, Ring, RingError, Wiring, with_ring,
 };
 use zerocopy::FromBytes;
 
+use crate::coalesce::Coalescer;
 use crate::header::offload;
-use crate::receive::header_len;
+use crate::policy::Follower;
+use crate::receive::{COALESCED, header_len, limits};
 use crate::shared::Shared;
 use crate::spec::Header;
 
@@ -41,11 +43,29 @@ pub(crate) struct Outward {
     pub(crate) link: Arc<AtomicBool>,
     batch: Batch,
     chains: Vec<Chain>,
+    pair: u16,
+    shared: Arc<Shared>,
+    follower: Follower,
+    /// What the driver was not told of.
+    coalescer: Coalescer,
 }
 
 impl Outward {
-    pub(crate) fn new(lane: Box<dyn Lane>, features: u64, pair: u16, shared: &Shared) -> Self {
+    /// Of a ring of `size` entries.
+    pub(crate) fn new(
+        lane: Box<dyn Lane>,
+        features: u64,
+        pair: u16,
+        size: u16,
+        shared: Arc<Shared>,
+        waker: Waker,
+    ) -> Self {
+        let queue = 2 * pair + 1;
+        let follower = shared.board.follow(queue, waker);
         Self {
+            coalescer: Coalescer::new(limits(&follower, queue), size),
+            follower,
+            pair,
             lane,
             features,
             header: header_len(features),
@@ -53,6 +73,7 @@ impl Outward {
             link: shared.link.clone(),
             batch: Batch::default(),
             chains: (0..BATCH).map(|_| Chain::default()).collect(),
+            shared,
         }
     }
 
@@ -108,13 +129,30 @@ impl Outward {
             let frames = self.batch.frames().len() as u64;
             self.counters.sent.passed(frames, lens.sum());
             self.lane.send(now, self.batch.lent());
+            if let Some(flows) = self.shared.learning() {
+                // The port has computed them.
+                for frame in self.batch.frames() {
+                    flows.learn(frame.hash, self.pair);
+                }
+            }
             self.batch.clear();
         }
         // Nothing uses what they lent any more.
         for chain in &self.chains[..count] {
             ring.complete(chain, 0);
         }
-        Ok((true, ring.publish()))
+        if !self.coalescer.is_on() && !self.coalescer.is_pending() {
+            return Ok((true, ring.publish()));
+        }
+        ring.publish_quietly();
+        let due = self.coalescer.count(count as u32, count as u32, || now);
+        Ok((true, due && self.wants(ring)))
+    }
+
+    /// Whether the driver wants to be told of what it was not told of yet, now that it is time.
+    fn wants<R: Ring>(&mut self, ring: &mut R) -> bool {
+        self.coalescer.told();
+        ring.wants_notification()
     }
 
     /// Adds the frame of a chain to the batch, or drops it; says how many bytes it has.
@@ -209,6 +247,9 @@ impl Transmit {
                     }
                 }
                 Message::Stop(_, done) => {
+                    if self.state != State::Broken && self.out.coalescer.is_pending() {
+                        self.tell();
+                    }
                     self.state = State::Stopped;
                     self.line.hang_up(cx);
                     done(Some(with_ring!(&self.queue, ring => ring.position())));
@@ -220,6 +261,30 @@ impl Transmit {
     fn broken(&mut self, e: &RingError) {
         self.state = State::Broken;
         self.line.broken(e);
+    }
+
+    fn tell(&mut self) {
+        let out = &mut self.out;
+        if with_ring!(&mut self.queue, ring => out.wants(&mut **ring)) {
+            self.line.notify();
+        }
+    }
+
+    /// Tells the driver of what it was not told of yet, where it is time.
+    #[inline]
+    fn tell_due(&mut self, cx: &mut Context<'_>) {
+        if self.out.follower.refresh() {
+            let limits = limits(&self.out.follower, 2 * self.out.pair + 1);
+            self.out.coalescer.set(limits);
+        }
+        if !self.out.coalescer.is_pending() {
+            return;
+        }
+        if self.out.coalescer.is_due(cx.now()) {
+            self.tell();
+        } else if let Some(at) = self.out.coalescer.timer(cx.now()) {
+            cx.timer(cx.id(), at, COALESCED);
+        }
     }
 }
 
@@ -260,6 +325,7 @@ impl Actor for Transmit {
                     self.state = State::Running;
                 }
             }
+            Event::Timer { token: COALESCED } => self.out.coalescer.timer_came(),
             Event::Timer { .. } => {}
         }
         if self.state == State::Running {
@@ -272,6 +338,10 @@ impl Actor for Transmit {
         match self.state {
             State::Stopped => return Turn::Done,
             State::Broken => return Turn::Idle,
+            State::Waiting(_) | State::Running => self.tell_due(cx),
+        }
+        match self.state {
+            State::Stopped | State::Broken => return Turn::Idle,
             State::Waiting(until) if now < until => return Turn::Idle,
             State::Waiting(_) | State::Running => self.state = State::Running,
         }
@@ -289,6 +359,9 @@ impl Actor for Transmit {
             Ok((worked, notify)) => {
                 if notify {
                     self.line.notify();
+                }
+                if self.out.coalescer.wants_timer() {
+                    self.tell_due(cx);
                 }
                 if worked { Turn::Worked } else { Turn::Idle }
             }

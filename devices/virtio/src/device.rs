@@ -152,6 +152,8 @@ pub enum DeviceEvent {
         /// What is wrong, for an operator.
         cause: Arc<str>,
     },
+    /// What [`VirtioDevice::save`] gives is different now, without a call of the attachment's: whoever records it does so soon.
+    StateChanged,
     /// A notifier of a queue blocked and was given up. The queue goes on; its driver hears nothing until it gets
     /// another.
     NotifierHung(u16),

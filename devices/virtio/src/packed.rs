@@ -145,6 +145,8 @@ pub struct Ring {
     saved: Vec<Saved>,
     /// Nobody was notified since the start: the first time is not suppressed.
     fresh: bool,
+    /// Slots that were used since the driver was last considered for a notification.
+    untold: u16,
     log: Option<QueueLog>,
     /// The guest address of the descriptor ring, which the log wants.
     ring_addr: Option<u64>,
@@ -218,6 +220,7 @@ impl Ring {
             again,
             saved: Vec::new(),
             fresh: true,
+            untold: 0,
             log: None,
             ring_addr: None,
         };
@@ -343,7 +346,7 @@ impl Ring {
         }
     }
 
-    /// Whether the driver wants to hear of `count` slots that were used just now (§2.8.14).
+    /// Whether the driver wants to hear of the last `count` slots that were used (§2.8.14).
     #[inline]
     fn wants_event(&mut self, count: u16) -> bool {
         // SAFETY: a part of the ring.
@@ -425,7 +428,7 @@ impl crate::Ring for Ring {
     }
 
     #[inline]
-    fn publish(&mut self) -> bool {
+    fn publish_quietly(&mut self) -> bool {
         let Some(first) = self.held.done.first() else {
             return false;
         };
@@ -477,9 +480,17 @@ impl crate::Ring for Ring {
         self.held.count -= self.held.done.len() as u16;
         self.slots -= u32::from(total);
         self.held.done.clear();
+        self.untold = self.untold.saturating_add(total);
+        true
+    }
+
+    #[inline]
+    fn wants_notification(&mut self) -> bool {
         // As for split rings: what was used must be visible before we look at the driver's wish.
         fence(Ordering::SeqCst);
-        self.wants_event(total)
+        // More than a lap has passed every place that the driver can name.
+        let count = std::mem::take(&mut self.untold).min(self.size);
+        self.wants_event(count)
     }
 
     fn enable_notifications(&mut self) -> bool {

@@ -42,7 +42,17 @@ pub trait Ring {
     fn cut_short(&self, chain: &Chain);
 
     /// Makes completions visible, all at once; says whether the driver wants to be notified.
-    fn publish(&mut self) -> bool;
+    #[inline]
+    fn publish(&mut self) -> bool {
+        self.publish_quietly() && self.wants_notification()
+    }
+
+    /// Makes completions visible, all at once; says whether there were any. Whether the driver wants to be notified of them is asked later, by
+    /// [`Ring::wants_notification`]: at the latest after as many chains as the ring has entries.
+    fn publish_quietly(&mut self) -> bool;
+
+    /// Whether the driver wants, now, to be notified of what was published since this was last asked.
+    fn wants_notification(&mut self) -> bool;
 
     /// Asks the driver to notify. `true`: something is available already.
     fn enable_notifications(&mut self) -> bool;

@@ -305,7 +305,7 @@ impl crate::Ring for Ring {
     }
 
     #[inline]
-    fn publish(&mut self) -> bool {
+    fn publish_quietly(&mut self) -> bool {
         if self.held.done.is_empty() {
             return false;
         }
@@ -340,6 +340,12 @@ impl crate::Ring for Ring {
             tracker.settle(self.held.done.iter().map(|d| d.id), new);
         }
         self.held.done.clear();
+        true
+    }
+
+    #[inline]
+    fn wants_notification(&mut self) -> bool {
+        let new = self.next_used;
         // The index must be visible before we look whether the driver sleeps; the driver makes its
         // wish visible before it looks at the index (§2.7.7.2). Both need a full fence, or each may
         // read the other's old value and the notification is lost.

@@ -9,7 +9,7 @@ use bluff_overlay::udp::{TunnelKind, UdpOptions, UdpUnderlay};
 use bluff_packet::checksum::{Verdict, verify};
 use bluff_packet::{Mac, Vni};
 use bluff_reactor::Poll;
-use bluff_testing::{Chance, times};
+use bluff_testing::{Chance, loopback, times};
 
 use crate::rig::*;
 
@@ -19,17 +19,12 @@ fn vni() -> Vni {
 
 struct Card {
     rig: Rig,
+    local: IpAddr,
     underlay: Arc<UdpUnderlay>,
 }
 
-/// A port that nobody has now.
-fn free_port(local: IpAddr) -> u16 {
-    UdpSocket::bind((local, 0))
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port()
-}
+/// The port of all cards: their addresses are theirs alone.
+const PORT: u16 = 4789;
 
 fn card(local: IpAddr, other: IpAddr, kind: TunnelKind, port: u16) -> Card {
     let rig = Rig::default();
@@ -45,14 +40,17 @@ fn card(local: IpAddr, other: IpAddr, kind: TunnelKind, port: u16) -> Card {
         .set_tunnel(vni(), &[other], underlay.clone())
         .unwrap();
     underlay.set_network(vni(), Some(rig.network.clone()));
-    Card { rig, underlay }
+    Card {
+        rig,
+        local,
+        underlay,
+    }
 }
 
 /// Two cards, whose reactors both turn on this thread.
 fn pair(kind: TunnelKind) -> (Card, Card) {
-    let (a, b): (IpAddr, IpAddr) = ([127, 0, 0, 2].into(), [127, 0, 0, 3].into());
-    let port = free_port(a);
-    (card(a, b, kind, port), card(b, a, kind, port))
+    let (a, b) = (loopback().into(), loopback().into());
+    (card(a, b, kind, PORT), card(b, a, kind, PORT))
 }
 
 fn until<T>(cards: &mut [&mut Card], mut what: impl FnMut() -> Option<T>) -> T {
@@ -153,12 +151,11 @@ fn what_stands_for_several_is_cut_and_right() {
 #[test]
 fn f01_datagrams_of_any_bytes() {
     for kind in [TunnelKind::Vxlan, TunnelKind::Geneve] {
-        let (mut a, _b) = pair(kind);
+        let (mut a, b) = pair(kind);
         let station = a.rig.station(1);
-        let to = (IpAddr::from([127, 0, 0, 2]), 0);
-        let port = a.underlay.port();
-        let stranger = UdpSocket::bind("127.0.0.9:0").unwrap();
-        let known = UdpSocket::bind("127.0.0.3:0").unwrap();
+        let to = (a.local, a.underlay.port());
+        let stranger = UdpSocket::bind((loopback(), 0)).unwrap();
+        let known = UdpSocket::bind((b.local, 0)).unwrap();
         let frame = plain(Mac([0xff; 6]), mac(9), b"frame");
         let header: [u8; 8] = match kind {
             TunnelKind::Vxlan => [8, 0, 0, 0, 0, 0x13, 0x89, 0],
@@ -167,7 +164,7 @@ fn f01_datagrams_of_any_bytes() {
         let whole = [&header[..], &frame].concat();
         let sent = std::cell::Cell::new(0u64);
         let send = |socket: &UdpSocket, bytes: &[u8]| {
-            socket.send_to(bytes, (to.0, port)).unwrap();
+            socket.send_to(bytes, to).unwrap();
             sent.set(sent.get() + 1);
         };
         for len in 0..header.len() + 14 {
@@ -203,7 +200,7 @@ fn f01_datagrams_of_any_bytes() {
             (network.arrived().get(Cause::Stranger) == 1).then_some(())
         });
         assert!(station.got().is_empty());
-        known.send_to(&whole, (to.0, port)).unwrap();
+        known.send_to(&whole, to).unwrap();
         let got = until(&mut [&mut a], || station.got().pop());
         assert_eq!(got, frame);
     }
@@ -222,7 +219,7 @@ fn what_does_not_fit_the_path_is_counted() {
         .network
         .set_tunnel(
             vni(),
-            &["fd00::1".parse().unwrap(), [127, 0, 0, 3].into(), other],
+            &["fd00::1".parse().unwrap(), b.local, other],
             a.underlay.clone(),
         )
         .unwrap();
@@ -239,7 +236,7 @@ fn what_does_not_fit_the_path_is_counted() {
 #[test]
 fn an_underlay_that_is_dropped_gives_its_port_back() {
     let (a, b) = pair(TunnelKind::Vxlan);
-    let port = a.underlay.port();
+    let local = a.local;
     let mut rig = a.rig;
     let station = rig.station(1);
     drop((a.underlay, b));
@@ -249,7 +246,7 @@ fn an_underlay_that_is_dropped_gives_its_port_back() {
         .set_tunnel(vni(), &[], Arc::new(Nothing))
         .unwrap();
     let start = Instant::now();
-    while UdpSocket::bind(("127.0.0.2", port)).is_err() {
+    while UdpSocket::bind((local, PORT)).is_err() {
         assert!(start.elapsed() < Duration::from_secs(20));
         rig.reactor.step(Some(Duration::ZERO));
     }

@@ -57,6 +57,52 @@ fn a_flow_is_what_its_frames_have_in_common() {
     assert_eq!(key(&fault), key(&ethernet(EtherType::IPV4, &[])));
 }
 
+#[test]
+fn a_flow_and_its_answers_have_one_key_in_common() {
+    let swapped = |bytes: &[u8]| {
+        let mut bytes = bytes.to_vec();
+        let (a, b) = bytes[..12].split_at_mut(6);
+        a.swap_with_slice(b);
+        match (bytes[12], bytes[13]) {
+            (8, 0) => bytes[26..34].rotate_left(4),
+            (0x86, 0xdd) => bytes[22..54].rotate_left(16),
+            _ => return bytes,
+        }
+        bytes
+    };
+    let swap_ports = |mut bytes: Vec<u8>, at: usize| {
+        bytes[at..at + 4].rotate_left(2);
+        bytes
+    };
+    for (bytes, at) in [
+        (v4(IpProto::UDP, &udp(7, 8, &[])), 34),
+        (v6(IpProto::UDP, &udp(7, 8, &[])), 54),
+        (v6(IpProto::TCP, &TCP), 54),
+    ] {
+        let back = swap_ports(swapped(&bytes), at);
+        assert_ne!(key(&bytes), key(&back));
+        assert_eq!(key(&bytes).either_way(), key(&back).either_way());
+        // Ports go with their addresses.
+        let other = swap_ports(bytes.clone(), at);
+        assert_ne!(key(&bytes).either_way(), key(&other).either_way());
+        assert_eq!(
+            key(&bytes).either_way().either_way(),
+            key(&bytes).either_way()
+        );
+    }
+    let arp = ethernet(EtherType::ARP, &[0; 28]);
+    let back = swapped(&arp);
+    assert_ne!(key(&arp), key(&back));
+    assert_eq!(key(&arp).either_way(), key(&back).either_way());
+    // One address, two ports: the ports decide.
+    let mut same = v4(IpProto::UDP, &udp(9, 2, &[]));
+    same.copy_within(26..30, 30);
+    assert_eq!(
+        key(&same).either_way(),
+        key(&swap_ports(same.clone(), 34)).either_way()
+    );
+}
+
 /// Flows that a tenant may choose so that they look alike: one bit apart, and swapped.
 fn chosen() -> Vec<FlowKey> {
     let mut frames = Vec::new();

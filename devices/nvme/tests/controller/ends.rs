@@ -181,8 +181,12 @@ fn run(poll: Poll, silent: bool, how: End, seed: u64) {
         }
         traffic.fill(16).unwrap();
         if silent {
-            // It has got something that it does not answer.
-            until(|| handles.iter().all(|h| h.struck() > 0));
+            // It has got something that it does not answer. More is sent until then: what was in flight before may all have come back.
+            until(|| {
+                traffic.take().unwrap();
+                traffic.fill(16).unwrap();
+                handles.iter().all(|h| h.struck() > 0)
+            });
         }
         host = end(&port, host, traffic, how);
         for handle in &handles {

@@ -90,6 +90,7 @@ impl Session {
         self.stopped = None;
         // What the next front end has read, it may have read long ago.
         self.changed = true;
+        self.unsaved = false;
         self.phase = Phase::Idle;
         Step::Ended
     }

@@ -239,6 +239,8 @@ impl Session {
             ..Commit::default()
         };
         if self.keep {
+            // First: what changes after this is told again.
+            self.unsaved = false;
             next.device = self.device.save();
             // Keys are never used twice, also if the plan that made them is dropped.
             self.state.next_key = self.state.next_key.max(next.next_key);

@@ -445,6 +445,34 @@ fn records_that_do_not_fit_are_refused() {
     );
 }
 
+/// What a device changes by itself, as a driver has it do by a queue, is recorded without a message.
+#[test]
+fn what_a_device_changes_by_itself_is_recorded() {
+    let _beside = beside();
+    let commit = |step| match step {
+        Step::Commit(commit) => commit,
+        other => panic!("{other:?}"),
+    };
+    let mut half = Half::new(&Ledger::new(BOUNDS));
+    let (session, now) = (&mut half.session, Instant::now());
+    let first = commit(session.state_changed());
+    assert_eq!((first.consume, first.reply.len()), (0, 0));
+    assert!(SessionState::from_bytes(&first.state).unwrap().device == [4, 2]);
+    // Twice while that is being recorded: once more is enough.
+    for _ in 0..2 {
+        assert!(matches!(session.state_changed(), Step::Wait));
+    }
+    let second = commit(session.committed(first.seq, now));
+    assert!(second.seq > first.seq);
+    assert!(matches!(session.committed(second.seq, now), Step::Ready));
+    // Where nothing is recorded, nothing has to be.
+    let done = Arc::new(|_| {});
+    let mut session = Session::new(device(2).0, None, Duration::from_secs(1), false, done);
+    session.connect();
+    assert!(matches!(session.state_changed(), Step::Wait));
+    assert!(session.is_ready());
+}
+
 /// A keeper that sends every commit to another process, which is a thread here.
 struct Remote {
     wire: UnixStream,

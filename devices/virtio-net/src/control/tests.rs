@@ -21,6 +21,9 @@ const ALL: u64 = feature::CTRL_VQ
 fn control(features: u64) -> Control {
     let mut control = Control::new(OWN, 4);
     control.reset(features);
+    for queue in 0..8 {
+        control.set_running(queue, true);
+    }
     control
 }
 
@@ -341,6 +344,115 @@ fn coalescing_of_all_and_of_one() {
         assert_eq!(get(&mut c, queue), value(command::COAL_VQ_GET));
         let set = bytes(command::COAL_VQ_SET, &one(queue, &coal(1, 1)));
         assert_eq!(c.command(&set), value(command::COAL_VQ_SET));
+    }
+    // One that is stopped has nothing set, and begins with what is set for all.
+    c.set_running(5, false);
+    assert_eq!(get(&mut c, 5), value(command::COAL_VQ_GET));
+    c.set_running(5, true);
+    assert_eq!(get(&mut c, 5), Ok(Effect::Answer(of(1, 2))));
+    // Without several pairs there are two queues.
+    let mut c = control(ALL & !(feature::MQ | feature::RSS));
+    assert_eq!(get(&mut c, 1), Ok(Effect::Answer(of(0, 0))));
+    assert_eq!(get(&mut c, 2), value(command::COAL_VQ_GET));
+}
+
+/// What a driver of a front end that has the control queue itself would set is not heard of: nothing is filtered.
+#[test]
+fn filters_are_off_until_a_driver_sets_them_here() {
+    let (filters, vlan) = (feature::CTRL_RX | feature::CTRL_VLAN, feature::CTRL_VLAN);
+    let wants = |features, vlan| {
+        control(features)
+            .settings()
+            .wants(&[2, 9, 9, 9, 9, 9], vlan)
+    };
+    for features in [
+        0,
+        filters,
+        vlan,
+        feature::CTRL_VQ,
+        feature::CTRL_VQ | filters,
+    ] {
+        assert!(wants(features, None) && wants(features, Some(5)));
+    }
+    // VLANs alone: tags are filtered, addresses are not.
+    let alone = feature::CTRL_VQ | vlan;
+    assert!(wants(alone, None) && !wants(alone, Some(5)));
+}
+
+/// Whatever was set is what is read again, and nothing else is.
+#[test]
+fn settings_survive_their_bytes() {
+    for seed in 0..times(300, 10_000) {
+        let mut chance = Chance::new(seed);
+        let mut c = control(ALL);
+        for _ in 0..20 {
+            c.command(&good_command(&mut chance)).unwrap();
+        }
+        let saved = c.save();
+        let (features, settings) = c.read(&saved).expect("what was written");
+        assert_eq!((features, &settings), (ALL, c.settings()));
+        // A part of it, or more, is none of it.
+        let cut = chance.below(saved.len() as u64) as usize;
+        assert!(c.read(&saved[..cut]).is_none());
+        assert!(c.read(&[&saved[..], &[0]].concat()).is_none());
+        // Fewer pairs may not have what is set; and any other bytes are read or refused.
+        let mut changed = saved.clone();
+        changed[cut] ^= 1 << chance.below(8);
+        if let Some((_, settings)) = c.read(&changed) {
+            assert!(settings.transmit() <= 4 && settings.coalescing.len() == 8);
+        }
+    }
+}
+
+/// A command that is obeyed.
+fn good_command(chance: &mut Chance) -> Vec<u8> {
+    let macs = |chance: &mut Chance| {
+        let n = [0, 1, 5, 64, 65][chance.below(5) as usize];
+        let mut table = (n as u32).to_le_bytes().to_vec();
+        table.extend((0..6 * n).map(|_| chance.below(256) as u8));
+        table
+    };
+    let coal = |chance: &mut Chance| {
+        let mut word = || chance.below(1 << 32) as u32;
+        [word().to_le_bytes(), word().to_le_bytes()].concat()
+    };
+    match chance.below(10) {
+        n @ 0..=1 => bytes((0, chance.below(6) as u8), &[n as u8]),
+        2 => {
+            let tables = [macs(chance), macs(chance)].concat();
+            bytes(command::MAC_TABLE_SET, &tables)
+        }
+        3 => bytes(
+            command::MAC_ADDR_SET,
+            &[2, 0, 0, 0, 1, chance.below(256) as u8],
+        ),
+        4 => {
+            let vlan = (chance.below(4096) as u16).to_le_bytes();
+            bytes((2, chance.below(2) as u8), &vlan)
+        }
+        5 => bytes(command::MQ_PAIRS_SET, &[1 + chance.below(4) as u8, 0]),
+        6 => {
+            let len = 1u16 << chance.below(8);
+            let mut data = 0x1ffu32.to_le_bytes().to_vec();
+            data.extend((len - 1).to_le_bytes());
+            for _ in 0..=len {
+                data.extend([chance.below(4) as u8, 0]);
+            }
+            data.extend([1 + chance.below(4) as u8, 0, 40]);
+            data.extend((0..40).map(|_| chance.below(256) as u8));
+            bytes(command::MQ_RSS_CONFIG, &data)
+        }
+        7 => {
+            let mut data = vec![0x3f, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 3];
+            data.extend([7, 8, chance.below(256) as u8]);
+            bytes(command::MQ_HASH_CONFIG, &data)
+        }
+        8 => bytes((6, chance.below(2) as u8), &coal(chance)),
+        _ => {
+            let queue = [chance.below(8) as u8, 0, 0, 0];
+            let data = [&queue[..], &coal(chance)].concat();
+            bytes(command::COAL_VQ_SET, &data)
+        }
     }
 }
 

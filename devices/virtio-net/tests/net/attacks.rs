@@ -1,14 +1,19 @@
-//! Rows A11 to A14 of the attack list.
+//! Rows A11 to A16 of the attack list.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bluff_net::{Cause, Pair};
+use bluff_packet::toeplitz::HashTypes;
 use bluff_reactor::Reactor;
+use bluff_testing::times;
 use bluff_virtio::VirtioDevice;
 use bluff_virtio_driver::Buffer;
-use bluff_virtio_net::spec::{Header, feature, gso, header_flag};
+use bluff_virtio_net::spec::{ACK_ERR, ACK_OK, Header, command, feature, gso, header_flag};
 
+use crate::control::{CONTROL, ask};
 use crate::rig::*;
+use crate::steering::rss;
 
 struct Wire {
     reactor: Reactor,
@@ -154,7 +159,8 @@ fn a12_useless_buffers_between_good_ones() {
         let one = frame(false, false, 1400, 1);
         w.b.offer(0, &[500, 4, 500, 11]);
         w.a.send(0, &header(false, false, 0), &one);
-        turns(&mut w.reactor, 20);
+        let a = &mut w.a;
+        until(&mut w.reactor, || (a.sent(0) == 1).then_some(()));
         // Not enough: whatever comes from outside now, nothing is lost.
         let changed = w.b.change_memory(epoch(&w.b.memory));
         for _ in 0..2 {
@@ -166,7 +172,7 @@ fn a12_useless_buffers_between_good_ones() {
         setup.position = stopped.position;
         w.b.device.start_queue(setup).unwrap();
         turns(&mut w.reactor, 20);
-        w.b.offer(0, &[600, 3, 50]);
+        w.b.offer(0, &[600, 3, 100]);
         w.a.send(0, &header(false, false, 0), &one);
         let (b, reactor) = (&mut w.b, &mut w.reactor);
         let mut lens = Vec::new();
@@ -179,8 +185,13 @@ fn a12_useless_buffers_between_good_ones() {
         assert_eq!(lens, [500, 0, 500, 0, 454], "{kind:?}");
         assert!(bytes[12..] == one);
         let a = &mut w.a;
-        until(&mut w.reactor, || (a.sent(0) == 2).then_some(()));
-        assert_eq!(w.b.used(0), Some(Vec::new()));
+        until(&mut w.reactor, || (a.sent(0) == 1).then_some(()));
+        // The next one comes to the last of them.
+        let small = frame(false, false, 1, 2);
+        w.a.send(0, &header(false, false, 0), &small);
+        let (b, reactor) = (&mut w.b, &mut w.reactor);
+        assert_eq!(until(reactor, || b.used(0)), []);
+        assert!(until(reactor, || b.used(0))[12..] == small);
     }
 }
 
@@ -379,4 +390,199 @@ fn a14_offloads_that_were_not_negotiated() {
         got.bytes == one && got.header.flags == 0,
         "nobody believes it"
     );
+}
+
+/// The header that stands before a frame is as long as what was negotiated says, both ways, and no shorter one is written over its end.
+#[test]
+fn a13_hash_report_header_larger_than_the_mergeable_header() {
+    const LONG: u64 = ALL | CONTROL | feature::HASH_REPORT;
+    for kind in KINDS {
+        for mergeable in [true, false] {
+            let features = match mergeable {
+                true => LONG,
+                false => LONG & !feature::MRG_RXBUF,
+            };
+            let mut reactor = reactor();
+            let (a, b) = Pair::new();
+            let a = Guest::new(&mut reactor, Arc::new(a), kind, features, 64);
+            let b = Guest::new(&mut reactor, Arc::new(b), kind, features, 64);
+            let mut w = Wire { reactor, a, b };
+            // A chain that has the shorter header and no more than the longer one has no frame.
+            let drops = |w: &Wire| w.a.device.counters()[0].sent.drops.get(Cause::Malformed);
+            for len in 1..=20 {
+                let before = drops(&w);
+                w.a.send_chain(0, &[Buffer::readable(BASE + 4096, len)], 0);
+                let a = &mut w.a;
+                until(&mut w.reactor, || (a.sent(0) == 1).then_some(()));
+                assert_eq!(drops(&w), before + 1, "{len}");
+            }
+            // The longer header in any pieces; what is in its end is not looked at, and is no part of the frame.
+            let one = frame(false, true, 300, 1);
+            for cuts in [
+                &[][..],
+                &[12],
+                &[12, 20],
+                &[19],
+                &[20],
+                &[1, 11, 13, 19, 21],
+            ] {
+                w.b.offer(0, &[2048]);
+                w.a.send_cut(0, &header(false, true, 0), &one, cuts);
+                let b = &mut w.b;
+                let got = until(&mut w.reactor, || b.receive(0));
+                assert!(got.bytes == one && got.report == Some((0, 0)), "{cuts:?}");
+                let a = &mut w.a;
+                until(&mut w.reactor, || (a.sent(0) == 1).then_some(()));
+            }
+            // Buffers that would hold the shorter one alone are given back, and nothing is written into them.
+            for len in 12..20 {
+                w.b.offer(0, &[len, 2048]);
+                w.a.send(0, &header(false, true, 0), &one);
+                let b = &mut w.b;
+                assert_eq!(until(&mut w.reactor, || b.used(0)), [], "{len}");
+                let got = until(&mut w.reactor, || b.receive(0));
+                assert!(got.bytes == one);
+                let a = &mut w.a;
+                until(&mut w.reactor, || (a.sent(0) == 1).then_some(()));
+            }
+            // One that holds it and nothing else begins a frame that goes on in the next.
+            if mergeable {
+                w.b.offer(0, &[20, 400]);
+                w.a.send(0, &header(false, true, 0), &one);
+                let b = &mut w.b;
+                let got = until(&mut w.reactor, || b.receive(0));
+                assert!(got.bytes == one && got.header.num_buffers.get() == 2);
+                let a = &mut w.a;
+                until(&mut w.reactor, || (a.sent(0) == 1).then_some(()));
+            }
+            w.lives();
+        }
+    }
+}
+
+#[test]
+fn a15_a_table_names_a_queue_that_does_not_exist() {
+    for kind in KINDS {
+        let mut reactor = reactor();
+        let features = ALL | CONTROL | feature::MQ | feature::RSS;
+        let port = Arc::new(Pair::loopback());
+        let mut guest = Guest::with_pairs(&mut reactor, port, kind, features, 64, 4);
+        let config = |table: &[u16], unclassified| {
+            let data = rss(HashTypes::ALL, &[7; 40], table, unclassified);
+            let (class, number) = command::MQ_RSS_CONFIG;
+            [&[class, number], &data[..]].concat()
+        };
+        for (table, unclassified, answer) in [
+            (&[0, 1, 2, 3][..], 3, ACK_OK),
+            (&[0, 1, 2, 4], 0, ACK_ERR),
+            (&[0x8000, 1], 0, ACK_ERR),
+            (&[0xffff], 0, ACK_ERR),
+            (&[0], 4, ACK_ERR),
+            (&[0], 0xffff, ACK_ERR),
+        ] {
+            let bytes = config(table, unclassified);
+            let got = ask(&mut reactor, &mut guest, &bytes, &[], 1);
+            assert_eq!(got, [answer], "{table:?}");
+        }
+        // One that exists, and is stopped: its frames go nowhere.
+        let bytes = config(&[2], 2);
+        assert_eq!(ask(&mut reactor, &mut guest, &bytes, &[], 1), [ACK_OK]);
+        guest.stop(&mut reactor, 4);
+        for queue in 0..4 {
+            guest.offer(queue, &[2048]);
+        }
+        guest.send(0, &header(false, true, 0), &frame(false, true, 100, 1));
+        until(&mut reactor, || (guest.sent(0) == 1).then_some(()));
+        turns(&mut reactor, 20);
+        assert!((0..4).all(|queue| guest.used(queue).is_none()));
+    }
+}
+
+/// Ends the other thread of a test.
+struct StopOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// A command is what it was when it was read, once: another thread changes it all the time.
+#[test]
+fn a16_command_changed_between_two_reads() {
+    let at = BASE + (40 << 20);
+    for kind in KINDS {
+        let mut reactor = reactor();
+        let features = ALL | CONTROL | feature::MQ | feature::CTRL_RX;
+        let port = Arc::new(Pair::loopback());
+        let mut guest = Guest::with_pairs(&mut reactor, port, kind, features, 64, 4);
+        // A good command and a bad one, which differ in one byte: pairs, or the number of addresses.
+        let (class, number) = command::MQ_PAIRS_SET;
+        let pairs = vec![class, number, 2, 0];
+        let (class, number) = command::MAC_TABLE_SET;
+        let mut table = vec![class, number];
+        table.extend([1, 0, 0, 0, 2, 9, 9, 9, 9, 9, 0, 0, 0, 0]);
+        for (bytes, place, good, bad) in [(pairs, 2, 2, 200), (table, 2, 1, 255)] {
+            guest.memory.write(at, &bytes).unwrap();
+            let stop = AtomicBool::new(false);
+            let memory = guest.memory.clone();
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    while !stop.load(Ordering::Relaxed) {
+                        for byte in [bad, good] {
+                            memory.write(at + place, &[byte]).unwrap();
+                        }
+                    }
+                });
+                // Also where an assertion fails.
+                let _end = StopOnDrop(&stop);
+                for _ in 0..times(300, 20_000) {
+                    let len = bytes.len() as u32;
+                    let chain = [Buffer::readable(at, len), Buffer::writable(at + 100, 1)];
+                    let queue = guest.queues.last_mut().unwrap();
+                    queue.add(&chain, false, 0).unwrap();
+                    queue.publish();
+                    until(&mut reactor, || queue.pop_used().unwrap());
+                    let mut answer = [9];
+                    guest.memory.read(at + 100, &mut answer).unwrap();
+                    assert!(answer == [ACK_OK] || answer == [ACK_ERR]);
+                }
+            });
+            assert!(
+                guest.events.lock().unwrap().is_empty(),
+                "no queue is broken"
+            );
+        }
+    }
+}
+
+/// The answer lies in the command itself: it is read before it is written over.
+#[test]
+fn a16_an_answer_over_its_command() {
+    for kind in KINDS {
+        let mut reactor = reactor();
+        let features = ALL | CONTROL | feature::MQ | feature::VQ_NOTF_COAL;
+        let port = Arc::new(Pair::loopback());
+        let mut guest = Guest::with_pairs(&mut reactor, port, kind, features, 64, 4);
+        let at = BASE + (40 << 20);
+        let (class, number) = command::COAL_VQ_SET;
+        let set = [class, number, 1, 0, 0, 0, 9, 0, 0, 0, 8, 0, 0, 0];
+        let (class, number) = command::COAL_VQ_GET;
+        let get = [class, number, 1, 0, 0, 0];
+        for (bytes, wanted) in [
+            (&set[..], &[ACK_OK][..]),
+            (&get, &[0, 9, 0, 0, 0, 8, 0, 0, 0]),
+        ] {
+            guest.memory.write(at, bytes).unwrap();
+            let len = bytes.len() as u32;
+            let chain = [Buffer::readable(at, len), Buffer::writable(at, 9)];
+            let queue = guest.queues.last_mut().unwrap();
+            queue.add(&chain, false, 0).unwrap();
+            queue.publish();
+            let used = until(&mut reactor, || queue.pop_used().unwrap());
+            let mut answer = vec![0; used.written as usize];
+            guest.memory.read(at, &mut answer).unwrap();
+            assert_eq!(answer, wanted);
+        }
+    }
 }

@@ -6,14 +6,20 @@ use bluff_net::{Attributes, Lane, NetError, Null, Pair, Port, Receivers, Steerin
 use bluff_reactor::{Context, Reactor};
 use bluff_virtio::VirtioDevice;
 use bluff_virtio_driver::Buffer;
-use bluff_virtio_net::spec::{ACK_ERR, ACK_OK, command, feature};
+use bluff_virtio_net::spec::{ACK_ERR, ACK_OK, command as spec, feature};
 
 use crate::rig::*;
 
-const CONTROL: u64 = feature::CTRL_VQ;
+pub const CONTROL: u64 = feature::CTRL_VQ;
+
+/// Has a command obeyed.
+pub fn set(reactor: &mut Reactor, guest: &mut Guest, which: (u8, u8), data: &[u8]) {
+    let bytes = [&[which.0, which.1], data].concat();
+    assert_eq!(ask(reactor, guest, &bytes, &[2], 1), [ACK_OK], "{which:?}");
+}
 
 /// Sends a command in pieces, with so many bytes for the answer; gives what was written.
-fn ask(
+pub fn ask(
     reactor: &mut Reactor,
     guest: &mut Guest,
     bytes: &[u8],
@@ -34,9 +40,7 @@ fn ask(
     if answer > 0 {
         chain.push(Buffer::writable(at + (24 << 10), answer));
     }
-    let queue = guest.queues.last_mut().unwrap();
-    queue.add(&chain, false, 0).unwrap();
-    queue.publish();
+    command(guest, &chain);
     let queue = guest.queues.last_mut().unwrap();
     let used = until(reactor, || queue.pop_used().unwrap());
     let mut written = vec![0; used.written as usize];
@@ -44,8 +48,15 @@ fn ask(
     written
 }
 
-fn pairs(n: u16) -> Vec<u8> {
-    let (class, number) = command::MQ_PAIRS_SET;
+/// Makes a command available.
+fn command(guest: &mut Guest, chain: &[Buffer]) {
+    let queue = guest.queues.last_mut().unwrap();
+    queue.add(chain, false, 0).unwrap();
+    queue.publish();
+}
+
+pub fn pairs(n: u16) -> Vec<u8> {
+    let (class, number) = spec::MQ_PAIRS_SET;
     let [a, b] = n.to_le_bytes();
     vec![class, number, a, b]
 }
@@ -102,26 +113,29 @@ fn pairs_that_are_used() {
     let port = Arc::new(Told::default());
     let features = ALL | CONTROL | feature::MQ;
     let mut guest = Guest::with_pairs(&mut reactor, port.clone(), Kind::SPLIT, features, 64, 4);
-    let spread = |port: &Told| port.0.lock().unwrap().as_ref().map(|r| r.steering.clone());
-    assert_eq!(spread(&port), Some(Steering::Spread(1)), "at first");
+    let spread = |port: &Told| match &port.0.lock().unwrap().as_ref().unwrap().steering {
+        Steering::Spread(n) | Steering::Learned(_, n) => *n,
+        Steering::Table(table) => panic!("{table:?}"),
+    };
+    assert_eq!(spread(&port), 1, "at first");
     for used in [4, 2, 3] {
         assert_eq!(
             ask(&mut reactor, &mut guest, &pairs(used), &[], 1),
             [ACK_OK]
         );
-        assert_eq!(spread(&port), Some(Steering::Spread(used)));
+        assert_eq!(spread(&port), used);
     }
     assert_eq!(ask(&mut reactor, &mut guest, &pairs(9), &[], 1), [ACK_ERR]);
     // One that is used and has stopped: those before it.
     guest.stop(&mut reactor, 2);
-    assert_eq!(spread(&port), Some(Steering::Spread(1)));
+    assert_eq!(spread(&port), 1);
     guest.device.set_features(features);
-    assert_eq!(spread(&port), Some(Steering::Spread(1)));
+    assert_eq!(spread(&port), 1);
     // Where another one serves the control queue, it starts those that are used.
     guest.device.set_features(ALL | feature::MQ);
     guest.start(2);
     turns(&mut reactor, 20);
-    assert_eq!(spread(&port), Some(Steering::Spread(4)));
+    assert_eq!(spread(&port), 4);
 }
 
 /// The control queue is where the negotiated pairs end (virtio 1.3 §5.1.2).
@@ -132,6 +146,7 @@ fn its_place_follows_from_what_was_negotiated() {
         pairs: 4,
         mac: MAC,
         speed: None,
+        control_queue: true,
         poll: bluff_reactor::Poll::Never,
         reactors: vec![reactor.handle()],
     };
@@ -158,4 +173,167 @@ fn its_place_follows_from_what_was_negotiated() {
             assert_eq!(started.is_ok(), index < places, "{index} of {places}");
         }
     }
+}
+
+/// A command is answered when every reactor obeys it, and not before; a queue that is stopped meanwhile answers first.
+#[test]
+fn commands_are_in_force_before_they_are_answered() {
+    for (kind, stopped) in [
+        (Kind::SPLIT, false),
+        (Kind::PACKED, false),
+        (Kind::SPLIT, true),
+    ] {
+        let (mut here, mut other) = (reactor(), reactor());
+        let options = bluff_virtio_net::NetOptions {
+            pairs: 1,
+            mac: MAC,
+            speed: None,
+            control_queue: true,
+            poll: bluff_reactor::Poll::Never,
+            // The pair lives on the first, the control queue on the second.
+            reactors: vec![other.handle(), here.handle()],
+        };
+        let device = bluff_virtio_net::Net::new(Arc::new(Null), options);
+        let features = CONTROL | feature::CTRL_RX;
+        let mut guest = Guest::of(device, kind, features, 64, 1);
+        turns(&mut here, 20);
+        turns(&mut other, 20);
+        let at = BASE + (32 << 20);
+        let (class, number) = spec::RX_PROMISC;
+        guest.memory.write(at, &[class, number, 0]).unwrap();
+        command(
+            &mut guest,
+            &[Buffer::readable(at, 3), Buffer::writable(at + 8, 1)],
+        );
+        // Its worker sleeps, and looks now and then where nobody kicks it.
+        let start = std::time::Instant::now();
+        while start.elapsed() < std::time::Duration::from_millis(20) {
+            here.step(Some(std::time::Duration::ZERO));
+        }
+        assert!(guest.queues[2].pop_used().unwrap().is_none(), "too early");
+        if stopped {
+            guest.stop(&mut here, 2);
+        } else {
+            turns(&mut other, 5);
+        }
+        let queue = &mut guest.queues[2];
+        let used = until(&mut here, || queue.pop_used().unwrap());
+        let mut answer = [9];
+        guest.memory.read(at + 8, &mut answer).unwrap();
+        assert_eq!((used.written, answer), (1, [ACK_OK]));
+    }
+}
+
+/// Another process goes on with what was set.
+#[test]
+fn settings_outlive_the_device() {
+    let mut reactor = reactor();
+    let more = feature::MQ | feature::STATUS | feature::GUEST_ANNOUNCE;
+    let features = ALL | CONTROL | BY_CONTROL | more;
+    let port = Arc::new(Told::default());
+    let mut guest = Guest::with_pairs(&mut reactor, port, Kind::SPLIT, features, 64, 4);
+    let other = [2, 7, 7, 7, 7, 7];
+    set(&mut reactor, &mut guest, spec::MAC_ADDR_SET, &other);
+    set(&mut reactor, &mut guest, spec::RX_PROMISC, &[0]);
+    set(&mut reactor, &mut guest, spec::MQ_PAIRS_SET, &[3, 0]);
+    set(
+        &mut reactor,
+        &mut guest,
+        spec::COAL_VQ_SET,
+        &[3, 0, 0, 0, 9, 0, 0, 0, 8, 0, 0, 0],
+    );
+    let saved = guest.device.save();
+    let told = Arc::new(Told::default());
+    let mut next = Guest::device(&reactor, told.clone(), 4);
+    next.load(&saved).unwrap();
+    next.set_features(guest.features);
+    let mut again = next.save();
+    // It has moved, as far as anybody knows, and asks the driver to say where it is.
+    assert_eq!((again[1], saved[1]), (1, 0));
+    again[1] = 0;
+    assert!(again == saved);
+    let mut config = [0; 8];
+    next.read_config(0, &mut config);
+    assert_eq!(config, [2, 7, 7, 7, 7, 7, 3, 0]);
+    // Other features are another driver, which has set nothing.
+    let mut next = Guest::device(&reactor, told, 4);
+    next.load(&saved).unwrap();
+    next.set_features(guest.features & !feature::CTRL_RX);
+    next.read_config(0, &mut config);
+    assert_eq!(config, [2, 0, 0, 0, 0, 1, 1, 0]);
+    // Nothing that could not have been set.
+    for bad in [&saved[1..], &saved[..40], &[], &[2, 2], &[1, 0]] {
+        let loaded = Guest::device(&reactor, Arc::new(Null), 4).load(bad);
+        assert!(matches!(loaded, Err(bluff_virtio::DeviceError::State)));
+    }
+    // Fewer pairs than are used.
+    let loaded = Guest::device(&reactor, Arc::new(Null), 2).load(&saved);
+    assert!(loaded.is_err());
+}
+
+/// Plugged in again, a function may be somewhere else: its driver is asked, until it has said that it heard.
+#[test]
+fn a_driver_is_asked_to_announce_itself() {
+    let mut reactor = reactor();
+    let asked = CONTROL | feature::STATUS | feature::GUEST_ANNOUNCE;
+    let (port, far) = Pair::new();
+    let mut guest = Guest::new(&mut reactor, Arc::new(port), Kind::SPLIT, ALL | asked, 64);
+    let status = |guest: &Guest| {
+        let mut status = [0; 2];
+        guest.device.read_config(6, &mut status);
+        u16::from_le_bytes(status)
+    };
+    let cable = guest.device.cable();
+    let mut events = 0;
+    let mut more = |guest: &Guest| {
+        let now = guest.events.lock().unwrap().len();
+        now - std::mem::replace(&mut events, now)
+    };
+    cable.set_link(true);
+    assert_eq!((status(&guest), more(&guest)), (1, 0), "it was up");
+    cable.set_link(false);
+    assert_eq!((status(&guest), more(&guest)), (0, 1));
+    cable.set_link(true);
+    assert_eq!((status(&guest), more(&guest)), (3, 1));
+    set(&mut reactor, &mut guest, spec::ANNOUNCE_ACK, &[]);
+    assert_eq!(status(&guest), 1);
+    more(&guest);
+    cable.moved();
+    assert_eq!((status(&guest), more(&guest)), (3, 1));
+    guest.device.reset();
+    assert_eq!(status(&guest), 1);
+    // One that cannot be asked is announced.
+    let mut listener = Guest::new(&mut reactor, Arc::new(far), Kind::SPLIT, ALL, 64);
+    listener.offer(0, &[2048]);
+    cable.moved();
+    let got = until(&mut reactor, || listener.receive(0)).bytes;
+    assert_eq!(
+        (got.len(), &got[..12]),
+        (
+            60,
+            &[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 2, 0, 0, 0, 0, 1][..]
+        )
+    );
+    assert_eq!(status(&guest), 1);
+}
+
+/// Who has the control queue is not known when features are offered: it is said of the function.
+#[test]
+fn what_is_offered_to_those_who_keep_the_control_queue() {
+    let reactor = reactor();
+    let device = |control_queue| {
+        let options = bluff_virtio_net::NetOptions {
+            pairs: 2,
+            mac: MAC,
+            speed: None,
+            control_queue,
+            poll: bluff_reactor::Poll::Never,
+            reactors: vec![reactor.handle()],
+        };
+        bluff_virtio_net::Net::new(Arc::new(Null), options).features()
+    };
+    assert_eq!(device(true) & !device(false), BY_CONTROL);
+    assert_eq!(device(false) & BY_CONTROL, 0);
+    let both = CONTROL | feature::MQ | feature::GUEST_ANNOUNCE;
+    assert_eq!(device(false) & both, both);
 }

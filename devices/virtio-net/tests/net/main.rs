@@ -1,6 +1,9 @@
 //! The device against a driver that was written apart from it.
 
 mod attacks;
+mod coalescing;
 mod control;
 mod frames;
+mod receiving;
 mod rig;
+mod steering;

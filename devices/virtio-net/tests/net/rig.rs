@@ -1,6 +1,7 @@
 //! A driver of a virtio-net device, on a reactor that the test steps.
 
 use std::os::fd::AsFd;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -9,19 +10,20 @@ use bluff_memory::{GuestMemory, Region, RegionSpec, Space};
 use bluff_net::Port;
 use bluff_reactor::{Options, Poll, Reactor};
 use bluff_virtio::{
-    DeviceEvent, Position, QueueChange, QueueSetup, RingAddresses, Stop, StoppedQueue,
+    DeviceEvent, Notifier, Position, QueueChange, QueueSetup, RingAddresses, Stop, StoppedQueue,
     VirtioDevice, features,
 };
 use bluff_virtio_driver as driver;
-use bluff_virtio_net::spec::{Header, feature};
+use bluff_virtio_net::spec::{HashReport, Header, feature};
 use bluff_virtio_net::{Net, NetOptions};
 use driver::{Buffer, DriverQueue, PackedDriver, SplitDriver};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use zerocopy::{FromBytes, IntoBytes};
 
 pub const BASE: u64 = 0x4000_0000;
 /// Bytes of a buffer of the driver.
 pub const ROOM: u64 = 72 << 10;
-const HEADER: u64 = 12;
+const HEADER: usize = 12;
 
 /// Which kind of rings.
 #[derive(Clone, Copy, Debug)]
@@ -94,6 +96,8 @@ pub struct Guest {
 #[derive(Debug)]
 pub struct Received {
     pub header: Header,
+    /// The hash and what it is of.
+    pub report: Option<(u32, u16)>,
     pub bytes: Vec<u8>,
 }
 
@@ -113,6 +117,17 @@ pub const ALL: u64 = feature::CSUM
     | feature::HOST_USO
     | feature::MRG_RXBUF
     | feature::MAC;
+
+/// What only a driver whose control queue comes to the device can take.
+pub const BY_CONTROL: u64 = feature::CTRL_RX
+    | feature::CTRL_RX_EXTRA
+    | feature::CTRL_VLAN
+    | feature::CTRL_MAC_ADDR
+    | feature::CTRL_GUEST_OFFLOADS
+    | feature::RSS
+    | feature::HASH_REPORT
+    | feature::NOTF_COAL
+    | feature::VQ_NOTF_COAL;
 
 /// A reactor that is stepped.
 pub fn reactor() -> Reactor {
@@ -157,14 +172,27 @@ impl Guest {
         size: u16,
         pairs: u16,
     ) -> Self {
+        let device = Self::device(reactor, port, pairs);
+        let this = Self::of(device, kind, features, size, pairs);
+        turns(reactor, 20);
+        this
+    }
+
+    /// A device with so many pairs of queues.
+    pub fn device(reactor: &Reactor, port: Arc<dyn Port>, pairs: u16) -> Net {
         let options = NetOptions {
             pairs,
             mac: MAC,
             speed: Some(25_000),
+            control_queue: true,
             poll: Poll::Never,
             reactors: vec![reactor.handle()],
         };
-        let mut device = Net::new(port, options);
+        Net::new(port, options)
+    }
+
+    /// With a device, whose queues are told to start.
+    pub fn of(mut device: Net, kind: Kind, features: u64, size: u16, pairs: u16) -> Self {
         let events: Arc<Mutex<Vec<DeviceEvent>>> = Arc::default();
         let sink = events.clone();
         device.on_event(Arc::new(move |e| sink.lock().unwrap().push(e)));
@@ -190,8 +218,31 @@ impl Guest {
         for index in 0..count {
             this.start(index);
         }
-        turns(reactor, 20);
         this
+    }
+
+    /// Bytes before each frame.
+    pub fn before(&self) -> usize {
+        match self.features & feature::HASH_REPORT {
+            0 => HEADER,
+            _ => HEADER + 8,
+        }
+    }
+
+    /// Has a queue notify somebody, and says how often it has until now.
+    pub fn listen(&mut self, reactor: &mut Reactor, index: u16) -> u64 {
+        let call = Notifier::new(EventFd::new(EFD_NONBLOCK).unwrap()).unwrap();
+        self.device
+            .change_queue(index, QueueChange::Call(Some(call)));
+        // One comes for what may have been missed.
+        until(reactor, || (self.interrupts(index) > 0).then_some(()));
+        self.interrupts(index)
+    }
+
+    /// How often a queue has notified.
+    pub fn interrupts(&self, index: u16) -> u64 {
+        let line = &self.device.lines()[usize::from(index)];
+        line.interrupts.load(Ordering::Relaxed)
     }
 
     pub fn setup(&self, index: u16) -> QueueSetup {
@@ -295,18 +346,27 @@ impl Guest {
     pub fn receive(&mut self, pair: u16) -> Option<Received> {
         let mut bytes = self.used(pair)?;
         let (header, _) = Header::read_from_prefix(&bytes).expect("a header");
-        bytes.drain(..HEADER as usize);
+        let report = match self.before() {
+            HEADER => None,
+            n => Some(HashReport::read_from_bytes(&bytes[HEADER..n]).unwrap()),
+        };
+        bytes.drain(..self.before());
         for _ in 1..header.num_buffers.get() {
             let more = self.used(pair).expect("all of a frame's buffers at once");
             bytes.extend(more);
         }
-        Some(Received { header, bytes })
+        Some(Received {
+            header,
+            report: report.map(|r| (r.value.get(), r.report.get())),
+            bytes,
+        })
     }
 
     /// Sends a frame whose header and bytes are split at these places.
     pub fn send_cut(&mut self, pair: u16, header: &Header, frame: &[u8], cuts: &[usize]) {
         let at = self.place();
-        let all = [header.as_bytes(), frame].concat();
+        let rest = vec![0; self.before() - HEADER];
+        let all = [header.as_bytes(), &rest, frame].concat();
         self.memory.write(at, &all).unwrap();
         let mut chain = Vec::new();
         let mut from = 0;
@@ -328,7 +388,7 @@ impl Guest {
     }
 
     pub fn send(&mut self, pair: u16, header: &Header, frame: &[u8]) {
-        self.send_cut(pair, header, frame, &[HEADER as usize]);
+        self.send_cut(pair, header, frame, &[self.before()]);
     }
 
     /// Takes back what was sent; says how many.
@@ -423,6 +483,24 @@ pub fn header(v6: bool, tcp: bool, size: u16) -> Header {
         header.hdr_len.set(start + if tcp { 20 } else { 8 });
     }
     header
+}
+
+/// The frame that answers one of [`frame`]: the same with its ends changed.
+pub fn answer(frame: &[u8]) -> Vec<u8> {
+    let mut bytes = frame.to_vec();
+    bytes[..12].rotate_left(6);
+    let ports = match bytes[12] {
+        8 => {
+            bytes[26..34].rotate_left(4);
+            34
+        }
+        _ => {
+            bytes[22..54].rotate_left(16);
+            54
+        }
+    };
+    bytes[ports..ports + 4].rotate_left(2);
+    bytes
 }
 
 /// Whether the transport's checksum is right.

@@ -16,7 +16,9 @@ use std::time::Duration;
 use bluff_memory::{GuestMemory, Region, RegionSpec, Space};
 use bluff_net::{Cause, Pair};
 use bluff_reactor::{Options, Poll, Reactor, UringUse};
-use bluff_virtio::{Position, QueueChange, QueueSetup, RingAddresses, Stop, VirtioDevice, features};
+use bluff_virtio::{
+    Position, QueueChange, QueueSetup, RingAddresses, Stop, VirtioDevice, features,
+};
 
 use crate::spec::feature;
 use crate::{Net, NetOptions};
@@ -216,7 +218,9 @@ impl World {
         let change = QueueChange::Memory {
             memory: self.memory.clone(),
             bound: Duration::ZERO,
-            done: Box::new(move || drop(tx.send(()))),
+            done: Box::new(move || {
+                let _ = tx.send(());
+            }),
         };
         self.device.change_queue(index, change);
         for _ in 0..TURNS {
@@ -336,9 +340,19 @@ impl World {
             }
             (5, _) => {
                 let bits = feature::GUEST_CSUM
-                    | if small & 1 != 0 { feature::GUEST_TSO4 } else { 0 }
-                    | if small & 2 != 0 { feature::GUEST_USO4 } else { 0 };
-                (if small & 4 != 0 { 0 } else { bits }).to_le_bytes().to_vec()
+                    | if small & 1 != 0 {
+                        feature::GUEST_TSO4
+                    } else {
+                        0
+                    }
+                    | if small & 2 != 0 {
+                        feature::GUEST_USO4
+                    } else {
+                        0
+                    };
+                (if small & 4 != 0 { 0 } else { bits })
+                    .to_le_bytes()
+                    .to_vec()
             }
             (6, 0 | 1) => input.bytes(8),
             (6, _) => {
@@ -361,8 +375,16 @@ impl World {
         let rest = data.len() as u32 - cut;
         let answer = u32::from(input.u8() % 12);
         // Where the answer lies: apart, or in the command.
-        let to = if tweak & 0x20 != 0 { DATA } else { DATA + 0x8000 };
-        let chain = [(DATA, cut, 0), (DATA + u64::from(cut), rest, 0), (to, answer, 2)];
+        let to = if tweak & 0x20 != 0 {
+            DATA
+        } else {
+            DATA + 0x8000
+        };
+        let chain = [
+            (DATA, cut, 0),
+            (DATA + u64::from(cut), rest, 0),
+            (to, answer, 2),
+        ];
         self.emit(self.control(), &chain);
     }
 

@@ -309,7 +309,7 @@ fn what_a_control_queue_has_set_outlives_the_data_half() {
     let features = Features::default();
     let mut options = Options::new(ring_features(features, false));
     (options.queues, options.queue_size) = (3, RING);
-    let mut other = FrontEnd::connect(&place.socket("net2"), &memory, options.clone()).unwrap();
+    let mut other = FrontEnd::connect(&place.socket("net2"), &memory, options).unwrap();
     let offered = other.frontend().get_features().unwrap();
     assert_eq!(offered & BY_CONTROL, 0, "not said of this one");
     options.device_features = MAC_FEATURE | CONTROLLED;

@@ -88,6 +88,35 @@ fn commands_in_any_pieces() {
     }
 }
 
+/// What was set is to be recorded, at once and then not for each command; what was refused or asked is not.
+#[test]
+fn changes_are_told_to_who_records_them() {
+    let mut reactor = reactor();
+    let features = ALL | CONTROL | feature::MQ;
+    let port = Arc::new(Pair::loopback());
+    let mut guest = Guest::with_pairs(&mut reactor, port, Kind::SPLIT, features, 64, 4);
+    let told = |guest: &Guest| guest.changes.load(std::sync::atomic::Ordering::Relaxed);
+    assert_eq!(ask(&mut reactor, &mut guest, &pairs(9), &[], 1), [ACK_ERR]);
+    assert_eq!(told(&guest), 0);
+    let start = std::time::Instant::now();
+    set(&mut reactor, &mut guest, spec::MQ_PAIRS_SET, &[2, 0]);
+    assert_eq!(told(&guest), 1, "before it is answered");
+    for n in 0..200 {
+        set(
+            &mut reactor,
+            &mut guest,
+            spec::MQ_PAIRS_SET,
+            &[1 + n % 4, 0],
+        );
+    }
+    let spans = start.elapsed().as_millis() / 10 + 2;
+    assert!(u128::from(told(&guest)) <= spans);
+    // The last of them is told of as well.
+    let before = told(&guest);
+    set(&mut reactor, &mut guest, spec::MQ_PAIRS_SET, &[3, 0]);
+    until(&mut reactor, || (told(&guest) > before).then_some(()));
+}
+
 /// A port that keeps what it is told of receivers.
 #[derive(Debug, Default)]
 struct Told(std::sync::Mutex<Option<Arc<Receivers>>>);

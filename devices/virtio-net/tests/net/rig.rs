@@ -1,7 +1,7 @@
 //! A driver of a virtio-net device, on a reactor that the test steps.
 
 use std::os::fd::AsFd;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -85,7 +85,10 @@ pub struct Guest {
     pub memory: Arc<driver::Memory>,
     pub epoch: Arc<GuestMemory>,
     pub queues: Vec<Box<dyn DriverQueue>>,
+    /// What the device has said, but for what follows.
     pub events: Arc<Mutex<Vec<DeviceEvent>>>,
+    /// How often it has said that its state is to be recorded.
+    pub changes: Arc<AtomicU64>,
     /// Places of `ROOM` bytes that are free.
     places: Vec<u64>,
     /// Receive buffers by token, with the length that was offered.
@@ -194,8 +197,12 @@ impl Guest {
     /// With a device, whose queues are told to start.
     pub fn of(mut device: Net, kind: Kind, features: u64, size: u16, pairs: u16) -> Self {
         let events: Arc<Mutex<Vec<DeviceEvent>>> = Arc::default();
-        let sink = events.clone();
-        device.on_event(Arc::new(move |e| sink.lock().unwrap().push(e)));
+        let changes = Arc::new(AtomicU64::new(0));
+        let (sink, counter) = (events.clone(), changes.clone());
+        device.on_event(Arc::new(move |e| match e {
+            DeviceEvent::StateChanged => drop(counter.fetch_add(1, Ordering::Relaxed)),
+            e => sink.lock().unwrap().push(e),
+        }));
         let features = features | kind.features();
         assert_eq!(features & !device.features(), 0, "all of it is offered");
         device.set_features(features);
@@ -212,6 +219,7 @@ impl Guest {
             epoch,
             queues,
             events,
+            changes,
             places,
             offered: Vec::new(),
         };

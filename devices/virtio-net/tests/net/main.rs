@@ -2,5 +2,6 @@
 
 mod attacks;
 mod control;
+mod dirty_log;
 mod frames;
 mod rig;

@@ -552,6 +552,10 @@ impl Data {
         Statistics {
             at_ns: monotonic_ns(),
             functions,
+            networks: match only {
+                None => self.networks.statistics(),
+                Some(_) => Vec::new(),
+            },
             reactors: reactors.collect(),
         }
     }

@@ -515,6 +515,8 @@ impl<T: Message> Message for Numbered<T> {
 
 /// Most queues in one part: about 250 bytes of JSON each. A pair of a network function has about twice as much.
 const QUEUES_PER_PART: usize = 256;
+/// Most networks in one part: about 1,700 bytes of JSON each where every cause has some.
+const NETWORKS_PER_PART: usize = 64;
 /// Most addresses in one part: about 100 bytes of JSON each.
 const ADDRESSES_PER_PART: usize = 512;
 
@@ -539,12 +541,13 @@ pub fn statistics_parts(statistics: Statistics) -> Vec<FromData> {
     let Statistics {
         at_ns,
         functions,
+        networks,
         reactors,
     } = statistics;
     let mut parts = vec![Statistics {
         at_ns,
-        functions: Vec::new(),
         reactors,
+        ..Statistics::default()
     }];
     let mut queues = 0;
     for function in functions {
@@ -563,6 +566,13 @@ pub fn statistics_parts(statistics: Statistics) -> Vec<FromData> {
             .expect("there is one from the start")
             .functions
             .push(function);
+    }
+    for networks in networks.chunks(NETWORKS_PER_PART) {
+        parts.push(Statistics {
+            at_ns,
+            networks: networks.to_vec(),
+            ..Statistics::default()
+        });
     }
     let last = parts.len() - 1;
     let number = parts.into_iter().enumerate();

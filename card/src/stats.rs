@@ -17,8 +17,27 @@ pub struct Statistics {
     pub at_ns: u64,
     /// Each function.
     pub functions: Vec<FunctionStatistics>,
+    /// Each network that has a tunnel, where all functions were asked for.
+    #[serde(default)]
+    pub networks: Vec<NetworkStatistics>,
     /// Each reactor.
     pub reactors: Vec<ReactorStatistics>,
+}
+
+/// What a network dropped of what other cards are sent and send, by the names of causes; those without any are left out.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkStatistics {
+    /// The network.
+    pub network: Id,
+    /// Of what came out of its tunnel.
+    #[serde(default)]
+    pub arrived_drops: BTreeMap<String, u64>,
+    /// Of what its underlay was to send. An underlay is shared by all networks of its VTEP, and so are these.
+    #[serde(default)]
+    pub underlay_sent_drops: BTreeMap<String, u64>,
+    /// Of what its underlay received.
+    #[serde(default)]
+    pub underlay_received_drops: BTreeMap<String, u64>,
 }
 
 /// The counters of a function.

@@ -353,6 +353,12 @@ impl Network {
         self.table().tunnel.as_ref()?.vtep(number)
     }
 
+    /// What carries its tunnel, where it has one.
+    pub fn underlay(&self) -> Option<Arc<dyn Underlay>> {
+        let table = self.table();
+        table.tunnel.as_ref().map(|tunnel| tunnel.underlay.clone())
+    }
+
     /// What came from other cards and was dropped.
     pub fn arrived(&self) -> &Drops {
         &self.arrived

@@ -197,6 +197,10 @@ impl Drop for UdpUnderlay {
 }
 
 impl Underlay for UdpUnderlay {
+    fn counted(&self) -> Option<&UdpDrops> {
+        Some(&self.shared.drops)
+    }
+
     fn open(&self, _: &mut Context<'_>) -> Result<Box<dyn Uplink>, NetError> {
         let key = Arc::as_ptr(&self.shared) as usize;
         let found = SENDERS.with_borrow_mut(|all| {

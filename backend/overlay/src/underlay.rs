@@ -8,6 +8,8 @@ use bluff_net::{Lent, NetError};
 use bluff_packet::Vni;
 use bluff_reactor::Context;
 
+use crate::udp::UdpDrops;
+
 /// Leads from this card to others. It is shared by networks and reactors.
 pub trait Underlay: Send + Sync + fmt::Debug {
     /// Opens the way out on a reactor, for one port of one network.
@@ -15,6 +17,11 @@ pub trait Underlay: Send + Sync + fmt::Debug {
     /// # Errors
     /// [`NetError`].
     fn open(&self, cx: &mut Context<'_>) -> Result<Box<dyn Uplink>, NetError>;
+
+    /// What it has dropped, of all networks together; `None`: it does not count.
+    fn counted(&self) -> Option<&UdpDrops> {
+        None
+    }
 }
 
 /// The way out to other cards. It lives on a reactor.

@@ -123,6 +123,10 @@ impl WireUnderlay {
 }
 
 impl Underlay for WireUnderlay {
+    fn counted(&self) -> Option<&UdpDrops> {
+        Some(&self.shared.drops)
+    }
+
     fn open(&self, cx: &mut Context<'_>) -> Result<Box<dyn Uplink>, NetError> {
         Ok(Box::new(Wrapper::new(self.shared.clone(), cx.now())))
     }

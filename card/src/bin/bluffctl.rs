@@ -10,11 +10,11 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use bluff_card::control::client::Client;
-use bluff_card::control::{Request, Response};
+use bluff_card::control::{NetworkEntry, Request, Response};
 use bluff_card::ctl::top::Round;
 use bluff_card::message::{CapturePlace, CaptureSpec, CaptureWay};
 use bluff_card::spec::{Id, NSID_MAX};
-use bluff_card::stats::Statistics;
+use bluff_card::stats::{NetworkStatistics, Statistics};
 use bluff_card::{ctl, runtime_dir};
 use clap::{Parser, Subcommand};
 use libc::{SIGINT, SIGTERM};
@@ -233,7 +233,7 @@ fn run(arguments: Arguments) -> Result<()> {
         },
         Verb::Network(NetworkVerb::Show { id }) => {
             match client.ask(Request::ShowNetwork { id })? {
-                Response::Network(network) => print(json, &network, || ctl::net::network(&network)),
+                Response::Network(network) => show_network(&mut client, json, &network),
                 other => unexpected(&other),
             }
         }
@@ -317,6 +317,22 @@ fn show(client: &mut Client, json: bool, id: Id) -> Result<()> {
         },
         || ctl::function(&function, statistics),
     )
+}
+
+fn show_network(client: &mut Client, json: bool, network: &NetworkEntry) -> Result<()> {
+    #[derive(Serialize)]
+    struct Shown<'a> {
+        #[serde(flatten)]
+        network: &'a NetworkEntry,
+        statistics: Option<&'a NetworkStatistics>,
+    }
+    let all = sample(client, None)?.networks;
+    let statistics = all.iter().find(|counted| counted.network == network.id);
+    let shown = Shown {
+        network,
+        statistics,
+    };
+    print(json, &shown, || ctl::net::network(network, statistics))
 }
 
 /// Writes what passes a place, until that ends, or this program is told to.

@@ -1,12 +1,12 @@
 //! Networks, and what network functions count.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::Table;
 use crate::control::NetworkEntry;
 use crate::message::{AddressEntry, AddressPlace};
 use crate::spec::{Id, PortSpec};
-use crate::stats::NetStatistics;
+use crate::stats::{NetStatistics, NetworkStatistics};
 use crate::units::{show_bit_rate, show_size};
 
 fn joined(items: impl Iterator<Item = String>) -> String {
@@ -44,8 +44,8 @@ pub fn networks(networks: &[NetworkEntry]) -> String {
     table.to_string()
 }
 
-/// One network.
-pub fn network(network: &NetworkEntry) -> String {
+/// One network, with what it has dropped of what other cards are sent and send.
+pub fn network(network: &NetworkEntry, statistics: Option<&NetworkStatistics>) -> String {
     let mut table = Table::plain();
     table.row(["network", network.id.as_str()]);
     table.row(["state", &network.state]);
@@ -80,7 +80,37 @@ pub fn network(network: &NetworkEntry) -> String {
     }
     let functions = joined(network.functions.iter().map(Id::to_string));
     table.row(["functions", &functions]);
-    table.to_string()
+    let dropped = statistics.map(tunnel_drops).unwrap_or_default();
+    format!("{table}{dropped}")
+}
+
+/// What was dropped at a tunnel, by cause, where something was.
+fn tunnel_drops(statistics: &NetworkStatistics) -> String {
+    let columns = [
+        &statistics.underlay_sent_drops,
+        &statistics.underlay_received_drops,
+        &statistics.arrived_drops,
+    ];
+    let head = ["DROPPED", "SENT", "RECEIVED", "OUT OF THE TUNNEL"];
+    match columns.iter().all(|drops| drops.is_empty()) {
+        true => String::new(),
+        false => format!("\n{}", drops_table(head, columns)),
+    }
+}
+
+/// Causes, and how often they were one.
+fn drops_table<const N: usize, const M: usize>(
+    head: [&str; N],
+    columns: [&BTreeMap<String, u64>; M],
+) -> Table {
+    let mut table = Table::new(head);
+    let causes: BTreeSet<&String> = columns.iter().flat_map(|drops| drops.keys()).collect();
+    for cause in causes {
+        let of = |drops: &&BTreeMap<String, u64>| drops.get(cause).copied().unwrap_or(0);
+        let counts = columns.iter().map(|drops| of(drops).to_string());
+        table.row(std::iter::once(cause.clone()).chain(counts));
+    }
+    table
 }
 
 /// The addresses of a network, one a line.
@@ -164,21 +194,8 @@ pub(super) fn counters(net: &NetStatistics) -> String {
     }
     let mut text = format!("\n{table}");
     if net.drops() > 0 {
-        let mut table = Table::new(["DROPPED", "SENT", "RECEIVED"]);
-        let causes: BTreeMap<&String, ()> = net
-            .sent_drops
-            .keys()
-            .chain(net.received_drops.keys())
-            .map(|cause| (cause, ()))
-            .collect();
-        for cause in causes.into_keys() {
-            let of = |drops: &BTreeMap<String, u64>| drops.get(cause).copied().unwrap_or(0);
-            table.row([
-                cause.clone(),
-                of(&net.sent_drops).to_string(),
-                of(&net.received_drops).to_string(),
-            ]);
-        }
+        let columns = [&net.sent_drops, &net.received_drops];
+        let table = drops_table(["DROPPED", "SENT", "RECEIVED"], columns);
         text.push_str(&format!("\n{table}"));
     }
     text
@@ -210,5 +227,18 @@ mod tests {
         assert_eq!(lines[5], "no-buffers  0     7");
         assert_eq!(lines[6], "spoofed     2     0");
         assert_eq!(counters(&NetStatistics::default()).lines().count(), 2);
+        let network = NetworkStatistics {
+            network: "blue".parse().unwrap(),
+            arrived_drops: drops(&[("stranger", 3)]),
+            underlay_sent_drops: drops(&[("congested", 1)]),
+            underlay_received_drops: drops(&[("bad-tunnel", 2), ("stranger", 4)]),
+        };
+        assert_eq!(
+            tunnel_drops(&network),
+            "\nDROPPED     SENT  RECEIVED  OUT OF THE TUNNEL\n\
+             bad-tunnel  0     2         0\n\
+             congested   1     0         0\n\
+             stranger    0     4         3\n"
+        );
     }
 }

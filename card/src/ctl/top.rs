@@ -1,12 +1,14 @@
 //! `bluffctl top`: what goes on, from two samples of the counters.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use serde::Serialize;
 
 use super::Table;
 use crate::spec::Id;
 use crate::stats::{
-    NetStatistics, PairRates, PairStatistics, QueueStatistics, Rates, ReactorRates,
-    ReactorStatistics, Statistics,
+    FunctionStatistics, NetStatistics, NetworkStatistics, PairRates, PairStatistics,
+    QueueStatistics, Rates, ReactorRates, ReactorStatistics, Statistics,
 };
 use crate::units::show_size;
 
@@ -19,8 +21,25 @@ pub struct Round {
     pub queues: Vec<QueueRound>,
     /// Each pair of queues of each network function.
     pub pairs: Vec<PairRound>,
+    /// What network functions and networks have dropped, by cause.
+    pub drops: Vec<DropRound>,
     /// Each reactor.
     pub reactors: Vec<ReactorRound>,
+}
+
+/// Frames that were dropped at one place for one cause; causes that never were one are left out.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct DropRound {
+    /// A function, or network:ID for what came out of a network's tunnel, or underlay:ID for what carries it.
+    pub place: String,
+    /// The cause.
+    pub cause: String,
+    /// Of what was sent, per second.
+    pub sent: f64,
+    /// Of what was received, per second.
+    pub received: f64,
+    /// Both, since the function or network was made.
+    pub total: u64,
 }
 
 /// What went on in a queue, or in a function.
@@ -98,6 +117,53 @@ impl Round {
                 ));
             }
         }
+        let mut drops = Vec::new();
+        let empty = BTreeMap::new();
+        for function in &after.functions {
+            let same = |other: &&FunctionStatistics| other.function == function.function;
+            let earlier = before.functions.iter().find(same);
+            let earlier = earlier.and_then(|earlier| earlier.net.as_ref());
+            if let Some(net) = &function.net {
+                let earlier = earlier.map_or([&empty; 2], |e| [&e.sent_drops, &e.received_drops]);
+                let now = [&net.sent_drops, &net.received_drops];
+                drops.extend(drop_rounds(
+                    function.function.as_str(),
+                    earlier,
+                    now,
+                    seconds,
+                ));
+            }
+        }
+        for network in &after.networks {
+            let same = |other: &&NetworkStatistics| other.network == network.network;
+            let earlier = before.networks.iter().find(same);
+            let sides = |n: &NetworkStatistics| {
+                [
+                    n.arrived_drops.clone(),
+                    n.underlay_sent_drops.clone(),
+                    n.underlay_received_drops.clone(),
+                ]
+            };
+            let [arrived, sent, received] = earlier.map(sides).unwrap_or_default();
+            let id = &network.network;
+            let now = [&empty, &network.arrived_drops];
+            drops.extend(drop_rounds(
+                &format!("network:{id}"),
+                [&empty, &arrived],
+                now,
+                seconds,
+            ));
+            let now = [
+                &network.underlay_sent_drops,
+                &network.underlay_received_drops,
+            ];
+            drops.extend(drop_rounds(
+                &format!("underlay:{id}"),
+                [&sent, &received],
+                now,
+                seconds,
+            ));
+        }
         let reactors = after.reactors.iter().map(|reactor| {
             let same = |other: &&ReactorStatistics| other.reactor == reactor.reactor;
             let earlier = before
@@ -117,6 +183,7 @@ impl Round {
             seconds,
             queues,
             pairs,
+            drops,
             reactors: reactors.collect(),
         }
     }
@@ -204,8 +271,47 @@ impl Round {
         if !self.pairs.is_empty() {
             text += &format!("{nets}\n");
         }
+        if !self.drops.is_empty() {
+            let mut table = Table::new(["DROPPED AT", "CAUSE", "SENT/s", "RECEIVED/s", "TOTAL"]);
+            for drops in &self.drops {
+                table.row([
+                    drops.place.clone(),
+                    drops.cause.clone(),
+                    format!("{:.0}", drops.sent),
+                    format!("{:.0}", drops.received),
+                    drops.total.to_string(),
+                ]);
+            }
+            text += &format!("{table}\n");
+        }
         text + &reactors.to_string()
     }
+}
+
+/// What was dropped at one place, by cause: of what was sent, and of what was received.
+fn drop_rounds(
+    place: &str,
+    before: [&BTreeMap<String, u64>; 2],
+    after: [&BTreeMap<String, u64>; 2],
+    seconds: f64,
+) -> Vec<DropRound> {
+    let causes: BTreeSet<&String> = after.iter().flat_map(|drops| drops.keys()).collect();
+    let round = |cause: &String| {
+        let count = |drops: &BTreeMap<String, u64>| drops.get(cause).copied().unwrap_or(0);
+        let rate = |i: usize| {
+            let (before, after) = (count(before[i]), count(after[i]));
+            // As other rates: what went back was made anew.
+            after.checked_sub(before).unwrap_or(after) as f64 / seconds.max(1e-9)
+        };
+        DropRound {
+            place: place.to_owned(),
+            cause: cause.clone(),
+            sent: rate(0),
+            received: rate(1),
+            total: after.iter().map(|drops| count(drops)).sum(),
+        }
+    };
+    causes.into_iter().map(round).collect()
 }
 
 /// A network function as a whole, and each of its pairs.
@@ -238,7 +344,6 @@ fn pair_rounds(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::stats::FunctionStatistics;
 
     fn sample(at_s: u64, reads: u64) -> Statistics {
         let queue = |queue| QueueStatistics {
@@ -261,6 +366,7 @@ mod tests {
         Statistics {
             at_ns: at_s * 1_000_000_000,
             functions: vec![function],
+            networks: Vec::new(),
             reactors: vec![reactor],
         }
     }
@@ -281,6 +387,62 @@ mod tests {
         let cells: Vec<&str> = line.split_whitespace().collect();
         assert_eq!(cells[..6], ["blk0", "all", "2000", "7.8", "MiB", "0"]);
         assert!(table.contains("50.0 %"));
+    }
+
+    #[test]
+    fn drops_have_rates_by_cause() {
+        let drops = |of: &[(&str, u64)]| {
+            let of = of.iter().map(|(cause, n)| ((*cause).to_owned(), *n));
+            of.collect::<BTreeMap<_, _>>()
+        };
+        let sample = |at_ns, spoofed, strangers| Statistics {
+            at_ns,
+            functions: vec![FunctionStatistics {
+                function: "net0".parse().unwrap(),
+                messages: None,
+                queues: Vec::new(),
+                net: Some(NetStatistics {
+                    sent_drops: drops(&[("spoofed", spoofed)]),
+                    received_drops: drops(&[("no-buffers", 7)]),
+                    ..NetStatistics::default()
+                }),
+            }],
+            networks: vec![NetworkStatistics {
+                network: "blue".parse().unwrap(),
+                arrived_drops: drops(&[("stranger", strangers)]),
+                underlay_sent_drops: drops(&[("congested", 5)]),
+                underlay_received_drops: drops(&[]),
+            }],
+            reactors: Vec::new(),
+        };
+        let round = Round::between(&sample(0, 10, 0), &sample(2_000_000_000, 40, 8));
+        let found: Vec<_> = round
+            .drops
+            .iter()
+            .map(|d| {
+                (
+                    d.place.as_str(),
+                    d.cause.as_str(),
+                    d.sent,
+                    d.received,
+                    d.total,
+                )
+            })
+            .collect();
+        assert_eq!(
+            found,
+            [
+                ("net0", "no-buffers", 0.0, 0.0, 7),
+                ("net0", "spoofed", 15.0, 0.0, 40),
+                ("network:blue", "stranger", 0.0, 4.0, 8),
+                ("underlay:blue", "congested", 0.0, 0.0, 5),
+            ]
+        );
+        assert!(
+            round
+                .table()
+                .contains("DROPPED AT     CAUSE       SENT/s  RECEIVED/s  TOTAL\n")
+        );
     }
 
     #[test]

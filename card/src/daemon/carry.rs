@@ -281,8 +281,10 @@ impl Daemon {
     ) {
         sum.at_ns = part.at_ns;
         sum.functions.extend(part.functions);
+        sum.networks.extend(part.networks);
         sum.reactors.extend(part.reactors);
         if sum.functions.len() > self.registry.functions().len()
+            || sum.networks.len() > self.registry.networks().len()
             || sum.reactors.len() > usize::from(self.reactors)
         {
             log::warn!("the data half counts more than there is");

@@ -25,7 +25,7 @@ use super::underlays::{Carrier, Plug, tunnel_kind};
 use super::{Data, Stands};
 use crate::message::{AddressEntry, AddressPlace, NetworkInfo};
 use crate::spec::{DeviceSpec, FunctionSpec, Id, NetworkSpec, PortSpec, Text};
-use crate::stats::{FunctionStatistics, NetStatistics, PairStatistics};
+use crate::stats::{FunctionStatistics, NetStatistics, NetworkStatistics, PairStatistics};
 
 /// Addresses that a network learns in all, and of one port or VTEP.
 const FDB: FdbLimits = FdbLimits {
@@ -64,6 +64,21 @@ struct OpenNetwork {
 }
 
 impl Networks {
+    /// What those with a tunnel have dropped.
+    pub(super) fn statistics(&self) -> Vec<NetworkStatistics> {
+        let of = |(id, open): (&Id, &OpenNetwork)| {
+            let underlay = open.network.underlay()?;
+            let counted = underlay.counted();
+            Some(NetworkStatistics {
+                network: id.clone(),
+                arrived_drops: by_cause(std::iter::once(open.network.arrived())),
+                underlay_sent_drops: by_cause(counted.map(|drops| &drops.sent).into_iter()),
+                underlay_received_drops: by_cause(counted.map(|drops| &drops.received).into_iter()),
+            })
+        };
+        self.open.iter().filter_map(of).collect()
+    }
+
     /// A network that has a tunnel.
     pub(super) fn tunnel(&self, id: &Id) -> Result<(&Network, Outer)> {
         let open = self.open.get(id).context("it is not open")?;

@@ -1,3 +1,4 @@
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Seek, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -6,7 +7,7 @@ use super::*;
 use crate::spec::{
     Attach, DeviceSpec, FdbSpec, LIST_MAX, SocketMode, Tunnel, TunnelSpec, VNI_MAX, VTEPS_MAX,
 };
-use crate::stats::{FunctionStatistics, QueueStatistics, ReactorStatistics};
+use crate::stats::{FunctionStatistics, NetworkStatistics, QueueStatistics, ReactorStatistics};
 
 type Control = Link<Numbered<ToData>, Numbered<FromData>>;
 type Data = Link<Numbered<FromData>, Numbered<ToData>>;
@@ -445,9 +446,21 @@ fn large_statistics_come_in_parts_that_fit() {
     let mut functions: Vec<_> = (0..1000).map(|n| function(n, 2)).collect();
     functions.push(function(1000, usize::from(crate::config::QUEUES_MAX)));
     let reactors = vec![ReactorStatistics::default(); 64];
+    let drops = bluff_net::Cause::ALL
+        .iter()
+        .map(|c| (c.name().to_owned(), u64::MAX));
+    let drops: BTreeMap<String, u64> = drops.collect();
+    let network = |n: usize| NetworkStatistics {
+        network: id(&format!("a-network-with-a-long-name-{n}")),
+        arrived_drops: drops.clone(),
+        underlay_sent_drops: drops.clone(),
+        underlay_received_drops: drops.clone(),
+    };
+    let networks: Vec<_> = (0..300).map(network).collect();
     let parts = statistics_parts(Statistics {
         at_ns: 7,
         functions: functions.clone(),
+        networks: networks.clone(),
         reactors: reactors.clone(),
     });
 
@@ -462,10 +475,11 @@ fn large_statistics_come_in_parts_that_fit() {
         };
         assert_eq!(more, index + 1 < count);
         together.functions.extend(statistics.functions);
+        together.networks.extend(statistics.networks);
         together.reactors.extend(statistics.reactors);
     }
     assert_eq!(
-        (together.functions, together.reactors),
-        (functions, reactors)
+        (together.functions, together.networks, together.reactors),
+        (functions, networks, reactors)
     );
 }

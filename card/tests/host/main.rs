@@ -9,6 +9,7 @@
 //! `BLUFF_TEST_LONG=1` runs more rounds of each.
 
 mod capture;
+mod counters;
 mod formats;
 mod kill;
 mod libblkio;

@@ -492,7 +492,7 @@ fn a_function_is_the_wire_of_tunnels() {
         let Response::Network(shown) = shown else {
             panic!("{shown:?}");
         };
-        let text = bluff_card::ctl::net::network(&shown);
+        let text = bluff_card::ctl::net::network(&shown, None);
         assert!(text.contains("port:up0"), "{text}");
         drop((one, wire));
         daemon.terminate();

@@ -3,6 +3,7 @@
 mod attacks;
 mod coalescing;
 mod control;
+mod dirty_log;
 mod frames;
 mod receiving;
 mod rig;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use bluff_qemu::device::VhostUserNet;
 use bluff_qemu::namespace::Entrance;
 use serde_json::Value;
@@ -165,6 +165,18 @@ impl NetCard {
     /// Ends it without warning, as `kill -9` does.
     pub fn kill(&mut self) -> Result<()> {
         self.daemon.process()?.kill()
+    }
+
+    /// Whether what carries frames is a process of its own.
+    pub fn has_data_half(&self) -> bool {
+        self.data == "process"
+    }
+
+    /// Kills that process alone.
+    pub fn kill_data_half(&mut self) -> Result<()> {
+        let killed = self.daemon.process()?.kill_children()?;
+        ensure!(killed > 0, "there is no data half");
+        Ok(())
     }
 
     /// Starts it again, on the same sockets.

@@ -177,7 +177,7 @@ fn show(places: &[Place], underlay: &Underlay, folder: &Path) -> Result<Vec<Stri
             seen.contains("VXLAN") && seen.contains("vni 5001"),
             "that is no VXLAN"
         );
-        facts.push("between the cards there is UDP alone: tcpdump reads it as VXLAN of network 5001, with the VMs' frames within".into());
+        facts.push("on the cable tcpdump, which is not ours, reads VXLAN of network 5001 between the cards' addresses, and the VMs' frames within".into());
     }
 
     run::say("16 MiB from one VM to the other by TCP");

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, ensure};
 use bluff_qemu::device::VhostUserNet;
@@ -234,10 +234,5 @@ impl NetCard {
             Some((text("mac")?, text("vtep")?))
         };
         Ok(entries.iter().filter_map(entry).collect())
-    }
-
-    /// The folder of its logs.
-    pub fn folder(&self) -> &Path {
-        &self.daemon.folder
     }
 }

@@ -31,7 +31,6 @@ pub(super) fn all(context: &Context<'_, BluffdNet>) -> Result<()> {
             .vhost_user_net(&card.socket(station))
             .start()?;
         kernel.sh(&traffic::settle(station))?;
-        log::info!("up");
         kernels.push(kernel);
     }
     let kernel = &kernels[0];
@@ -39,9 +38,8 @@ pub(super) fn all(context: &Context<'_, BluffdNet>) -> Result<()> {
     let found = kernel.sh("cd /sys/class/net/eth0 && cat address mtu carrier")?;
     let wanted = format!("{}\n{MTU}\n1", ONE.mac());
     ensure!(found == wanted, "address, MTU and link are {found}");
-    log::info!("{}", kernel.sh(&traffic::all(TWO, MIB))?);
+    kernel.sh(&traffic::all(TWO, MIB))?;
     kernels[1].sh(&traffic::all(ONE, MIB))?;
-    log::info!("traffic");
     card.set_link(ONE, false)?;
     kernel.sh(
         "timeout 60 sh -c 'until [ $(cat /sys/class/net/eth0/carrier) = 0 ]; do sleep 0.05; done'",
@@ -53,7 +51,6 @@ pub(super) fn all(context: &Context<'_, BluffdNet>) -> Result<()> {
     )?;
     kernel.sh(&traffic::found(TWO))?;
     kernel.sh(&traffic::all(TWO, MIB))?;
-    log::info!("links");
     for kernel in kernels {
         kernel.power_off(Duration::from_secs(20))?;
     }

@@ -1,7 +1,9 @@
 //! The project's own programs as back ends: `bluffd`, and `bluff-reference`.
 
+mod net;
 mod nvme;
 
+pub use net::{BluffdNet, MTU, NetCard, Pair, Station, Tunnel};
 pub use nvme::BluffdNvme;
 
 use std::path::{Path, PathBuf};
@@ -9,6 +11,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use bluff_qemu::namespace::Entrance;
 use bluff_qemu::process::Process;
 
 use crate::backend::{Ability, Backend, Running, Volume, refuse_more};
@@ -78,6 +81,8 @@ fn socket(folder: &Path, volume: usize) -> PathBuf {
 #[derive(Debug)]
 struct Daemon {
     folder: PathBuf,
+    /// The network namespace that it is in, if not that of the test.
+    place: Option<Entrance>,
     process: Option<Process>,
     /// How often it was started: each start has a log of its own.
     starts: u32,
@@ -85,14 +90,24 @@ struct Daemon {
 
 impl Daemon {
     fn start(folder: &Path, config: &str) -> Result<Self> {
-        std::fs::write(folder.join("card.toml"), config)?;
+        Self::start_in(None, folder, config)
+    }
+
+    fn start_in(place: Option<Entrance>, folder: &Path, config: &str) -> Result<Self> {
         let mut daemon = Self {
             folder: folder.into(),
+            place,
             process: None,
             starts: 0,
         };
+        daemon.configure(config)?;
         daemon.restart()?;
         Ok(daemon)
+    }
+
+    /// For its next start.
+    fn configure(&self, config: &str) -> Result<()> {
+        Ok(std::fs::write(self.folder.join("card.toml"), config)?)
     }
 
     fn process(&mut self) -> Result<&mut Process> {
@@ -107,10 +122,11 @@ impl Daemon {
         let mut command = Command::new(program("bluffd")?);
         command.arg("--config").arg(self.folder.join("card.toml"));
         command.arg("--runtime-dir").arg(self.folder.join("run"));
-        command
-            .arg("--state-dir")
-            .arg(self.folder.join("state"))
-            .stdin(Stdio::null());
+        command.arg("--state-dir").arg(self.folder.join("state"));
+        if let Some(place) = self.place {
+            command = place.command(&command);
+        }
+        command.stdin(Stdio::null());
         let mut process = Process::spawn(&mut command, "bluffd", &log)?;
         let ready = |log: &Path| {
             std::fs::read_to_string(log).is_ok_and(|text| text.lines().any(|l| l == "ready"))

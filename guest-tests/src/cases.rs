@@ -1,4 +1,4 @@
-//! virtio-blk over vhost-user, and NVMe, as guests see them.
+//! virtio-blk and virtio-net over vhost-user, and NVMe, as guests see them.
 //!
 //! A boot costs more than most of what is shown, so a case takes many steps in one guest.
 
@@ -7,6 +7,7 @@ mod disk;
 mod io;
 mod kill;
 mod migration;
+mod net;
 mod nvme;
 mod silence;
 
@@ -18,6 +19,7 @@ use bluff_qemu::guest::Guest;
 use crate::backend::Ability;
 use crate::runner::{Case, Context, Peer};
 
+pub use net::VIRTIO_NET;
 pub use nvme::NVME;
 
 const MIB: u64 = 1 << 20;

@@ -4,6 +4,7 @@
 //!   runner ── for each peer, for each case ──> Case::run(Context)
 //!                                                 │  Context::start ──> Backend ────> Running: sockets, resize, kill        virtio-blk
 //!                                                 │  Context::serve ──> Controller ─> Served: attach, plug, add, remove     NVMe
+//!                                                 │  Context::card ──────────────────> NetCard: sockets, counters, kill     virtio-net
 //!                                                 └─ Context::guest ──> bluff_qemu::guest (QEMU 11.1, 7.2) or ::uml
 //! ```
 //!

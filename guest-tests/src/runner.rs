@@ -128,6 +128,12 @@ impl<P: Peer + ?Sized> Context<'_, P> {
         Ok(Guest::builder(&Qemu::new()?, &image))
     }
 
+    /// A guest with busybox, ethtool, and the driver of network functions.
+    pub fn network_guest(&self) -> Result<Builder> {
+        let image = Image::debian_13()?.for_networks();
+        Ok(Guest::builder(&Qemu::new()?, &image).memory_mib(256))
+    }
+
     /// A guest under Debian 12's QEMU 7.2.
     pub fn old_guest(&self) -> Result<Builder> {
         Ok(Guest::builder(&Qemu::debian_12()?, &Image::debian_13()?))

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use guest_tests::backend::StorageDaemon;
-use guest_tests::card::{Bluffd, BluffdNvme, Reference};
+use guest_tests::card::{Bluffd, BluffdNet, BluffdNvme, Reference};
 use guest_tests::controller::{Controller, QemuNvme};
 use guest_tests::runner::{Always, Stage};
 use guest_tests::{cases, runner};
@@ -58,9 +58,22 @@ const NVME_STAGES: &[Stage<dyn Controller>] = &[
     },
 ];
 
+/// Nobody else's cards: what proves these cases is that both ends must agree, and that tcpdump understands what is between them.
+const NET_STAGES: &[Stage<BluffdNet>] = &[
+    Stage {
+        backend: &BluffdNet(BLUFFD),
+        always: Always::All,
+    },
+    Stage {
+        backend: &BluffdNet(BLUFFD_PROCESS),
+        always: Always::Named(&[]),
+    },
+];
+
 fn main() -> ExitCode {
     env_logger::init();
     let mut tests = runner::tests(STAGES, cases::VIRTIO_BLK);
     tests.extend(runner::tests(NVME_STAGES, cases::NVME));
+    tests.extend(runner::tests(NET_STAGES, cases::VIRTIO_NET));
     runner::main(tests)
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 
 use crate::agent::{Agent, Link};
-use crate::device::{Disk, Nvme, VfioUserPci, VhostUserBlk};
+use crate::device::{Disk, Nvme, VfioUserPci, VhostUserBlk, VhostUserNet};
 use crate::emulator::{Accel, Qemu};
 use crate::firmware::Firmware;
 use crate::guest::{Guest, QMP_BOUND};
@@ -43,6 +43,7 @@ pub struct Builder {
     append: Vec<String>,
     arguments: Vec<String>,
     functions: Vec<VhostUserBlk>,
+    networks: Vec<VhostUserNet>,
     /// Other devices, as arguments.
     devices: Vec<String>,
     disks: Vec<Disk>,
@@ -65,6 +66,7 @@ impl Builder {
             append: Vec::new(),
             arguments: Vec::new(),
             functions: Vec::new(),
+            networks: Vec::new(),
             devices: Vec::new(),
             disks: Vec::new(),
             boot: Boot::Kernel,
@@ -119,6 +121,12 @@ impl Builder {
     /// A vhost-user-blk function. Its back end must listen by now.
     pub fn vhost_user_blk(mut self, function: VhostUserBlk) -> Self {
         self.functions.push(function);
+        self
+    }
+
+    /// A vhost-user-net function. Its back end must listen by now.
+    pub fn vhost_user_net(mut self, function: VhostUserNet) -> Self {
+        self.networks.push(function);
         self
     }
 
@@ -287,6 +295,11 @@ impl Builder {
         }
         arguments.extend(
             self.functions
+                .iter()
+                .flat_map(|function| function.arguments(self.qemu.version())),
+        );
+        arguments.extend(
+            self.networks
                 .iter()
                 .flat_map(|function| function.arguments(self.qemu.version())),
         );

@@ -2,9 +2,11 @@
 
 mod nvme;
 mod vfio_user;
+mod vhost_user_net;
 
 pub use nvme::{Namespace, Nvme};
 pub use vfio_user::VfioUserPci;
+pub use vhost_user_net::VhostUserNet;
 
 use std::path::{Path, PathBuf};
 
@@ -84,11 +86,7 @@ impl VhostUserBlk {
 
     /// `-chardev` and `-device`.
     pub(crate) fn arguments(&self, version: (u32, u32, u32)) -> Vec<String> {
-        let reconnect = match self.reconnect_ms {
-            None => String::new(),
-            Some(period) if version >= (9, 2, 0) => format!(",reconnect-ms={period}"),
-            Some(period) => format!(",reconnect={}", period.div_ceil(1000)),
-        };
+        let reconnect = reconnection(self.reconnect_ms, version);
         let listens = if self.listens {
             ",server=on,wait=off"
         } else {
@@ -168,6 +166,15 @@ impl Disk {
             "-device".into(),
             format!("virtio-blk-pci,disable-legacy=on,drive=drive-{serial},serial={serial}"),
         ]
+    }
+}
+
+/// What a character device has where it connects again.
+fn reconnection(period_ms: Option<u32>, version: (u32, u32, u32)) -> String {
+    match period_ms {
+        None => String::new(),
+        Some(period) if version >= (9, 2, 0) => format!(",reconnect-ms={period}"),
+        Some(period) => format!(",reconnect={}", period.div_ceil(1000)),
     }
 }
 

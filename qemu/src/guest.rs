@@ -259,6 +259,12 @@ impl Guest {
             .map(drop)
     }
 
+    /// Pulls the cable of a network function out, or puts it in, as far as QEMU and its guest are concerned.
+    pub fn set_link(&self, function: &str, up: bool) -> Result<()> {
+        self.qmp("set_link", json!({ "name": function, "up": up }))
+            .map(drop)
+    }
+
     /// Adds a vfio-user function to a running guest; it should name a bus with hot-plug.
     pub fn add_vfio_user(&self, function: &VfioUserPci) -> Result<()> {
         self.qmp("device_add", Value::Object(function.device()))

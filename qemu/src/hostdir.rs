@@ -46,7 +46,11 @@ const GUEST: Folder = Folder {
         "fio",
         "nvme-cli",
         "pciutils",
-        // They unpack the kernel and its modules, on the host.
+        "ethtool",
+        // They join network namespaces and look into them, on the host.
+        "iproute2",
+        "tcpdump",
+        // These unpack the kernel and its modules, on the host.
         "xz-utils",
         "zstd",
     ],

@@ -9,6 +9,7 @@
 //!   cpio: the agent, tools ────┴─> image ──> guest (emulator, device, qmp)   or   uml
 //!                      firmware: OVMF, a disk ──┘
 //!                                                   └── agent: scripts in, status and output out
+//!   namespace: two network namespaces and a cable between them, for back ends that send to each other
 //! ```
 //!
 //! A guest is up in three seconds under emulation. It runs from memory alone, so that the disks which it sees are the disks under
@@ -18,7 +19,7 @@
 //!
 //! QMP as of QEMU 11.1; boot by PVH (Xen's `start_info`) and by Linux's boot protocol 2.08; archives in cpio's newc format.
 //!
-//! What it does not do: guests of other architectures than x86-64, networks, displays, migration and removal of vfio-user devices (QEMU has no
+//! What it does not do: guests of other architectures than x86-64, networks of QEMU's own, displays, migration and removal of vfio-user devices (QEMU has no
 //! migration of them, and aborts when one with MSI-X is removed).
 
 pub mod agent;
@@ -33,6 +34,7 @@ pub mod guest;
 pub mod hostdir;
 pub mod image;
 pub mod kernel;
+pub mod namespace;
 pub mod packages;
 pub mod process;
 pub mod qmp;

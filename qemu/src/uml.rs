@@ -17,7 +17,8 @@ use crate::agent::{Agent, Job, Link, Output};
 use crate::image::Image;
 use crate::process::{Process, tail};
 
-/// A virtio block device, as `virtio_uml.device` numbers it (virtio 1.3 §5).
+/// Devices as `virtio_uml.device` numbers them (virtio 1.3 §5).
+const VIRTIO_ID_NET: u32 = 1;
 const VIRTIO_ID_BLOCK: u32 = 2;
 
 /// What a User-Mode Linux is to be.
@@ -25,7 +26,8 @@ const VIRTIO_ID_BLOCK: u32 = 2;
 pub struct Builder {
     image: Image,
     memory_mib: u32,
-    sockets: Vec<PathBuf>,
+    /// Where a function's back end listens, and what kind it is.
+    functions: Vec<(PathBuf, u32)>,
     boot_timeout: Duration,
     script_timeout: Duration,
 }
@@ -39,7 +41,13 @@ impl Builder {
 
     /// A virtio-blk function behind this vhost-user socket. The back end must listen by now.
     pub fn vhost_user_blk(mut self, socket: &Path) -> Self {
-        self.sockets.push(socket.into());
+        self.functions.push((socket.into(), VIRTIO_ID_BLOCK));
+        self
+    }
+
+    /// A virtio-net function behind this vhost-user socket. The back end must listen by now.
+    pub fn vhost_user_net(mut self, socket: &Path) -> Self {
+        self.functions.push((socket.into(), VIRTIO_ID_NET));
         self
     }
 
@@ -79,11 +87,8 @@ impl Builder {
             // The line is the process's standard input, in both directions: the one descriptor that is passed on without unsafe code.
             .args(["ssl0=fd:0,fd:0", "bluff.port=/dev/ttyS0"])
             .stdin(Stdio::from(std::os::fd::OwnedFd::from(theirs)));
-        for socket in &self.sockets {
-            command.arg(format!(
-                "virtio_uml.device={}:{VIRTIO_ID_BLOCK}",
-                socket.display()
-            ));
+        for (socket, kind) in &self.functions {
+            command.arg(format!("virtio_uml.device={}:{kind}", socket.display()));
         }
         log::debug!(
             "{command:?} with the agent on descriptor {}",
@@ -131,7 +136,7 @@ impl Uml {
         Builder {
             image: image.clone(),
             memory_mib: 512,
-            sockets: Vec::new(),
+            functions: Vec::new(),
             boot_timeout: Duration::from_secs(60),
             script_timeout: Duration::from_secs(120),
         }

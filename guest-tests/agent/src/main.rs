@@ -2,12 +2,15 @@
 //!
 //! Two processes: PID 1 does nothing but reap (and powers off when the agent dies), its child is the agent. So the agent can wait for
 //! its own jobs, and what daemons leave behind is still reaped. Linked statically, as nothing else is in the first archive.
+//! Under the name `traffic` it is a program of its own ([`traffic`]).
 
 mod job;
 mod sys;
+mod traffic;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
+use std::path::Path;
 use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -17,8 +20,16 @@ use guest_agent::{Decoder, Frame, Kind, PORT_NAME};
 fn main() {
     if std::process::id() == 1 {
         init();
-    } else if let Err(error) = agent() {
-        eprintln!("agent: {error}");
+        return;
+    }
+    let arguments: Vec<String> = std::env::args().collect();
+    let name = arguments.first().map(Path::new).and_then(Path::file_name);
+    let (name, done) = match name.is_some_and(|name| name == traffic::NAME) {
+        true => (traffic::NAME, traffic::run(&arguments[1..])),
+        false => ("agent", agent()),
+    };
+    if let Err(error) = done {
+        eprintln!("{name}: {error}");
         std::process::exit(1);
     }
 }

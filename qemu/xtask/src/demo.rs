@@ -1,4 +1,7 @@
-//! `cargo xtask demo`: a VM works on a virtio-blk function and an NVMe function of the card, from nothing to a summary.
+//! `cargo xtask demo`: a VM works on a virtio-blk function and an NVMe function of the card, and two VMs on two cards share a network; from
+//! nothing to a summary.
+
+mod network;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -9,6 +12,7 @@ use bluff_qemu::device::{VfioUserPci, VhostUserBlk};
 use bluff_qemu::emulator::Qemu;
 use bluff_qemu::guest::Guest;
 use bluff_qemu::image::Image;
+use bluff_qemu::namespace::Entrance;
 use bluff_qemu::process::Process;
 
 use crate::metadata::Workspace;
@@ -16,13 +20,24 @@ use crate::{guest, packages, run};
 
 /// What can be asked of the demonstration.
 #[derive(clap::Args)]
-pub struct Options {}
+pub struct Options {
+    /// Only this part
+    #[arg(long, value_enum)]
+    part: Option<Part>,
+}
+
+/// A part of the demonstration.
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Part {
+    Storage,
+    Network,
+}
 
 /// How long the daemon may take to be ready, and a script in the guest to come to its end.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Runs the demonstration.
-pub fn run(workspace: &Workspace, _options: &Options) -> Result<bool> {
+pub fn run(workspace: &Workspace, options: &Options) -> Result<bool> {
     let start = Instant::now();
     packages::ensure(packages::GUESTS)?;
     run::say("building bluffd and bluffctl");
@@ -32,12 +47,19 @@ pub fn run(workspace: &Workspace, _options: &Options) -> Result<bool> {
     let (major, minor, micro) = qemu.version();
     println!("    QEMU {major}.{minor}.{micro}");
     let folder = tempfile::Builder::new().prefix("bluff-demo-").tempdir()?;
-    let card = Card::start(&programs, folder.path())?;
-    let facts = show(&card, &qemu, &image).map_err(|error| {
-        let log = bluff_qemu::process::tail(card.daemon.log(), 30);
-        error.context(format!("bluffd said last:\n{log}"))
-    })?;
-    card.end()?;
+    let wanted = |part| options.part.is_none_or(|only| only == part);
+    let mut facts = Vec::new();
+    if wanted(Part::Storage) {
+        run::say("starting bluffd");
+        let config = disks(folder.path());
+        print!("{}", indent(&config));
+        let card = Card::start(&programs, &folder.path().join("card"), &config, None)?;
+        facts.extend(show(&card, &qemu, &image).map_err(|error| card.explain(error))?);
+        card.end()?;
+    }
+    if wanted(Part::Network) {
+        facts.extend(network::run(&programs, folder.path(), &qemu, &image)?);
+    }
     println!("\n==> what was shown");
     for fact in facts {
         println!("    {fact}");
@@ -57,29 +79,23 @@ struct Card {
 }
 
 impl Card {
-    fn start(programs: &Path, folder: &Path) -> Result<Self> {
-        run::say("starting bluffd");
-        let volume = |n: u32, size: &str| {
-            let path = folder.join(format!("disk{n}.raw"));
-            format!(
-                "[volume.disk{n}]\nuri = \"file:{}?size={size}\"\n\n",
-                path.display()
-            )
-        };
-        let volumes = [volume(0, "1GiB"), volume(1, "1GiB"), volume(2, "256MiB")].concat();
-        let config = volumes
-            + "[function.blk0]\nkind = \"virtio-blk\"\nattach = \"vhost-user\"\nvolume = \"disk0\"\nqueues = 2\n\n\
-               [function.nvme0]\nkind = \"nvme\"\nattach = \"vfio-user\"\nnamespaces = [\"disk1\"]\n\
-               serial = \"DB0001\"\nqueues = 2\n";
-        print!("{}", indent(&config));
+    /// Starts it, in a network namespace or where we are.
+    fn start(
+        programs: &Path,
+        folder: &Path,
+        config: &str,
+        place: Option<Entrance>,
+    ) -> Result<Self> {
+        std::fs::create_dir(folder)?;
         std::fs::write(folder.join("card.toml"), config)?;
         let mut command = Command::new(programs.join("bluffd"));
         command.arg("--config").arg(folder.join("card.toml"));
         command.arg("--runtime-dir").arg(folder.join("run"));
-        command
-            .arg("--state-dir")
-            .arg(folder.join("state"))
-            .stdin(Stdio::null());
+        command.arg("--state-dir").arg(folder.join("state"));
+        if let Some(place) = place {
+            command = place.command(&command);
+        }
+        command.stdin(Stdio::null());
         let log = folder.join("bluffd.log");
         let mut daemon = Process::spawn(&mut command, "bluffd", &log)?;
         let end = Instant::now() + PATIENCE;
@@ -111,6 +127,12 @@ impl Card {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
+    /// Adds what the daemon said last.
+    fn explain(&self, error: anyhow::Error) -> anyhow::Error {
+        let log = bluff_qemu::process::tail(self.daemon.log(), 30);
+        error.context(format!("bluffd said last:\n{log}"))
+    }
+
     /// Ends the daemon as an operator would.
     fn end(mut self) -> Result<()> {
         const SIGTERM: i32 = 15;
@@ -119,6 +141,22 @@ impl Card {
         ensure!(status.success(), "bluffd ended with {status}");
         Ok(())
     }
+}
+
+/// A card with disks.
+fn disks(folder: &Path) -> String {
+    let volume = |n: u32, size: &str| {
+        let path = folder.join(format!("disk{n}.raw"));
+        format!(
+            "[volume.disk{n}]\nuri = \"file:{}?size={size}\"\n\n",
+            path.display()
+        )
+    };
+    let volumes = [volume(0, "1GiB"), volume(1, "1GiB"), volume(2, "256MiB")].concat();
+    volumes
+        + "[function.blk0]\nkind = \"virtio-blk\"\nattach = \"vhost-user\"\nvolume = \"disk0\"\nqueues = 2\n\n\
+           [function.nvme0]\nkind = \"nvme\"\nattach = \"vfio-user\"\nnamespaces = [\"disk1\"]\n\
+           serial = \"DB0001\"\nqueues = 2\n"
 }
 
 /// Every line, set in.

@@ -11,6 +11,7 @@
 pub mod attack;
 pub mod backend;
 pub mod load;
+pub mod net;
 pub mod nvme;
 pub mod report;
 pub mod ring;

@@ -116,6 +116,7 @@ struct Names {
     /// Names that subsystems were given.
     nqns: Vec<String>,
     networks: BTreeSet<Id>,
+    functions: BTreeSet<Id>,
     /// Ports of networks: with the function and the network of each.
     ports: Vec<Placed<(Id, Id, PortSpec)>>,
 }
@@ -153,6 +154,7 @@ impl Reader<'_> {
             users: Vec::new(),
             nqns: Vec::new(),
             networks: root.names("network"),
+            functions: root.names("function"),
             ports: Vec::new(),
         };
         for (id, mut section) in root.named_sections("subsystem", self.sink) {
@@ -161,13 +163,19 @@ impl Reader<'_> {
             config.subsystems.insert(id, subsystem);
         }
         let mut segments: Vec<Placed<Id>> = Vec::new();
+        let mut underlays: Vec<Placed<Id>> = Vec::new();
         for (id, mut section) in root.named_sections("network", self.sink) {
             segments.push(Placed {
                 value: id.clone(),
                 key: section.key("vni"),
                 span: section.place("vni"),
             });
-            let network = self.network(&mut section);
+            underlays.push(Placed {
+                value: id.clone(),
+                key: section.key("underlay"),
+                span: section.place("underlay"),
+            });
+            let network = self.network(&mut section, &names);
             section.finish(self.sink);
             config.networks.extend(network.map(|network| (id, network)));
         }
@@ -183,6 +191,7 @@ impl Reader<'_> {
         self.no_volume_shared(&config, &names.users);
         self.no_socket_twice(&sockets);
         self.no_station_twice(&names.ports);
+        self.uplinks_fit(&config, &underlays);
         root.finish(self.sink);
         config
     }
@@ -353,6 +362,7 @@ impl Reader<'_> {
         let device = match kind {
             Some(FunctionKind::VirtioBlk) => self.virtio_blk(section, names),
             Some(FunctionKind::VirtioNet) => self.virtio_net(id, section, names),
+            Some(FunctionKind::Uplink) => Some(self.uplink(section)),
             Some(FunctionKind::Nvme) => self.nvme(section, names),
             // What the rest should be depends on it.
             None => {

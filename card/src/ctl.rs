@@ -72,6 +72,12 @@ pub fn function(function: &FunctionEntry, statistics: Option<&FunctionStatistics
             table.row(["network", &stands_on(function)]);
             net::port(&mut table, port);
         }
+        DeviceSpec::Uplink(uplink) => {
+            if let Some(mac) = uplink.mac {
+                table.row(["mac on the wire", &mac.to_string()]);
+            }
+            table.row(["mtu", &uplink.mtu.to_string()]);
+        }
         DeviceSpec::Nvme { serial, .. } => {
             table.row(["stands on", &stands_on(function)]);
             let serial = serial.as_deref();
@@ -93,7 +99,7 @@ pub fn function(function: &FunctionEntry, statistics: Option<&FunctionStatistics
     // What a virtio driver negotiates.
     let is_virtio = matches!(
         function.spec.device,
-        DeviceSpec::VirtioBlk { .. } | DeviceSpec::VirtioNet { .. }
+        DeviceSpec::VirtioBlk { .. } | DeviceSpec::VirtioNet { .. } | DeviceSpec::Uplink(_)
     );
     if let Some(session) = function.session.as_ref().filter(|_| is_virtio) {
         table.row(["features", &format!("{:#018x}", session.features)]);
@@ -148,6 +154,7 @@ fn stands_on(function: &FunctionEntry) -> String {
     match &function.spec.device {
         DeviceSpec::VirtioBlk { volume, .. } => volume.to_string(),
         DeviceSpec::VirtioNet { network, .. } => network.to_string(),
+        DeviceSpec::Uplink(_) => "-".to_owned(),
         DeviceSpec::Nvme { subsystem, .. } => match subsystem {
             SubsystemUse::Shared { subsystem } => format!("subsystem {subsystem}"),
             SubsystemUse::Own(own) => {

@@ -201,7 +201,12 @@ impl Daemon {
         let is_nvme = |spec: &FunctionSpec| matches!(spec.device, DeviceSpec::Nvme { .. });
         let has_formats = config.functions.values().any(is_nvme);
         let is_named = |spec: &FunctionSpec| {
-            is_nvme(spec) || spec.port().is_some_and(|(_, port)| port.mac.is_none())
+            let is_nameless = match &spec.device {
+                DeviceSpec::VirtioNet { port, .. } => port.mac.is_none(),
+                DeviceSpec::Uplink(uplink) => uplink.mac.is_none(),
+                DeviceSpec::VirtioBlk { .. } | DeviceSpec::Nvme { .. } => false,
+            };
+            is_nvme(spec) || is_nameless
         };
         let identity = config
             .functions
@@ -210,8 +215,13 @@ impl Daemon {
             .then(|| Identity::of_card(&state_dir))
             .transpose()?;
         for (id, mut spec) in config.functions {
-            if let (DeviceSpec::VirtioNet { port, .. }, Some(card)) = (&mut spec.device, identity) {
-                port.mac.get_or_insert_with(|| Text(card.mac(&id)));
+            let mac = match &mut spec.device {
+                DeviceSpec::VirtioNet { port, .. } => Some(&mut port.mac),
+                DeviceSpec::Uplink(uplink) => Some(&mut uplink.mac),
+                DeviceSpec::VirtioBlk { .. } | DeviceSpec::Nvme { .. } => None,
+            };
+            if let (Some(mac), Some(card)) = (mac, identity) {
+                mac.get_or_insert_with(|| Text(card.mac(&id)));
             }
             registry.create_function(id, spec)?;
         }

@@ -17,6 +17,7 @@ mod formats;
 mod networks;
 mod nvme;
 mod sessions;
+mod underlays;
 mod volumes;
 
 use std::collections::BTreeMap;
@@ -191,6 +192,7 @@ struct Data {
     records: formats::Records,
     volumes: BTreeMap<Id, OpenVolume>,
     networks: networks::Networks,
+    underlays: underlays::Underlays,
     reactors: Vec<Reactor>,
     /// The reactor that the next function begins with.
     turn: usize,
@@ -210,6 +212,7 @@ impl Data {
             records: formats::Records::default(),
             volumes: BTreeMap::new(),
             networks: networks::Networks::default(),
+            underlays: underlays::Underlays::default(),
             reactors: Vec::new(),
             turn: 0,
         })
@@ -297,6 +300,7 @@ impl Data {
             }
             ToData::DetachFunction { function } => {
                 let found = self.functions.remove(&function);
+                self.underlays.unplug(&function);
                 let (teller, name) = (self.teller.clone(), function.to_string());
                 let told = move || teller.tell(number, FromData::FunctionDetached { function });
                 match found.context("it is not attached")? {
@@ -438,7 +442,7 @@ impl Data {
                 self.attach_blk(id, spec, order, descriptors)?;
                 Ok(Vec::new())
             }
-            DeviceSpec::VirtioNet { .. } => {
+            DeviceSpec::VirtioNet { .. } | DeviceSpec::Uplink(_) => {
                 self.attach_net(id, spec, &order, descriptors)?;
                 Ok(Vec::new())
             }

@@ -173,7 +173,7 @@ impl Registry {
     pub fn volumes_of<'a>(&'a self, spec: &'a FunctionSpec) -> Vec<&'a Id> {
         match &spec.device {
             DeviceSpec::VirtioBlk { volume, .. } => vec![volume],
-            DeviceSpec::VirtioNet { .. } => Vec::new(),
+            DeviceSpec::VirtioNet { .. } | DeviceSpec::Uplink(_) => Vec::new(),
             DeviceSpec::Nvme { subsystem, .. } => {
                 let namespaces = self.subsystem_of(subsystem).map(|s| &s.namespaces);
                 let namespaces = namespaces.into_iter().flatten();
@@ -193,7 +193,7 @@ impl Registry {
         let functions = self.functions.iter().filter(move |(_, function)| {
             let own = |spec: &&FunctionSpec| match &spec.device {
                 DeviceSpec::Nvme { subsystem, .. } => matches!(subsystem, SubsystemUse::Own(_)),
-                DeviceSpec::VirtioBlk { .. } | DeviceSpec::VirtioNet { .. } => true,
+                DeviceSpec::VirtioBlk { .. } | DeviceSpec::VirtioNet { .. } | DeviceSpec::Uplink(_) => true,
             };
             let mut specs = function.specs().filter(own);
             specs.any(|spec| self.stands_on(spec, volume))
@@ -465,6 +465,7 @@ impl Registry {
         match &spec.device {
             DeviceSpec::VirtioBlk { volume, .. } => self.check_use(volume, &me)?,
             DeviceSpec::VirtioNet { network, port } => self.check_port(id, network, port)?,
+            DeviceSpec::Uplink(uplink) => check(uplink.mistakes())?,
             DeviceSpec::Nvme { subsystem, serial } => {
                 check(serial.as_deref().and_then(serial_mistake))?;
                 match subsystem {

@@ -13,8 +13,8 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 pub use net::{
-    FdbSpec, LIST_MAX, LimitSpec, MTU, MTU_LOCAL, MTU_TUNNEL, NetworkSpec, PAIRS_MAX, PortSpec,
-    Text, Tunnel, TunnelSpec, Underlay, VNI_MAX, VTEPS_MAX,
+    BadUnderlay, FdbSpec, LIST_MAX, LimitSpec, MTU, MTU_LOCAL, MTU_TUNNEL, MTU_UPLINK, NetworkSpec,
+    PAIRS_MAX, PortSpec, Text, Tunnel, TunnelSpec, Underlay, UplinkSpec, VNI_MAX, VTEPS_MAX,
 };
 pub use rules::{
     attach_mistake, count_mistake, mac_mistake, nqn_mistake, serial_mistake, vlan_mistake,
@@ -110,6 +110,8 @@ words! {
         VirtioBlk = "virtio-blk",
         /// A virtio network device.
         VirtioNet = "virtio-net",
+        /// A virtio network device that is the wire of tunnels.
+        Uplink = "uplink",
         /// An NVMe controller.
         Nvme = "nvme",
     }
@@ -197,7 +199,7 @@ impl FunctionKind {
     /// How functions of this kind reach hosts.
     pub fn attach(self) -> Attach {
         match self {
-            Self::VirtioBlk | Self::VirtioNet => Attach::VhostUser,
+            Self::VirtioBlk | Self::VirtioNet | Self::Uplink => Attach::VhostUser,
             Self::Nvme => Attach::VfioUser,
         }
     }
@@ -315,6 +317,9 @@ pub enum DeviceSpec {
         #[serde(flatten)]
         port: Box<PortSpec>,
     },
+    /// A virtio network device that is the wire of tunnels.
+    #[serde(rename = "uplink")]
+    Uplink(UplinkSpec),
     /// An NVMe controller.
     #[serde(rename = "nvme")]
     Nvme {
@@ -336,6 +341,7 @@ impl DeviceSpec {
         match self {
             Self::VirtioBlk { .. } => FunctionKind::VirtioBlk,
             Self::VirtioNet { .. } => FunctionKind::VirtioNet,
+            Self::Uplink(_) => FunctionKind::Uplink,
             Self::Nvme { .. } => FunctionKind::Nvme,
         }
     }
@@ -377,7 +383,9 @@ impl FunctionSpec {
     pub fn rings(&self) -> u16 {
         match self.device {
             // The control queue is one more.
-            DeviceSpec::VirtioNet { .. } => self.queues.saturating_mul(2).saturating_add(1),
+            DeviceSpec::VirtioNet { .. } | DeviceSpec::Uplink(_) => {
+                self.queues.saturating_mul(2).saturating_add(1)
+            }
             DeviceSpec::VirtioBlk { .. } | DeviceSpec::Nvme { .. } => self.queues,
         }
     }
@@ -386,7 +394,7 @@ impl FunctionSpec {
     pub fn port(&self) -> Option<(&Id, &PortSpec)> {
         match &self.device {
             DeviceSpec::VirtioNet { network, port } => Some((network, port)),
-            DeviceSpec::VirtioBlk { .. } | DeviceSpec::Nvme { .. } => None,
+            DeviceSpec::VirtioBlk { .. } | DeviceSpec::Uplink(_) | DeviceSpec::Nvme { .. } => None,
         }
     }
 

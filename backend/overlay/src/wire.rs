@@ -12,12 +12,14 @@
 //! Not here: fragments of outer packets (RFC 7348 §4.3 has VTEPs drop them), MLD.
 
 mod neighbours;
+mod outer;
 mod receive;
 mod send;
 
 use std::collections::HashMap;
 use std::fmt;
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
@@ -56,7 +58,9 @@ pub struct WireUnderlay {
 }
 
 struct Shared {
-    options: WireOptions,
+    options: ArcSwap<WireOptions>,
+    /// What whoever is plugged in completes behind the tunnel's headers, as [`Offloads`].
+    completes: AtomicU8,
     networks: ArcSwap<HashMap<Vni, Arc<Network>>>,
     editing: Mutex<()>,
     receivers: ArcSwap<Receivers>,
@@ -66,7 +70,7 @@ struct Shared {
 
 impl fmt::Debug for WireUnderlay {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let WireOptions { local, kind, .. } = &self.shared.options;
+        let WireOptions { local, kind, .. } = **self.shared.options.load();
         write!(f, "WireUnderlay({local} {kind:?})")
     }
 }
@@ -76,7 +80,8 @@ impl WireUnderlay {
     pub fn new(options: WireOptions) -> Arc<Self> {
         Arc::new(Self {
             shared: Arc::new(Shared {
-                options,
+                options: ArcSwap::from_pointee(options),
+                completes: AtomicU8::new(0),
                 networks: ArcSwap::default(),
                 editing: Mutex::default(),
                 receivers: ArcSwap::from_pointee(Receivers::none()),
@@ -97,6 +102,20 @@ impl WireUnderlay {
         self.shared.networks.store(Arc::new(networks));
     }
 
+    /// It is another station from now on: what was known of others on the link is forgotten, and what is under way goes where it went.
+    pub fn set_options(&self, options: WireOptions) {
+        self.shared.options.store(Arc::new(options));
+        self.shared.neighbours.forget();
+    }
+
+    /// What may be left undone on inner frames, as whoever is plugged in does it behind the tunnel's headers: a checksum, with [`Offloads::CSUM`]; segmentation
+    /// of the tunnelled frame as a whole, with its kinds. Nothing at first.
+    pub fn set_completes(&self, completes: Offloads) {
+        self.shared
+            .completes
+            .store(completes.bits(), Ordering::Relaxed);
+    }
+
     /// What it counts.
     pub fn drops(&self) -> &UdpDrops {
         &self.shared.drops
@@ -113,7 +132,7 @@ impl Underlay for WireUnderlay {
 impl Port for WireUnderlay {
     fn attributes(&self) -> Attributes {
         Attributes {
-            mtu: self.shared.options.mtu,
+            mtu: self.shared.options.load().mtu,
             // Tunnelled frames come whole, with their checksums.
             takes: Offloads::empty(),
             link: true,
@@ -138,7 +157,7 @@ impl Shared {
 
     /// Who leads to a VTEP, where it is known. If it is not, or was not heard of for some time, it is asked for.
     fn way(&self, to: IpAddr, now: Instant, batch: &mut Batch) -> Option<Mac> {
-        let next = self.options.gateway.unwrap_or(to);
+        let next = self.options.load().gateway.unwrap_or(to);
         let (known, ask) = self.neighbours.find(next, now);
         if ask {
             neighbours::ask(self, next, batch);

@@ -5,27 +5,30 @@ use std::fmt::Display;
 use std::net::IpAddr;
 use std::str::FromStr;
 
+use bluff_packet::Mac;
 use toml::Spanned;
 use toml::de::DeValue;
 
 use super::read::Section;
-use super::{Names, Placed, Reader};
-use crate::kinds::list;
+use super::{Config, Names, Placed, Reader};
 use crate::spec::{
-    DeviceSpec, FdbSpec, Id, LIST_MAX, LimitSpec, MTU, MTU_LOCAL, MTU_TUNNEL, NetworkSpec,
-    PortSpec, Text, Tunnel, TunnelSpec, Underlay, VNI_MAX, VTEPS_MAX, mac_mistake,
+    DeviceSpec, FdbSpec, Id, LIST_MAX, LimitSpec, MTU, MTU_LOCAL, MTU_TUNNEL, MTU_UPLINK,
+    NetworkSpec, PortSpec, Text, Tunnel, TunnelSpec, Underlay, UplinkSpec, VNI_MAX, VTEPS_MAX,
+    mac_mistake,
 };
 use crate::units::parse_bit_rate;
 
 /// What only a network with a tunnel has.
-const OF_TUNNELS: [&str; 5] = ["vtep", "vteps", "underlay", "port", "fdb"];
-/// Underlays that are known and not there.
-const NOT_YET: [&str; 2] = ["tap", "af_xdp"];
+const OF_TUNNELS: [&str; 6] = ["vtep", "vteps", "underlay", "gateway", "port", "fdb"];
 const VTEP: &str = "an IP address, such as \"10.0.0.1\"";
 
 impl Reader<'_> {
     /// `[network.ID]`.
-    pub(super) fn network(&mut self, section: &mut Section<'_>) -> Option<NetworkSpec> {
+    pub(super) fn network(
+        &mut self,
+        section: &mut Section<'_>,
+        names: &Names,
+    ) -> Option<NetworkSpec> {
         let vni = section.integer("vni", 0..=VNI_MAX, self.sink);
         let has_tunnel = section.has("tunnel");
         let kind = section.word("tunnel", Tunnel::WORDS, self.sink);
@@ -37,7 +40,7 @@ impl Reader<'_> {
                 .add(section.span(), &section.key("vni"), complaint);
         }
         let tunnel = match has_tunnel {
-            true => Some(self.tunnel(kind, section)?),
+            true => Some(self.tunnel(kind, section, names)?),
             false => {
                 for name in OF_TUNNELS.into_iter().filter(|name| section.has(name)) {
                     let complaint = "only a network with a `tunnel` has that";
@@ -51,12 +54,21 @@ impl Reader<'_> {
         Some(NetworkSpec { vni, mtu, tunnel })
     }
 
-    fn tunnel(&mut self, kind: Option<Tunnel>, section: &mut Section<'_>) -> Option<TunnelSpec> {
+    fn tunnel(
+        &mut self,
+        kind: Option<Tunnel>,
+        section: &mut Section<'_>,
+        names: &Names,
+    ) -> Option<TunnelSpec> {
         let vtep = section.required_text("vtep", VTEP, self.sink);
         let key = section.key("vtep");
         let vtep = vtep.and_then(|text| Some((self.read(&text, &key, VTEP)?, text.span())));
         let vteps = section.array("vteps", self.sink).unwrap_or_default();
-        let underlay = self.underlay(section);
+        let underlay = self.underlay(section, names);
+        let gateway_key = section.key("gateway");
+        let gateway = section.text("gateway", self.sink);
+        let gateway =
+            gateway.and_then(|text| Some((self.read(&text, &gateway_key, VTEP)?, text.span())));
         let port = section.integer("port", 1..=u16::MAX, self.sink);
         let fdb = section.array("fdb", self.sink).unwrap_or_default();
         let (vtep, span) = vtep?;
@@ -65,9 +77,13 @@ impl Reader<'_> {
             vtep,
             vteps: Vec::new(),
             underlay,
+            gateway: gateway.as_ref().map(|(address, _)| *address),
             port,
             fdb: Vec::new(),
         };
+        if let (Some(complaint), Some((_, span))) = (tunnel.gateway_mistake(), gateway) {
+            self.sink.add(span, &section.key("gateway"), complaint);
+        }
         if let Some(complaint) = tunnel.local_mistake() {
             self.sink.add(span, &key, complaint);
         }
@@ -97,24 +113,69 @@ impl Reader<'_> {
         Some(tunnel)
     }
 
-    fn underlay(&mut self, section: &mut Section<'_>) -> Underlay {
+    fn underlay(&mut self, section: &mut Section<'_>, names: &Names) -> Underlay {
         let Some(text) = section.text("underlay", self.sink) else {
             return Underlay::Auto;
         };
-        let word = text.get_ref().as_str();
-        let known = Underlay::WORDS.iter().find(|(known, _)| *known == word);
-        if let Some((_, underlay)) = known {
-            return *underlay;
+        let key = section.key("underlay");
+        let read = self.parsed::<Underlay>(&text, &key);
+        if let Some(Underlay::Port(id)) = &read {
+            let name = Spanned::new(text.span(), id.to_string());
+            self.reference(&key, "function", &name, &names.functions);
         }
-        let what = match NOT_YET.contains(&word) || word.starts_with("port:") {
-            true => format!("underlay `{word}` is not there yet"),
-            false => format!("unknown word `{word}`"),
-        };
-        let allowed = list(Underlay::WORDS.iter().map(|(word, _)| *word));
-        let complaint = format!("{what}; allowed: {allowed}");
-        self.sink
-            .add(text.span(), &section.key("underlay"), complaint);
-        Underlay::Auto
+        read.unwrap_or(Underlay::Auto)
+    }
+
+    /// The keys of a function of kind `uplink`.
+    pub(super) fn uplink(&mut self, section: &mut Section<'_>) -> DeviceSpec {
+        let mac = self.mac(section);
+        let mtu = section.integer("mtu", MTU, self.sink);
+        DeviceSpec::Uplink(UplinkSpec {
+            mac: mac.map(Text),
+            mtu: mtu.unwrap_or(MTU_UPLINK),
+        })
+    }
+
+    fn mac(&mut self, section: &mut Section<'_>) -> Option<Mac> {
+        let text = section.text("mac", self.sink)?;
+        let key = section.key("mac");
+        let mac = self.parsed(&text, &key)?;
+        if let Some(complaint) = mac_mistake(mac) {
+            self.sink.add(text.span(), &key, complaint);
+        }
+        Some(mac)
+    }
+
+    /// Tunnels go over uplinks that are there, and long enough for them.
+    pub(super) fn uplinks_fit(&mut self, config: &Config, places: &[Placed<Id>]) {
+        for Placed { value, key, span } in places {
+            let network = config.networks.get(value);
+            let Some((network, tunnel)) = network.and_then(|n| Some((n, n.tunnel.as_ref()?)))
+            else {
+                continue;
+            };
+            let Some(id) = tunnel.uplink() else { continue };
+            let complaint = match config.functions.get(id).map(|f| &f.device) {
+                Some(DeviceSpec::Uplink(uplink)) => {
+                    let wanted = tunnel.wire_mtu(network.mtu);
+                    (uplink.mtu < wanted).then(|| {
+                        format!(
+                            "a network with an MTU of {} needs {wanted} on the wire, and {id} has {}",
+                            network.mtu, uplink.mtu
+                        )
+                    })
+                }
+                Some(other) => Some(format!(
+                    "function `{id}` is of kind {}; a tunnel goes over one of kind uplink",
+                    other.kind()
+                )),
+                // It was told already.
+                None => None,
+            };
+            if let Some(complaint) = complaint {
+                self.sink.add(span.clone(), key, complaint);
+            }
+        }
     }
 
     /// `{ mac = "02:00:00:00:00:02", vtep = "10.0.0.2" }`.
@@ -145,13 +206,8 @@ impl Reader<'_> {
         section: &mut Section<'_>,
         names: &mut Names,
     ) -> Option<DeviceSpec> {
-        let mac = section.text("mac", self.sink);
-        let span = mac.as_ref().map_or(section.span(), Spanned::span);
-        let key = section.key("mac");
-        let mac = mac.and_then(|text| self.parsed(&text, &key));
-        if let Some(complaint) = mac.and_then(mac_mistake) {
-            self.sink.add(span.clone(), &key, complaint);
-        }
+        let (span, key) = (section.place("mac"), section.key("mac"));
+        let mac = self.mac(section);
         let allowed = section.array("allowed", self.sink).map(|items| {
             let key = section.key("allowed");
             self.bounded(items, LIST_MAX, &key);
@@ -252,7 +308,7 @@ impl Reader<'_> {
         self.read(&text, key, wanted)
     }
 
-    /// A frame that comes from another card has to be one network's.
+    /// A frame that comes from another card has to be one network's, and a wire has one station of this card.
     pub(super) fn no_segment_twice(
         &mut self,
         networks: &BTreeMap<Id, NetworkSpec>,
@@ -262,13 +318,11 @@ impl Reader<'_> {
             let Some(network) = networks.get(&place.value) else {
                 continue;
             };
-            let same = places[..index].iter().find(|other| {
-                let other = networks.get(&other.value);
-                other.is_some_and(|other| other.is_same_segment(network))
+            let mut mistakes = places[..index].iter().filter_map(|other| {
+                let spec = networks.get(&other.value)?;
+                network.mistake_beside(&other.value, spec)
             });
-            if let Some(same) = same {
-                let complaint =
-                    format!("network `{}` has the same VNI at the same VTEP", same.value);
+            if let Some(complaint) = mistakes.next() {
                 self.sink.add(place.span.clone(), &place.key, complaint);
             }
         }

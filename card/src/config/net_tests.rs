@@ -30,6 +30,12 @@ vlan = 7
 kind = "virtio-net"
 attach = "vhost-user"
 network = "here"
+
+[function.up0]
+kind = "uplink"
+mac = "02:00:00:00:00:f0"
+attach = "vhost-user"
+mtu = 1600
 "#;
 
 fn id(text: &str) -> Id {
@@ -43,8 +49,8 @@ fn networks_and_their_functions() {
     assert_eq!((blue.vni, blue.mtu), (Some(5001), 1450));
     let tunnel = blue.tunnel.as_ref().unwrap();
     assert_eq!(
-        (tunnel.kind, tunnel.underlay, tunnel.port()),
-        (Tunnel::Vxlan, Underlay::Auto, 4789)
+        (tunnel.kind, &tunnel.underlay, tunnel.port()),
+        (Tunnel::Vxlan, &Underlay::Auto, 4789)
     );
     assert_eq!((tunnel.vteps.len(), tunnel.fdb.len()), (2, 1));
     let here = &config.networks[&id("here")];
@@ -73,9 +79,15 @@ fn each_mistake_has_its_place() {
         (("vni = 5001\n", ""), "network.blue.vni: missing; allowed: a whole number from 0"),
         (("\"vxlan\"", "\"gre\""), "4:10: network.blue.tunnel: unknown word `gre`; allowed: `vxlan` and `geneve`"),
         (("tunnel = \"vxlan\"\n", ""), "network.blue.vtep: only a network with a `tunnel` has that"),
-        (("\"auto\"", "\"tap\""), "7:12: network.blue.underlay: underlay `tap` is not there yet; allowed: `auto` and `udp`"),
-        (("\"auto\"", "\"port:up0\""), "underlay `port:up0` is not there yet"),
-        (("\"auto\"", "\"best\""), "unknown word `best`; allowed: `auto` and `udp`"),
+        (("\"auto\"", "\"best\""), "7:12: network.blue.underlay: unknown word `best`; allowed: `auto`, `udp` and `port:FUNCTION`"),
+        (("\"auto\"", "\"port:\""), "network.blue.underlay: `port:` is followed by the ID of a function"),
+        (("\"auto\"", "\"port:up1\""), "network.blue.underlay: no function `up1`; there are `net0`, `net1` and `up0`"),
+        (("\"auto\"", "\"port:net1\""), "network.blue.underlay: function `net1` is of kind virtio-net; a tunnel goes over one of kind uplink"),
+        (("\"auto\"", "\"auto\"\ngateway = \"10.0.0.254\""), "8:11: network.blue.gateway: the kernel knows the way"),
+        (("\"auto\"", "\"port:up0\"\ngateway = \"10.0.0.1\""), "network.blue.gateway: 10.0.0.1 is this card's own address"),
+        (("\"auto\"", "\"port:up0\"\nmtu = 9000"), "network.blue.underlay: a network with an MTU of 9000 needs 9054 on the wire, and up0 has 1600"),
+        (("attach = \"vhost-user\"\nmtu = 1600", "attach = \"vhost-user\"\nnetwork = \"here\""), "function.up0.network: unknown key"),
+        (("02:00:00:00:00:f0", "ff:ff:ff:ff:ff:ff"), "function.up0.mac: a group's address is no station's"),
         (("vtep = \"10.0.0.1\"\n", ""), "network.blue.vtep: missing; allowed: an IP address"),
         (("\"10.0.0.1\"", "\"card1\""), "5:8: network.blue.vtep: \"card1\" is not an IP address"),
         (("\"10.0.0.1\"", "\"0.0.0.0\""), "0.0.0.0 is not the address of one machine"),
@@ -119,6 +131,33 @@ fn the_same_address_may_be_in_another_network_or_vlan() {
         format!("network = \"blue\"\nvlan = 8\n{mac}"),
     ] {
         assert!(parse(&with(&sound)).is_ok(), "{sound}");
+    }
+}
+
+#[test]
+fn tunnels_over_a_wire_of_the_card() {
+    let red = "[network.red]\nvni = 7\ntunnel = \"vxlan\"\nvtep = \"10.0.0.1\"\nunderlay = \"port:up0\"\n";
+    let with = |more: &str| {
+        let text = NET.replace("\"auto\"", "\"port:up0\"");
+        format!("{text}\n{red}{more}")
+    };
+    let config = parse(&with("")).unwrap();
+    let up0 = id("up0");
+    for network in ["blue", "red"] {
+        let tunnel = config.networks[&id(network)].tunnel.as_ref().unwrap();
+        assert_eq!(tunnel.uplink(), Some(&up0));
+    }
+    let DeviceSpec::Uplink(uplink) = &config.functions[&up0].device else {
+        panic!("an uplink");
+    };
+    assert_eq!(uplink.mtu, 1600);
+    assert_eq!(uplink.mac, Some(Text("02:00:00:00:00:f0".parse().unwrap())));
+    // The card is one station there.
+    for more in ["port = 4790", "gateway = \"10.0.0.254\""] {
+        let found = mistakes(&with(more));
+        assert_eq!(found.len(), 1, "{found:?}");
+        let wanted = "network blue goes over up0 too, with another tunnel, vtep, port or gateway";
+        assert!(found[0].contains(wanted), "{found:?}");
     }
 }
 

@@ -64,9 +64,13 @@ pub fn network(network: &NetworkEntry) -> String {
             table.row(["vtep", &format!("{}, port {port}", tunnel.vtep)]);
             let vteps = joined(tunnel.vteps.iter().map(ToString::to_string));
             table.row(["vteps", &vteps]);
-            let chosen = network.info.as_ref().and_then(|info| info.underlay);
+            if let Some(gateway) = tunnel.gateway {
+                table.row(["gateway", &gateway.to_string()]);
+            }
+            let chosen = network.info.as_ref();
+            let chosen = chosen.and_then(|info| info.underlay.as_ref());
             let underlay = match chosen {
-                Some(chosen) if chosen != tunnel.underlay => {
+                Some(chosen) if *chosen != tunnel.underlay => {
                     format!("{chosen} ({})", tunnel.underlay)
                 }
                 _ => tunnel.underlay.to_string(),

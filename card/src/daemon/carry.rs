@@ -341,7 +341,7 @@ impl Daemon {
                 self.reopen_networks.failed(id, Instant::now());
             }
             FromData::NetworkOpened { network, info } => {
-                if let Some(underlay) = info.underlay {
+                if let Some(underlay) = &info.underlay {
                     log::info!("network {network}: its underlay is {underlay}");
                 }
                 self.reopen_networks.opened(network);

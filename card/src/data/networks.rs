@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
-use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Weak};
@@ -12,10 +11,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use bluff_attachment::keeper::Descriptors;
 use bluff_net::{Cause, Counters, Drops};
-use bluff_overlay::udp::{TunnelKind, UdpOptions, UdpUnderlay};
 use bluff_overlay::{
-    FdbLimits, Key, Network, NetworkOptions, NetworkPort, Place, PortOptions, PortRates, Rate,
-    Rules,
+    FdbLimits, Key, Network, NetworkOptions, Place, PortOptions, PortRates, Rate, Rules,
 };
 use bluff_packet::flow::FlowHasher;
 use bluff_packet::{Mac, Vni};
@@ -23,11 +20,10 @@ use bluff_vhost_user::NetControl;
 use bluff_virtio::{DeviceError, LineCounters};
 use bluff_virtio_net::{Cable, Net, NetOptions};
 
+use super::underlays::{Carrier, Plug};
 use super::{Data, Stands};
 use crate::message::{AddressEntry, AddressPlace, NetworkInfo};
-use crate::spec::{
-    DeviceSpec, FunctionSpec, Id, NetworkSpec, PortSpec, Text, Tunnel, TunnelSpec, Underlay,
-};
+use crate::spec::{DeviceSpec, FunctionSpec, Id, NetworkSpec, PortSpec, Text};
 use crate::stats::{FunctionStatistics, NetStatistics, PairStatistics};
 
 /// Addresses that a network learns in all, and of one port or VTEP.
@@ -42,14 +38,10 @@ const HOUSEKEEPING: Duration = Duration::from_secs(5);
 /// What a port may carry at once after a pause, as time at its rate.
 const BURST: Duration = Duration::from_millis(10);
 
-/// What tells underlays apart: one is shared by all networks of its VTEP.
-type UnderlayKey = (TunnelKind, IpAddr, u16);
-
 /// All networks.
 #[derive(Default)]
 pub(super) struct Networks {
     open: BTreeMap<Id, OpenNetwork>,
-    underlays: Vec<(UnderlayKey, Weak<UdpUnderlay>)>,
     /// There once a network is.
     secrets: Option<Secrets>,
     /// The thread that forgets old addresses; it ends with this.
@@ -65,24 +57,23 @@ struct Secrets {
 /// A network that functions can be in.
 struct OpenNetwork {
     network: Arc<Network>,
-    tunnel: Option<(Vni, Arc<UdpUnderlay>)>,
+    tunnel: Option<(Vni, Carrier)>,
 }
 
 impl Drop for OpenNetwork {
     fn drop(&mut self) {
         // Each of them holds the other.
-        if let Some((vni, underlay)) = &self.tunnel {
-            underlay.set_network(*vni, None);
+        if let Some((vni, carrier)) = &self.tunnel {
+            carrier.set_network(*vni, None);
         }
     }
 }
 
 /// A virtio-net function.
 pub(super) struct Nets {
-    network: Id,
+    plug: Plug,
     /// Descriptors of a session that it will go on with.
     pub(super) restored: Descriptors,
-    port: Arc<NetworkPort>,
     cable: Cable,
     counters: Vec<Arc<Counters>>,
     lines: Vec<Arc<LineCounters>>,
@@ -120,13 +111,6 @@ impl Secrets {
         source.read_exact(&mut secrets.hasher)?;
         source.read_exact(&mut secrets.seed)?;
         Ok(secrets)
-    }
-}
-
-fn tunnel_kind(tunnel: Tunnel) -> TunnelKind {
-    match tunnel {
-        Tunnel::Vxlan => TunnelKind::Vxlan,
-        Tunnel::Geneve => TunnelKind::Geneve,
     }
 }
 
@@ -171,29 +155,46 @@ impl Data {
         let tunnel = match &spec.tunnel {
             Some(tunnel) => {
                 let vni = spec.vni.and_then(Vni::new).context("it has no VNI")?;
-                Some((vni, self.underlay(tunnel)?))
+                Some((vni, self.carrier(id, tunnel)?))
             }
             None => None,
         };
         let info = NetworkInfo {
-            underlay: tunnel.as_ref().map(|_| Underlay::Udp),
+            underlay: tunnel.as_ref().map(|(_, carrier)| carrier.spec()),
         };
-        // From here on it is let go of as a whole.
         let open = OpenNetwork { network, tunnel };
-        if let (Some((vni, underlay)), Some(spec)) = (&open.tunnel, &spec.tunnel) {
+        match self.join_tunnel(&open, spec) {
+            Ok(()) => {
+                self.networks.open.insert(id.clone(), open);
+                Ok(info)
+            }
+            Err(error) => {
+                self.let_go(&open);
+                Err(error)
+            }
+        }
+    }
+
+    /// Everything about opening a network that can fail.
+    fn join_tunnel(&mut self, open: &OpenNetwork, spec: &NetworkSpec) -> Result<()> {
+        if let (Some((vni, carrier)), Some(spec)) = (&open.tunnel, &spec.tunnel) {
             let network = &open.network;
-            network.set_tunnel(*vni, &spec.vteps, underlay.clone())?;
+            network.set_tunnel(*vni, &spec.vteps, carrier.underlay())?;
             for entry in &spec.fdb {
                 let key = Key::new(entry.mac.0.0, entry.vlan.unwrap_or(0));
                 network.fix(key, entry.vtep)?;
             }
-            underlay.set_network(*vni, Some(network.clone()));
+            carrier.set_network(*vni, Some(network.clone()));
         }
         self.housekeeper()?
             .send(Arc::downgrade(&open.network))
-            .context("the thread that forgets addresses")?;
-        self.networks.open.insert(id.clone(), open);
-        Ok(info)
+            .context("the thread that forgets addresses")
+    }
+
+    fn let_go(&mut self, open: &OpenNetwork) {
+        if let Some((_, carrier)) = &open.tunnel {
+            self.underlays.let_go(carrier);
+        }
     }
 
     fn housekeeper(&mut self) -> Result<&Sender<Weak<Network>>> {
@@ -208,35 +209,12 @@ impl Data {
         Ok(self.networks.housekeeper.as_ref().expect("made above"))
     }
 
-    /// The underlay of a VTEP: every reactor takes what comes, and each network finds its own by VNI.
-    fn underlay(&mut self, tunnel: &TunnelSpec) -> Result<Arc<UdpUnderlay>> {
-        let key = (tunnel_kind(tunnel.kind), tunnel.vtep, tunnel.port());
-        let all = &mut self.networks.underlays;
-        all.retain(|(_, underlay)| underlay.strong_count() > 0);
-        let found = all.iter().find(|(k, _)| *k == key);
-        if let Some(underlay) = found.and_then(|(_, underlay)| underlay.upgrade()) {
-            return Ok(underlay);
-        }
-        let (kind, local, port) = key;
-        let options = UdpOptions {
-            local,
-            kind,
-            port,
-            poll: self.poll(None),
-            reactors: self.reactors.iter().map(|r| r.handle.clone()).collect(),
-        };
-        let made =
-            UdpUnderlay::new(options).with_context(|| format!("VTEP {local} port {port}"))?;
-        let weak = Arc::downgrade(&made);
-        self.networks.underlays.push((key, weak));
-        Ok(made)
-    }
-
     pub(super) fn close_network(&mut self, id: &Id) -> Result<()> {
-        let is_in = |f: &Stands| matches!(f, Stands::Net(net) if net.network == *id);
+        let is_in =
+            |f: &Stands| matches!(f, Stands::Net(net) if net.plug.number_in(id).is_some());
         ensure!(!self.functions.values().any(is_in), "a function is in it");
         let open = self.networks.open.remove(id);
-        open.context("it is not open")?;
+        self.let_go(&open.context("it is not open")?);
         Ok(())
     }
 
@@ -247,7 +225,7 @@ impl Data {
             .functions
             .iter()
             .filter_map(|(function, stands)| match stands {
-                Stands::Net(net) if net.network == *id => Some((net.port.number(), function)),
+                Stands::Net(net) => Some((net.plug.number_in(id)?, function)),
                 _ => None,
             })
             .collect();
@@ -278,13 +256,25 @@ impl Data {
     ) -> Result<()> {
         let stop_timeout = Duration::from_millis(spec.stop_timeout_ms.into());
         let poll = self.poll(spec.poll);
-        let DeviceSpec::VirtioNet { network, port } = spec.device else {
-            unreachable!("asked for by its kind");
+        let no_mac = "it has no address";
+        let (plug, mac, link) = match spec.device {
+            DeviceSpec::VirtioNet { network, port } => {
+                let mac = port.mac.context(no_mac)?.0;
+                let open = self.networks.open.get(&network);
+                let open = open.context("its network is not open")?;
+                let joined = Arc::new(open.network.join(port_options(&port, mac))?);
+                (Plug::Network(network, joined), mac, !port.unplugged)
+            }
+            DeviceSpec::Uplink(uplink) => {
+                let Mac([a, b, c, d, e, f]) = uplink.mac.context(no_mac)?.0;
+                let wire = self.underlays.plug_in(id, &uplink);
+                // The driver is the other end of the wire: another station.
+                (Plug::Wire(wire), Mac([a, b, c, d, e, f ^ 1]), true)
+            }
+            DeviceSpec::VirtioBlk { .. } | DeviceSpec::Nvme { .. } => {
+                unreachable!("asked for by its kind")
+            }
         };
-        let mac = port.mac.context("it has no address")?.0;
-        let open = self.networks.open.get(&network);
-        let open = open.context("its network is not open")?;
-        let joined = Arc::new(open.network.join(port_options(&port, mac))?);
         let options = NetOptions {
             pairs: spec.queues,
             mac: mac.0,
@@ -295,13 +285,12 @@ impl Data {
                 .map(|&i| self.reactors[i].handle.clone())
                 .collect(),
         };
-        let device = Net::new(joined.clone(), options);
+        let device = Net::new(plug.port(), options);
         let cable = device.cable();
-        cable.set_link(!port.unplugged);
+        cable.set_link(link);
         let nets = Nets {
-            network,
+            plug,
             restored: Descriptors::new(),
-            port: joined,
             counters: device.counters().to_vec(),
             lines: device.lines().to_vec(),
             reactors: (0..usize::from(spec.queues))
@@ -310,13 +299,17 @@ impl Data {
             cable: cable.clone(),
         };
         let control = Box::new(Asked(cable));
-        self.present(
+        let presented = self.present(
             id,
             Box::new(device),
             Some(control),
             stop_timeout,
             descriptors,
-        )?;
+        );
+        if presented.is_err() {
+            self.underlays.unplug(id);
+        }
+        presented?;
         self.functions.insert(id.clone(), Stands::Net(nets));
         Ok(())
     }
@@ -375,14 +368,15 @@ impl Nets {
         };
         let sent = self.counters.iter().map(|c| &c.sent.drops);
         let received = self.counters.iter().map(|c| &c.received.drops);
+        let (sent_behind, received_behind) = self.plug.drops();
         FunctionStatistics {
             function: id.clone(),
             messages: None,
             queues: Vec::new(),
             net: Some(NetStatistics {
                 pairs: self.counters.iter().enumerate().map(pair).collect(),
-                sent_drops: by_cause(sent.chain([self.port.sent()])),
-                received_drops: by_cause(received.chain([self.port.received()])),
+                sent_drops: by_cause(sent.chain([sent_behind])),
+                received_drops: by_cause(received.chain([received_behind])),
             }),
         }
     }

@@ -69,6 +69,7 @@ fn network_spec() -> NetworkSpec {
             vtep: vtep(0x1000),
             vteps: (0x1001..0x1001 + VTEPS_MAX).map(vtep).collect(),
             underlay: Underlay::Auto,
+            gateway: None,
             port: Some(u16::MAX),
             fdb: (0x1001..0x1001 + LIST_MAX).map(entry).collect(),
         }),

@@ -135,7 +135,7 @@ impl Registry {
                 let found = self.subsystem_of(subsystem);
                 Ok((user, found.expect("checked when the function was created")))
             }
-            DeviceSpec::VirtioBlk { .. } | DeviceSpec::VirtioNet { .. } => {
+            DeviceSpec::VirtioBlk { .. } | DeviceSpec::VirtioNet { .. } | DeviceSpec::Uplink(_) => {
                 Err(RegistryError::Invalid(format!(
                     "function {function} is of a kind without namespaces"
                 )))

@@ -42,9 +42,9 @@ impl Registry {
             return Err(RegistryError::Exists(id));
         }
         check(spec.mistakes())?;
-        let same = |(_, other): &(&Id, &Network)| other.spec.is_same_segment(&spec);
-        if let Some((other, _)) = self.networks.iter().find(same) {
-            let complaint = format!("network {other} has the same VNI at the same VTEP");
+        let others = self.networks.iter();
+        let mut mistakes = others.filter_map(|(id, n)| spec.mistake_beside(id, &n.spec));
+        if let Some(complaint) = mistakes.next() {
             return Err(RegistryError::Invalid(complaint));
         }
         self.actions.push(Action::OpenNetwork(id.clone()));

@@ -8,6 +8,8 @@ use bluff_overlay::Prefix;
 use bluff_packet::Mac;
 use serde::{Deserialize, Serialize};
 
+use super::Id;
+
 /// The highest VNI: it has 24 bits (RFC 7348 §5, RFC 8926 §3.4).
 pub const VNI_MAX: u32 = 0xff_ffff;
 /// Bytes of a network's longest IP packet. Less than IPv6 needs (RFC 8200 §5) is no network; more than jumbo frames no tunnel carries.
@@ -33,13 +35,61 @@ words! {
     }
 }
 
-words! {
-    /// What carries tunnels.
-    Underlay {
-        /// What this card can do best.
-        Auto = "auto",
-        /// The kernel's UDP sockets.
-        Udp = "udp",
+/// What carries tunnels. It is written as text, also in messages.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Underlay {
+    /// What this card can do best.
+    Auto,
+    /// The kernel's UDP sockets.
+    Udp,
+    /// A function of this card, of kind `uplink`: whoever has it as a device is the wire.
+    Port(Id),
+}
+
+/// Text that is no underlay.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadUnderlay {
+    /// Its first word is none.
+    #[error("unknown word `{0}`; allowed: `auto`, `udp` and `port:FUNCTION`")]
+    Word(String),
+    /// What follows `port:` is no ID.
+    #[error("`port:` is followed by the ID of a function of kind `uplink`")]
+    Port,
+}
+
+impl FromStr for Underlay {
+    type Err = BadUnderlay;
+
+    fn from_str(text: &str) -> Result<Self, BadUnderlay> {
+        match text.split_once(':') {
+            None if text == "auto" => Ok(Self::Auto),
+            None if text == "udp" => Ok(Self::Udp),
+            Some(("port", id)) => id.parse().map(Self::Port).map_err(|_| BadUnderlay::Port),
+            _ => Err(BadUnderlay::Word(text.to_owned())),
+        }
+    }
+}
+
+impl fmt::Display for Underlay {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Udp => f.write_str("udp"),
+            Self::Port(id) => write!(f, "port:{id}"),
+        }
+    }
+}
+
+impl Serialize for Underlay {
+    fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Underlay {
+    fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(from)?;
+        text.parse().map_err(serde::de::Error::custom)
     }
 }
 
@@ -95,6 +145,9 @@ pub struct TunnelSpec {
     pub vteps: Vec<IpAddr>,
     /// What carries it.
     pub underlay: Underlay,
+    /// Who leads to the other VTEPs, where the card has the wire itself; left out: they are all on it.
+    #[serde(default)]
+    pub gateway: Option<IpAddr>,
     /// The UDP port of all VTEPs; left out: the one that is registered for the tunnel.
     #[serde(default)]
     pub port: Option<u16>,
@@ -126,7 +179,48 @@ pub struct NetworkSpec {
     pub tunnel: Option<TunnelSpec>,
 }
 
+/// Bytes of the longest packet of an uplink's wire, where it does not say: what a network of 1500 needs over IPv6, with a tag.
+pub const MTU_UPLINK: u16 = 1600;
+/// Bytes that a tunnel adds to a tenant's packet: the tenant's Ethernet header with a tag, the tunnel's, UDP, and IPv4 or IPv6.
+const fn overhead(ipv4: bool) -> u16 {
+    14 + 4 + 8 + 8 + if ipv4 { 20 } else { 40 }
+}
+
+impl TunnelSpec {
+    /// Bytes of the longest packet that the wire has to carry for a network of this MTU.
+    pub fn wire_mtu(&self, mtu: u16) -> u16 {
+        mtu.saturating_add(overhead(self.vtep.is_ipv4()))
+    }
+
+    /// Whether both can go over one wire: a card is one station there.
+    pub fn is_same_station(&self, other: &Self) -> bool {
+        let station = |t: &Self| (t.kind, t.vtep, t.port(), t.gateway);
+        station(self) == station(other)
+    }
+
+    /// The uplink that it goes over.
+    pub fn uplink(&self) -> Option<&Id> {
+        match &self.underlay {
+            Underlay::Port(id) => Some(id),
+            Underlay::Auto | Underlay::Udp => None,
+        }
+    }
+}
+
 impl NetworkSpec {
+    /// What is wrong with it beside another one, if anything is.
+    pub fn mistake_beside(&self, name: &Id, other: &Self) -> Option<String> {
+        if other.is_same_segment(self) {
+            return Some(format!("network {name} has the same VNI at the same VTEP"));
+        }
+        let (mine, its) = (self.tunnel.as_ref()?, other.tunnel.as_ref()?);
+        let uplink = mine.uplink()?;
+        let differs = its.uplink() == Some(uplink) && !mine.is_same_station(its);
+        differs.then(|| {
+            format!("network {name} goes over {uplink} too, with another tunnel, vtep, port or gateway; a wire has one")
+        })
+    }
+
     /// Whether frames of two networks, as they come from other cards, could not be told apart.
     pub fn is_same_segment(&self, other: &Self) -> bool {
         let place = |n: &Self| {
@@ -135,6 +229,16 @@ impl NetworkSpec {
         };
         self.tunnel.is_some() && place(self) == place(other)
     }
+}
+
+/// A function that carries tunnels: whoever has it as a device is the wire between this card and others.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UplinkSpec {
+    /// This card's address on the wire; left out: one made of the card's identity and the function's ID.
+    #[serde(default)]
+    pub mac: Option<Text<Mac>>,
+    /// Bytes of the longest packet on the wire.
+    pub mtu: u16,
 }
 
 /// How much a port may carry; what is left out is not limited.

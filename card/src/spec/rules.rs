@@ -7,7 +7,7 @@ use bluff_packet::Mac;
 
 use super::{
     Attach, DeviceSpec, FunctionKind, FunctionSpec, LIST_MAX, LimitSpec, MTU, NAMESPACES_MAX,
-    NSID_MAX, NamespaceSpec, NetworkSpec, PAIRS_MAX, PortSpec, SERIAL_MAX, TunnelSpec, VNI_MAX,
+    NSID_MAX, NamespaceSpec, NetworkSpec, PAIRS_MAX, PortSpec, SERIAL_MAX, TunnelSpec, UplinkSpec, VNI_MAX,
     VTEPS_MAX,
 };
 
@@ -94,6 +94,22 @@ impl TunnelSpec {
         vtep_mistake(self.vtep)
     }
 
+    /// What is wrong with its gateway, if anything is.
+    pub fn gateway_mistake(&self) -> Option<String> {
+        let gateway = self.gateway?;
+        match gateway {
+            _ if self.uplink().is_none() => {
+                Some("the kernel knows the way; only with a wire of the card's own (`port:FUNCTION`) there is a gateway".to_owned())
+            }
+            _ if gateway == self.vtep => Some(format!("{gateway} is this card's own address")),
+            _ if gateway.is_ipv4() != self.vtep.is_ipv4() => Some(format!(
+                "{gateway} and {}, this card's address, are of different families",
+                self.vtep
+            )),
+            _ => vtep_mistake(gateway),
+        }
+    }
+
     /// What is wrong with the static address at a place of its list.
     pub fn fdb_mistakes(&self, at: usize) -> impl Iterator<Item = String> {
         let entry = &self.fdb[at];
@@ -113,7 +129,7 @@ impl TunnelSpec {
         let port = (self.port == Some(0)).then(|| "0 is no port".to_owned());
         let many = (self.vteps.len() > VTEPS_MAX || self.fdb.len() > LIST_MAX)
             .then(|| format!("a network has at most {VTEPS_MAX} VTEPs, and {LIST_MAX} addresses"));
-        let first = [port, many, self.local_mistake()];
+        let first = [port, many, self.local_mistake(), self.gateway_mistake()];
         let vteps = self.vteps.iter().enumerate();
         let vteps = vteps.filter_map(|(i, v)| self.vtep_mistake(*v, &self.vteps[..i]));
         let fdb = (0..self.fdb.len()).flat_map(|i| self.fdb_mistakes(i));
@@ -135,6 +151,17 @@ impl NetworkSpec {
         mtu.into_iter()
             .chain(vni)
             .chain(self.tunnel.iter().flat_map(TunnelSpec::mistakes))
+    }
+}
+
+impl UplinkSpec {
+    /// What is wrong with it.
+    pub fn mistakes(&self) -> impl Iterator<Item = String> {
+        let (least, most) = (MTU.start(), MTU.end());
+        let mtu = (!MTU.contains(&self.mtu))
+            .then(|| format!("an uplink's MTU is a number from {least} to {most}"));
+        let mac = self.mac.and_then(|m| mac_mistake(m.0)).map(str::to_owned);
+        mtu.into_iter().chain(mac)
     }
 }
 
@@ -163,7 +190,7 @@ impl FunctionSpec {
     /// The most queues, or pairs of queues, of such a function.
     pub fn queues_max(kind: FunctionKind) -> u16 {
         match kind {
-            FunctionKind::VirtioNet => PAIRS_MAX,
+            FunctionKind::VirtioNet | FunctionKind::Uplink => PAIRS_MAX,
             FunctionKind::VirtioBlk | FunctionKind::Nvme => crate::config::QUEUES_MAX,
         }
     }
@@ -172,7 +199,7 @@ impl FunctionSpec {
     pub fn queues_mistake(&self) -> Option<String> {
         let most = Self::queues_max(self.device.kind());
         let what = match self.device {
-            DeviceSpec::VirtioNet { .. } => "pairs of queues",
+            DeviceSpec::VirtioNet { .. } | DeviceSpec::Uplink(_) => "pairs of queues",
             DeviceSpec::VirtioBlk { .. } | DeviceSpec::Nvme { .. } => "queues",
         };
         let fits = (1..=most).contains(&self.queues);

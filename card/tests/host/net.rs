@@ -335,3 +335,129 @@ fn two_cards_share_a_segment() {
         daemons.into_iter().for_each(Daemon::terminate);
     }
 }
+
+/// A card whose tunnels go over a function of its own, `up0`, which a test has as a driver.
+fn wired(kind: &str, vtep: &str, others: &str, card: &str) -> Place {
+    Place::new(&format!(
+        "[card]\npoll_us = 20\n{card}\n[network.blue]\nvni = 5001\ntunnel = \"{kind}\"\nvtep = \"{vtep}\"\nvteps = [\"{others}\"]\nunderlay = \"port:up0\"\n{}[function.up0]\nkind = \"uplink\"\nattach = \"vhost-user\"\nmac = \"06:00:00:00:00:01\"\n",
+        function(1, "blue", "")
+    ))
+}
+
+/// The card's address on the wire, and that of the other VTEP.
+const CARD: [u8; 6] = [6, 0, 0, 0, 0, 1];
+const OTHER: [u8; 6] = [6, 0, 0, 0, 0, 2];
+
+/// A question or an answer of ARP (RFC 826): from 10.0.0.2 to 10.0.0.1.
+fn arp(op: u8) -> Vec<u8> {
+    let to = if op == 1 { [0xff; 6] } else { CARD };
+    let mut bytes = [&to[..], &OTHER, &[8, 6, 0, 1, 8, 0, 6, 4, 0, op]].concat();
+    bytes.extend([&OTHER[..], &[10, 0, 0, 2]].concat());
+    bytes.extend([if op == 1 { [0; 6] } else { CARD }.as_slice(), &[10, 0, 0, 1]].concat());
+    bytes
+}
+
+/// The next frame on the wire that is one of those that are wanted.
+fn on_wire(wire: &mut Station, what: &str, wanted: impl Fn(&[u8]) -> bool) -> Vec<u8> {
+    until(what, || wire.received().filter(|frame| wanted(frame)))
+}
+
+#[test]
+fn a_function_is_the_wire_of_tunnels() {
+    for (kind, card) in [("vxlan", ""), ("geneve", "data = \"process\"")] {
+        let place = wired(kind, "10.0.0.1", "10.0.0.2", card);
+        let daemon = place.start();
+        let mut one = Station::start(&place.socket("net1"), 1);
+        let mut wire = Station::start(&place.socket("up0"), 9);
+        for round in 0..2 {
+            // The card answers who asks for its address.
+            let answer = until("an answer", || {
+                wire.send_frame(&arp(1));
+                wire.settle();
+                wire.received().filter(|f| f[12..14] == [8, 6] && f[21] == 2)
+            });
+            assert_eq!(answer[..6], OTHER);
+            assert_eq!(answer[22..32], [&CARD[..], &[10, 0, 0, 1]].concat());
+            // It asks for the other's.
+            let question = until("a question", || {
+                one.send([0xff; 6], "to all");
+                one.settle();
+                let frame = wire.received()?;
+                (frame[12..14] == [8, 6] && frame[21] == 1).then_some(frame)
+            });
+            assert_eq!(question[38..42], [10, 0, 0, 2]);
+            wire.send_frame(&arp(2));
+            wire.settle();
+            one.send([0xff; 6], "to all");
+            let outer = on_wire(&mut wire, "a tunnelled frame", |f| f[12..14] == [8, 0]);
+            assert_eq!(outer[..12], [OTHER, CARD].concat());
+            assert_eq!(outer[26..34], [10, 0, 0, 1, 10, 0, 0, 2]);
+            let header: [u8; 8] = match kind {
+                "vxlan" => [8, 0, 0, 0, 0, 0x13, 0x89, 0],
+                _ => [0, 0, 0x65, 0x58, 0, 0x13, 0x89, 0],
+            };
+            assert_eq!(outer[42..50], header);
+            assert_eq!(outer[50..], frame(1, [0xff; 6], "to all"));
+            // Back: from another station behind the other VTEP.
+            let inner = frame(7, mac(1), "to one");
+            let back = [&outer[6..12], &outer[..6], &outer[12..26], &outer[30..34], &outer[26..30], &outer[34..50], &inner].concat();
+            let mut back = back;
+            let lens = [(16, back.len() - 14), (38, back.len() - 34)];
+            for (at, len) in lens {
+                back[at..at + 2].copy_from_slice(&(len as u16).to_be_bytes());
+            }
+            bluff_packet::checksum::fill_ipv4_header(&mut back[14..34]);
+            until("a frame out of the tunnel", || {
+                wire.send_frame(&back);
+                wire.settle();
+                one.received().filter(|f| *f == inner)
+            });
+            while one.received().is_some() {}
+            // Not for the card: it reaches nobody, and is counted.
+            let mut stranger = back.clone();
+            stranger[47] ^= 1;
+            wire.send_frame(&stranger);
+            wire.settle();
+            assert_eq!(net(&daemon, "up0").sent_drops.get("stranger"), Some(&1));
+            assert_eq!(one.received(), None);
+            if round == 0 {
+                if card.is_empty() {
+                    break;
+                }
+                daemon.kill_data_half();
+            }
+        }
+        let network = "blue".parse().unwrap();
+        let shown = daemon.ask(Request::ShowNetwork { id: network }).unwrap();
+        let Response::Network(shown) = shown else {
+            panic!("{shown:?}");
+        };
+        let text = bluff_card::ctl::net::network(&shown);
+        assert!(text.contains("port:up0"), "{text}");
+        drop((one, wire));
+        daemon.terminate();
+    }
+}
+
+#[test]
+fn a_wire_comes_and_goes() {
+    let place = wired("vxlan", "fd00::1", "fd00::2", "");
+    let daemon = place.start();
+    let mut one = Station::start(&place.socket("net1"), 1);
+    // Nobody has the wire: what would go there is counted.
+    one.send([0xff; 6], "into nothing");
+    one.settle();
+    let solicitation = |f: &[u8]| f[12..14] == [0x86, 0xdd] && f[20] == 58 && f[54] == 135;
+    for _ in 0..2 {
+        let mut wire = Station::start(&place.socket("up0"), 9);
+        let asked = until("a question", || {
+            one.send([0xff; 6], "to all");
+            one.settle();
+            wire.received().filter(|frame| solicitation(frame))
+        });
+        assert_eq!(asked[62..78], *b"\xfd\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x02");
+        drop(wire);
+    }
+    drop(one);
+    daemon.terminate();
+}

@@ -67,6 +67,13 @@ impl Neighbours {
         room
     }
 
+    /// Another station knows nobody.
+    pub(super) fn forget(&self) {
+        let mut asked = self.asked.lock().expect("nothing panics with it");
+        asked.clear();
+        self.known.store(Arc::default());
+    }
+
     /// Somebody says that `address` is at `mac`.
     pub(super) fn hear(&self, address: IpAddr, mac: Mac, now: Instant) {
         if mac.is_multicast() || mac == Mac::ZERO {
@@ -101,7 +108,10 @@ fn group_of(address: Ipv6Addr) -> (Ipv6Addr, Mac) {
 /// Asks who has `address`.
 #[cold]
 pub(super) fn ask(shared: &Shared, address: IpAddr, batch: &mut Batch) {
-    let (mac, local) = (shared.options.mac, shared.options.local);
+    let (mac, local) = {
+        let options = shared.options.load();
+        (options.mac, options.local)
+    };
     batch.clear();
     let pushed = batch.push_with(0, |room| {
         let mut writer = Writer::new(room);

@@ -5,12 +5,14 @@ use std::net::IpAddr;
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
-use bluff_net::{BATCH, Batch, Cause, Lane, Lent, all_of, places};
+use bluff_net::{
+    BATCH, Batch, Cause, Csum, GsoKind, Lane, Lent, Offload, all_of, places,
+};
 use bluff_packet::build::{ArpFields, Writer};
 use bluff_packet::tunnel::{Geneve, Vxlan};
 use bluff_packet::{Fragment, Frame as Packet, L3, L4, Tags, Vni, ndp, parse};
 
-use super::Shared;
+use super::{Shared, WireOptions};
 use super::neighbours::neighbour_message;
 use crate::arrival::Arrival;
 use crate::network::Network;
@@ -40,8 +42,12 @@ impl Unwrapper {
         }
     }
 
-    fn judge(&self, packet: &Packet, head: &[u8], len: usize) -> Result<Kind, Cause> {
-        let options = &self.shared.options;
+    fn judge(
+        options: &WireOptions,
+        packet: &Packet,
+        head: &[u8],
+        len: usize,
+    ) -> Result<Kind, Cause> {
         let to_us = packet.l2.dst() == options.mac;
         if !to_us && !packet.l2.dst().is_multicast() {
             return Err(Cause::Filtered);
@@ -89,8 +95,7 @@ impl Unwrapper {
 
     /// What is for the station itself: who asks for it is answered, who answers is believed where it was asked.
     #[cold]
-    fn own(&mut self, now: Instant, packet: &Packet, head: &[u8]) {
-        let options = &self.shared.options;
+    fn own(&mut self, options: &WireOptions, now: Instant, packet: &Packet, head: &[u8]) {
         let (mac, asker) = (options.mac, packet.l2.src());
         if asker.is_multicast() || asker == mac {
             return;
@@ -163,10 +168,98 @@ impl Unwrapper {
     }
 }
 
+/// Takes the outer headers off, `at` bytes. What was left to do on the inner frame by its sender, who has the wire as a device and no network for its
+/// driver, is left to the receiver where it is what the inner headers say, and is done or refused here where it is not: nothing is written later over what
+/// is checked from now on.
+#[inline]
+fn uncover(batch: &mut Lent<'_>, i: usize, at: usize) -> Result<(), Cause> {
+    let frame = &mut batch.frames_mut()[i];
+    frame.packet = None;
+    let begins = match frame.offload.csum {
+        Csum::Partial { start, .. } => usize::from(start),
+        Csum::Unknown | Csum::Valid => 0,
+    };
+    if begins < at {
+        // Of the outer datagram: it has arrived, and nobody looks at it any more.
+        if frame.offload.gso.is_some() {
+            return Err(Cause::BadTunnel);
+        }
+        frame.offload = Offload::default();
+        frame.strip(at);
+        return Ok(());
+    }
+    left_undone(batch, i, at)
+}
+
+/// As [`uncover`], of a frame with something left to do behind its outer headers.
+#[cold]
+fn left_undone(batch: &mut Lent<'_>, i: usize, at: usize) -> Result<(), Cause> {
+    let frame = &batch.frames()[i];
+    let inside = frame.head().get(at..).ok_or(Cause::Malformed)?;
+    let packet = parse(inside, frame.len() - at).map_err(|_| Cause::Malformed)?;
+    let transport = packet.l4_offset().map(|place| at + place);
+    let (own, headers) = match packet.l4 {
+        L4::Tcp(tcp) => (16, usize::from(tcp.header_len)),
+        L4::Udp(_) => (6, 8),
+        _ => (0, 0),
+    };
+    let is_own = |start, offset| {
+        own > 0 && transport == Some(usize::from(start)) && usize::from(offset) == own
+    };
+    let sound = match frame.offload {
+        Offload {
+            csum: Csum::Partial { start, offset },
+            gso: None,
+        } => {
+            if !is_own(start, offset) {
+                // Behind a tunnel of the tenant's own, perhaps. It is written before anything is read.
+                if usize::from(start) + usize::from(offset) + 2 > frame.head().len() {
+                    return Err(Cause::BadTunnel);
+                }
+                batch.complete_checksum(i);
+            }
+            true
+        }
+        Offload {
+            csum: Csum::Partial { start, offset },
+            gso: Some(gso),
+        } => {
+            let kind = match (&packet.l3, &packet.l4) {
+                (L3::Ipv4(_), L4::Tcp(_)) => gso.kind == GsoKind::Tcp4,
+                (L3::Ipv6(ip), L4::Tcp(_)) => {
+                    gso.kind == GsoKind::Tcp6 && ip.addresses_are_final()
+                }
+                (L3::Ipv4(_), L4::Udp(_)) => gso.kind == GsoKind::Udp,
+                (L3::Ipv6(ip), L4::Udp(_)) => {
+                    gso.kind == GsoKind::Udp && ip.addresses_are_final()
+                }
+                _ => false,
+            };
+            let places = [gso.network, gso.transport, gso.headers].map(usize::from);
+            let found = transport.map(|t| [at + packet.l3_offset(), t, t + headers]);
+            kind && is_own(start, offset)
+                && gso.size > 0
+                && found == Some(places)
+                && places[2] <= frame.head().len()
+                && places[2] < frame.len()
+                && packet.fragment() == Fragment::No
+                && packet.l3_end() == Some(frame.len() - at)
+        }
+        Offload { gso, .. } => gso.is_none(),
+    };
+    if !sound {
+        return Err(Cause::BadTunnel);
+    }
+    batch.frames_mut()[i].strip(at);
+    Ok(())
+}
+
 impl Lane for Unwrapper {
     fn send(&mut self, now: Instant, mut batch: Lent<'_>) {
         let mut inner = [None; BATCH];
         let mut left = 0u32;
+        let shared = self.shared.clone();
+        let options = shared.options.load();
         for i in places(all_of(&batch)) {
             let frame = &batch.frames()[i];
             let packet = match frame.packet {
@@ -175,19 +268,21 @@ impl Lane for Unwrapper {
             };
             let kind = packet
                 .map_err(|_| Cause::Malformed)
-                .and_then(|p| Ok((p, self.judge(&p, frame.head(), frame.len())?)));
+                .and_then(|p| Ok((p, Self::judge(&options, &p, frame.head(), frame.len())?)));
+            let kind = kind.and_then(|(packet, kind)| {
+                if let Kind::Inner(_, _, at) = kind {
+                    uncover(&mut batch, i, at)?;
+                }
+                Ok((packet, kind))
+            });
             match kind {
-                Ok((_, Kind::Inner(vni, from, at))) => {
-                    let frame = &mut batch.frames_mut()[i];
-                    frame.offload = bluff_net::Offload::default();
-                    frame.packet = None;
-                    frame.strip(at);
+                Ok((_, Kind::Inner(vni, from, _))) => {
                     inner[i] = Some((vni, from));
                     left |= 1 << i;
                 }
                 Ok((packet, Kind::Own)) => {
                     let head = batch.frames()[i].head();
-                    self.own(now, &packet, head);
+                    self.own(&options, now, &packet, head);
                 }
                 Err(cause) => self.shared.drops.received.add_shared(cause, 1),
             }

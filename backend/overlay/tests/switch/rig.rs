@@ -10,7 +10,9 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use bluff_memory::IoVec;
-use bluff_net::{Batch, Csum, Gso, HEAD, Lane, Port, Receive, Receivers, Registration, Steering};
+use bluff_net::{
+    Batch, Csum, Gso, GsoKind, HEAD, Lane, Offload, Port, Receive, Receivers, Registration, Steering,
+};
 use bluff_overlay::{FdbLimits, Network, NetworkOptions, NetworkPort, PortOptions, Rate, Rules};
 use bluff_packet::Mac;
 use bluff_packet::flow::FlowHasher;
@@ -139,7 +141,7 @@ pub fn send(lane: &mut dyn Lane, now: Instant, frames: &[&[u8]], gso: Option<Gso
                 pushed.offload.gso = Some(gso);
                 pushed.offload.csum = Csum::Partial {
                     start: gso.transport,
-                    offset: 16,
+                    offset: if gso.kind == GsoKind::Udp { 6 } else { 16 },
                 };
             }
             // SAFETY: `frames` outlive the batch.
@@ -147,6 +149,16 @@ pub fn send(lane: &mut dyn Lane, now: Instant, frames: &[&[u8]], gso: Option<Gso
         }
         lane.send(now, batch.lent());
     }
+}
+
+/// Sends a frame with something left to do.
+pub fn send_left(lane: &mut dyn Lane, now: Instant, frame: &[u8], offload: Offload) {
+    let mut batch = Batch::default();
+    let (head, rest) = frame.split_at(frame.len().min(HEAD));
+    batch.push(head).unwrap().offload = offload;
+    // SAFETY: `frame` outlives the batch.
+    unsafe { batch.lend(&[IoVec::new(rest.as_ptr().cast_mut(), rest.len())]) };
+    lane.send(now, batch.lent());
 }
 
 /// A frame of a type that is not looked at.

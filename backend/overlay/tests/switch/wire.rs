@@ -7,7 +7,9 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
-use bluff_net::{Cause, Gso, GsoKind, Lane, Port, Receivers, Registration, Steering};
+use bluff_net::{
+    Cause, Csum, Gso, GsoKind, Lane, Offload, Offloads, Port, Receivers, Registration, Steering,
+};
 use bluff_overlay::udp::TunnelKind;
 use bluff_overlay::wire::{WireOptions, WireUnderlay};
 use bluff_packet::checksum::{Verdict, verify};
@@ -304,4 +306,158 @@ fn the_link_has_an_mtu() {
         let dropped = a.underlay.drops().sent.get(Cause::TooLong);
         assert_eq!(dropped, u64::from(!fits));
     }
+}
+
+/// TCP in IPv4, of so many bytes behind its header.
+fn tcp4(payload: usize) -> Vec<u8> {
+    let mut frame = udp4(mac(2), mac(1), [10, 9, 0, 1], [5, 6], payload + 12);
+    frame[23] = 6;
+    frame[38..54].copy_from_slice(&[0, 0, 0, 1, 0, 0, 0, 0, 0x50, 0x18, 1, 0, 0, 0, 0, 0]);
+    bluff_packet::checksum::fill_ipv4_header(&mut frame[14..34]);
+    frame
+}
+
+/// How such a frame is cut that begins at `at`.
+fn tso4(at: u16) -> Gso {
+    Gso {
+        kind: GsoKind::Tcp4,
+        ecn: false,
+        size: 1000,
+        network: at + 14,
+        transport: at + 34,
+        headers: at + 54,
+    }
+}
+
+/// Whoever is plugged in cuts behind the tunnel's headers: frames go there whole, as far as an outer packet takes them.
+#[test]
+fn what_the_wire_completes_is_left_to_it() {
+    let (mut a, mut b) = pair(TunnelKind::Vxlan, false);
+    let mut first = a.rig.station(1);
+    let now = a.rig.now;
+    first.send(&plain(mac(2), mac(1), b"find"));
+    carry(&mut a, &mut b, now);
+    let mut lens = |a: &Card, completes, payload| {
+        a.underlay.set_completes(completes);
+        first.send_all(&[&tcp4(payload)], Some(tso4(0)));
+        let lens = a.out.try_iter().map(|f| f.len() - 50 - 54);
+        lens.collect::<Vec<_>>()
+    };
+    let tcp = Offloads::CSUM | Offloads::TSO4;
+    assert_eq!(lens(&a, tcp, 60_000), [60_000]);
+    assert_eq!(lens(&a, Offloads::CSUM, 3_500), [1000, 1000, 1000, 500]);
+    assert_eq!(lens(&a, Offloads::CSUM | Offloads::TSO6, 1_500), [1000, 500]);
+    // Of more than one outer packet takes: two, cut where segments begin.
+    assert_eq!(lens(&a, tcp, 65_450), [33_000, 32_450]);
+    // Segments that the link does not take are dropped, whoever cuts them.
+    a.underlay.set_completes(tcp);
+    let long = Gso {
+        size: 1600,
+        ..tso4(0)
+    };
+    first.send_all(&[&tcp4(5000)], Some(long));
+    assert_eq!(a.out.try_iter().count(), 0);
+}
+
+/// What whoever is on the wire leaves undone on inner frames: nothing is written later over what was checked.
+#[test]
+fn f02_offloads_of_hostile_outer_frames() {
+    let (mut a, mut b) = pair(TunnelKind::Vxlan, false);
+    let mut first = a.rig.station(1);
+    let second = b.rig.station(2);
+    let now = a.rig.now;
+    first.send(&plain(mac(2), mac(1), b"find"));
+    carry(&mut a, &mut b, now);
+    first.send(&tcp4(1350));
+    let outer = a.out.try_recv().unwrap();
+    let inner = &outer[50..];
+    let partial = |start, offset| Csum::Partial { start, offset };
+    let gso = |change: &dyn Fn(&mut Gso)| {
+        let mut gso = tso4(50);
+        change(&mut gso);
+        Offload {
+            csum: partial(84, 16),
+            gso: Some(gso),
+        }
+    };
+    let csum = |csum| Offload { csum, gso: None };
+    // As it is, and of the outer datagram alone.
+    for sound in [
+        csum(partial(84, 16)),
+        csum(partial(34, 6)),
+        csum(Csum::Valid),
+        gso(&|_| {}),
+    ] {
+        send_left(&mut *b.lane, now, &outer, sound);
+        assert_eq!(second.got(), [inner.to_vec()], "{sound:?}");
+    }
+    // Over the inner addresses: they are changed before they are looked at.
+    send_left(&mut *b.lane, now, &outer, csum(partial(50, 0)));
+    let got = second.got();
+    assert!(got.iter().all(|f| f[..6] != mac(2).0 && f[6..] == inner[6..]));
+    let bad = [
+        csum(partial(84, 250)),
+        csum(partial(u16::MAX, u16::MAX)),
+        gso(&|g| g.kind = GsoKind::Tcp6),
+        gso(&|g| g.kind = GsoKind::Udp),
+        gso(&|g| g.size = 0),
+        gso(&|g| g.network -= 1),
+        gso(&|g| g.network = 14),
+        gso(&|g| g.transport = 34),
+        gso(&|g| g.headers += 4),
+        gso(&|g| g.headers = u16::MAX),
+        Offload {
+            csum: partial(34, 6),
+            ..gso(&|_| {})
+        },
+        Offload {
+            csum: partial(84, 6),
+            ..gso(&|_| {})
+        },
+        Offload {
+            csum: Csum::Unknown,
+            ..gso(&|_| {})
+        },
+    ];
+    for bad in bad {
+        let before = b.underlay.drops().received.get(Cause::BadTunnel);
+        send_left(&mut *b.lane, now, &outer, bad);
+        assert!(second.got().is_empty(), "{bad:?}");
+        let after = b.underlay.drops().received.get(Cause::BadTunnel);
+        assert_eq!(after, before + 1, "{bad:?}");
+    }
+}
+
+#[test]
+fn a_wire_becomes_another_station() {
+    let (mut a, mut b) = pair(TunnelKind::Vxlan, false);
+    let mut first = a.rig.station(1);
+    let second = b.rig.station(2);
+    let now = a.rig.now;
+    let options = |n| WireOptions {
+        local: [10, 0, 0, n].into(),
+        mac: link(7),
+        gateway: None,
+        kind: TunnelKind::Vxlan,
+        port: 4790,
+        mtu: 1600,
+    };
+    for card in [(&a, 1), (&b, 2)] {
+        card.0.underlay.set_options(options(card.1));
+    }
+    b.underlay.set_options(WireOptions {
+        mac: link(8),
+        ..options(2)
+    });
+    let frame = plain(mac(2), mac(1), b"through the other port");
+    first.send(&frame);
+    carry(&mut a, &mut b, now);
+    first.send(&frame);
+    let outer = carry(&mut a, &mut b, now).pop().unwrap();
+    assert_eq!((&outer[..6], &outer[36..38]), (&link(8).0[..], &[0x12, 0xb6][..]));
+    assert_eq!(second.got(), [frame.clone()]);
+    // Nobody's address: nothing of the old one is used.
+    b.underlay.set_options(options(9));
+    send(&mut *b.lane, now, &[&outer], None);
+    assert!(second.got().is_empty());
 }

@@ -1,0 +1,249 @@
+//! What carries tunnels: one underlay for all networks of a VTEP.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::{Arc, Weak};
+
+use anyhow::{Context, Result};
+use bluff_net::Drops;
+use bluff_overlay::udp::{TunnelKind, UdpOptions, UdpUnderlay};
+use bluff_overlay::wire::{WireOptions, WireUnderlay};
+use bluff_overlay::{Network, Underlay as Carries};
+use bluff_packet::{Mac, Vni};
+
+use super::Data;
+use crate::spec::{Id, Tunnel, TunnelSpec, Underlay, UplinkSpec};
+
+/// What tells the kernel's sockets apart.
+type UdpKey = (TunnelKind, IpAddr, u16);
+
+/// All underlays.
+#[derive(Default)]
+pub(super) struct Underlays {
+    udp: Vec<(UdpKey, Weak<UdpUnderlay>)>,
+    /// By the function that is the wire: there while a network or the function is.
+    wires: BTreeMap<Id, Wire>,
+}
+
+/// A wire of the card's own. Networks and the function come and go in any order.
+struct Wire {
+    underlay: Arc<WireUnderlay>,
+    /// What this card is there, once a network says so, and how many networks do.
+    station: Option<(TunnelSpec, usize)>,
+    /// What the function says.
+    link: Option<UplinkSpec>,
+}
+
+/// What carries the tunnel of one network.
+#[derive(Clone)]
+pub(super) enum Carrier {
+    Udp(Arc<UdpUnderlay>),
+    Wire(Id, Arc<WireUnderlay>),
+}
+
+impl Carrier {
+    pub(super) fn underlay(&self) -> Arc<dyn Carries> {
+        match self {
+            Self::Udp(udp) => udp.clone(),
+            Self::Wire(_, wire) => wire.clone(),
+        }
+    }
+
+    /// Frames of `vni` go to this network from now on, or to none.
+    pub(super) fn set_network(&self, vni: Vni, network: Option<Arc<Network>>) {
+        match self {
+            Self::Udp(udp) => udp.set_network(vni, network),
+            Self::Wire(_, wire) => wire.set_network(vni, network),
+        }
+    }
+
+    /// What it is, as the configuration has it.
+    pub(super) fn spec(&self) -> Underlay {
+        match self {
+            Self::Udp(_) => Underlay::Udp,
+            Self::Wire(function, _) => Underlay::Port(function.clone()),
+        }
+    }
+}
+
+fn tunnel_kind(tunnel: Tunnel) -> TunnelKind {
+    match tunnel {
+        Tunnel::Vxlan => TunnelKind::Vxlan,
+        Tunnel::Geneve => TunnelKind::Geneve,
+    }
+}
+
+impl Default for Wire {
+    fn default() -> Self {
+        Self {
+            underlay: WireUnderlay::new(station(None, None)),
+            station: None,
+            link: None,
+        }
+    }
+}
+
+/// What a card is on a wire. As long as one side is missing it is nobody: the unspecified address is nobody's, and nothing is sent to it.
+fn station(tunnel: Option<&TunnelSpec>, link: Option<&UplinkSpec>) -> WireOptions {
+    let mac = link.and_then(|link| link.mac).map_or(Mac::ZERO, |mac| mac.0);
+    let mtu = link.map_or(crate::spec::MTU_UPLINK, |link| link.mtu);
+    match tunnel {
+        Some(tunnel) => WireOptions {
+            local: tunnel.vtep,
+            mac,
+            gateway: tunnel.gateway,
+            kind: tunnel_kind(tunnel.kind),
+            port: tunnel.port(),
+            mtu,
+        },
+        None => WireOptions {
+            local: Ipv4Addr::UNSPECIFIED.into(),
+            mac,
+            gateway: None,
+            kind: TunnelKind::Vxlan,
+            port: TunnelKind::Vxlan.port(),
+            mtu,
+        },
+    }
+}
+
+impl Wire {
+    fn set_options(&self) {
+        let tunnel = self.station.as_ref().map(|(tunnel, _)| tunnel);
+        self.underlay
+            .set_options(station(tunnel, self.link.as_ref()));
+    }
+}
+
+impl Underlays {
+    /// Gives a network's wire back.
+    pub(super) fn let_go(&mut self, carrier: &Carrier) {
+        let Carrier::Wire(id, _) = carrier else {
+            return;
+        };
+        if let Some(wire) = self.wires.get_mut(id) {
+            wire.station.take_if(|(_, networks)| {
+                *networks -= 1;
+                *networks == 0
+            });
+            if wire.station.is_none() {
+                wire.set_options();
+            }
+        }
+        self.forget_unused(id);
+    }
+
+    /// The function of a wire is there: what it carries.
+    pub(super) fn plug_in(&mut self, id: &Id, link: &UplinkSpec) -> Arc<WireUnderlay> {
+        let wire = self.wires.entry(id.clone()).or_default();
+        wire.link = Some(link.clone());
+        wire.set_options();
+        wire.underlay.clone()
+    }
+
+    /// The function has gone. Networks wait for it, or for another one.
+    pub(super) fn unplug(&mut self, id: &Id) {
+        if let Some(wire) = self.wires.get_mut(id) {
+            wire.link = None;
+        }
+        self.forget_unused(id);
+    }
+
+    fn forget_unused(&mut self, id: &Id) {
+        let unused = |wire: &Wire| wire.station.is_none() && wire.link.is_none();
+        if self.wires.get(id).is_some_and(unused) {
+            self.wires.remove(id);
+        }
+    }
+
+    fn wire(&mut self, id: &Id, tunnel: &TunnelSpec) -> Carrier {
+        let wire = self.wires.entry(id.clone()).or_default();
+        match &mut wire.station {
+            // Control sees to it that all say the same.
+            Some((_, networks)) => *networks += 1,
+            None => {
+                wire.station = Some((tunnel.clone(), 1));
+                wire.set_options();
+            }
+        }
+        Carrier::Wire(id.clone(), wire.underlay.clone())
+    }
+}
+
+impl Data {
+    /// What carries a tunnel: made, or shared with other networks. A wire is to be given back by [`Underlays::let_go`].
+    pub(super) fn carrier(&mut self, network: &Id, tunnel: &TunnelSpec) -> Result<Carrier> {
+        match &tunnel.underlay {
+            Underlay::Udp => self.udp(tunnel),
+            Underlay::Port(id) => Ok(self.underlays.wire(id, tunnel)),
+            Underlay::Auto => {
+                // The others need a device that the operator has to name.
+                let carrier = self.udp(tunnel)?;
+                log::info!(
+                    "network {network}: underlay auto is {}, which needs no device and no privileges",
+                    carrier.spec()
+                );
+                Ok(carrier)
+            }
+        }
+    }
+
+    /// The kernel's sockets: every reactor takes what comes, and each network finds its own by VNI.
+    fn udp(&mut self, tunnel: &TunnelSpec) -> Result<Carrier> {
+        let key = (tunnel_kind(tunnel.kind), tunnel.vtep, tunnel.port());
+        let all = &mut self.underlays.udp;
+        all.retain(|(_, underlay)| underlay.strong_count() > 0);
+        let found = all.iter().find(|(k, _)| *k == key);
+        if let Some(underlay) = found.and_then(|(_, underlay)| underlay.upgrade()) {
+            return Ok(Carrier::Udp(underlay));
+        }
+        let (kind, local, port) = key;
+        let options = UdpOptions {
+            local,
+            kind,
+            port,
+            poll: self.poll(None),
+            reactors: self.reactors.iter().map(|r| r.handle.clone()).collect(),
+        };
+        let made =
+            UdpUnderlay::new(options).with_context(|| format!("VTEP {local} port {port}"))?;
+        let weak = Arc::downgrade(&made);
+        self.underlays.udp.push((key, weak));
+        Ok(Carrier::Udp(made))
+    }
+}
+
+/// Where a network function is plugged in.
+pub(super) enum Plug {
+    /// A port of a network.
+    Network(Id, Arc<bluff_overlay::NetworkPort>),
+    /// A wire of tunnels.
+    Wire(Arc<WireUnderlay>),
+}
+
+impl Plug {
+    /// As what is plugged in sees it.
+    pub(super) fn port(&self) -> Arc<dyn bluff_net::Port> {
+        match self {
+            Self::Network(_, port) => port.clone(),
+            Self::Wire(wire) => wire.clone(),
+        }
+    }
+
+    /// Its number in a network, where it is in that.
+    pub(super) fn number_in(&self, network: &Id) -> Option<u16> {
+        match self {
+            Self::Network(id, port) if id == network => Some(port.number()),
+            Self::Network(..) | Self::Wire(_) => None,
+        }
+    }
+
+    /// What the driver sent, or was to receive, and was dropped behind the device.
+    pub(super) fn drops(&self) -> (&Drops, &Drops) {
+        match self {
+            Self::Network(_, port) => (port.sent(), port.received()),
+            // What the wire sends the underlay receives.
+            Self::Wire(wire) => (&wire.drops().received, &wire.drops().sent),
+        }
+    }
+}

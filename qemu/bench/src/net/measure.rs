@@ -22,7 +22,7 @@ use crate::report::One;
 /// What is done before the measurement begins.
 const WARM: Duration = Duration::from_millis(50);
 /// How long it may take until frames come through.
-const OPEN: Duration = Duration::from_secs(10);
+const OPEN: Duration = Duration::from_secs(60);
 
 /// Measures `peer` at this work.
 pub fn measure(lab: &Lab, peer: &Peer, work: &Work, span: Duration) -> Result<One> {

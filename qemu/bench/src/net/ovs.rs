@@ -18,7 +18,7 @@ use super::space::{CARD_END, Space, said};
 /// MiB of hugepages that it takes.
 pub const MEMORY: u64 = 512;
 /// How long it may take to start.
-const START: Duration = Duration::from_secs(30);
+const START: Duration = Duration::from_secs(60);
 /// Its address on the link.
 pub const CARD: Mac = Mac([2, 0, 0, 0, 1, 1]);
 
@@ -180,6 +180,9 @@ fn command(tools: &HostDir, folder: &Path, tool: &str) -> Result<Command> {
         command.env(variable, folder);
     }
     command.env("OVS_PKGDATADIR", tools.path().join("usr/share/openvswitch"));
+    // Where libxdp looks for what it loads into the kernel.
+    let tuple = format!("usr/lib/{}-linux-gnu/bpf", std::env::consts::ARCH);
+    command.env("LIBXDP_OBJECT_PATH", tools.path().join(tuple));
     if tool == "ovs-vsctl" {
         command.arg(format!("--db=unix:{}", folder.join("db.sock").display()));
     }

@@ -7,7 +7,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 use bluff_qemu::hostdir::HostDir;
 
-use super::frames::{NEIGHBOUR, STATIONS, VNI, VTEPS};
+use super::frames::{NEIGHBOUR, STATIONS, VNI, VTEPS, remote};
 use super::hugepages::Hugepages;
 use super::ovs::{self, Ovs};
 use super::process::Process;
@@ -178,6 +178,11 @@ fn bluffd(lab: &Lab, carrier: Carrier, work: &Work) -> Result<Command> {
             "vni = {VNI}\ntunnel = \"{}\"\nvtep = \"{own}\"\nvteps = [\"{other}\"]\nunderlay = \"{underlay}\"\nmtu = 1450\n",
             tunnel.name()
         );
+    }
+    if work.path.leaves_by_kernel() {
+        // Nothing comes back from which it could be learnt.
+        let (mac, vtep) = (remote(0), VTEPS[1]);
+        text += &format!("fdb = [{{ mac = \"{mac}\", vtep = \"{vtep}\" }}]\n");
     }
     for port in ports(work.path) {
         let keys = match *port {

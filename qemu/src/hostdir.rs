@@ -74,6 +74,15 @@ const FIRMWARE: Folder = Folder {
     pins: &[],
 };
 
+/// What networks are compared with: Open vSwitch with DPDK, DPDK's testpmd with the drivers that it needs, and `ip`, which is told of interfaces.
+const NETWORKS: Folder = Folder {
+    name: "networks",
+    release: "trixie",
+    backports: false,
+    packages: &["openvswitch-switch-dpdk", "dpdk-dev", "iproute2"],
+    pins: &[],
+};
+
 /// The file of the dynamic loader and the name of the library folder, per architecture (the Debian multiarch tuples).
 const LOADERS: [(&str, &str, &str); 2] = [
     ("x86_64", "ld-linux-x86-64.so.2", "x86_64-linux-gnu"),
@@ -107,6 +116,11 @@ impl HostDir {
     /// OVMF, a boot loader, and what makes disks for them.
     pub fn firmware() -> Result<Self> {
         Self::at(FIRMWARE.path()?)
+    }
+
+    /// Open vSwitch, DPDK's testpmd, and `ip`.
+    pub fn networks() -> Result<Self> {
+        Self::at(NETWORKS.path()?)
     }
 
     /// A folder that is there already.
@@ -144,8 +158,15 @@ impl HostDir {
 
     /// The file of this program.
     pub fn find(&self, tool: &str) -> Result<PathBuf> {
-        let folders =
-            ["usr/bin", "usr/sbin", "bin", "sbin"].map(|folder| self.path.join(folder).join(tool));
+        // Open vSwitch has its daemons where alternatives are chosen from.
+        let folders = [
+            "usr/bin",
+            "usr/sbin",
+            "bin",
+            "sbin",
+            "usr/lib/openvswitch-switch-dpdk",
+        ]
+        .map(|folder| self.path.join(folder).join(tool));
         let program = |path: &&PathBuf| {
             path.metadata()
                 .is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o111 != 0)

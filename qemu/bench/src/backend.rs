@@ -10,6 +10,7 @@ use bluff_qemu::hostdir::HostDir;
 
 use crate::attack::{self, Attack, Latency};
 use crate::load::{self, Count};
+use crate::net;
 use crate::nvme;
 use crate::report::One;
 use crate::ring;
@@ -193,6 +194,8 @@ pub enum Kind {
     Blk,
     /// NVMe over vfio-user.
     Nvme,
+    /// virtio-net over vhost-user.
+    Net,
 }
 
 impl Kind {
@@ -200,14 +203,24 @@ impl Kind {
         match self {
             Self::Blk => "blk",
             Self::Nvme => "nvme",
+            Self::Net => "net",
         }
     }
 
-    /// The keys of a function on volume `disk`.
+    /// What its functions stand on: a volume of this kind, or a network.
+    fn stands_on(self, uri: &str) -> String {
+        match self {
+            Self::Blk | Self::Nvme => format!("[volume.disk]\nuri = \"{uri}\"\n"),
+            Self::Net => "[network.blue]\n".to_owned(),
+        }
+    }
+
+    /// The keys of a function on that.
     fn keys(self) -> &'static str {
         match self {
             Self::Blk => "kind = \"virtio-blk\"\nattach = \"vhost-user\"\nvolume = \"disk\"",
             Self::Nvme => "kind = \"nvme\"\nattach = \"vfio-user\"\nnamespaces = [\"disk\"]",
+            Self::Net => "kind = \"virtio-net\"\nattach = \"vhost-user\"\nnetwork = \"blue\"",
         }
     }
 }
@@ -228,6 +241,7 @@ pub fn idle(programs: &Programs, kind: Kind, functions: u16, span: Duration) -> 
     let share = match kind {
         Kind::Blk => load::idle((0..functions).map(socket), measure),
         Kind::Nvme => nvme::idle((0..functions).map(socket), measure),
+        Kind::Net => net::measure::idle((0..functions).map(socket), measure),
     };
     let share = share.with_context(|| running.said())?;
     let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
@@ -276,7 +290,8 @@ fn card(
     let folder = programs.folder.path();
     let config = folder.join("card.toml");
     let mut text = format!(
-        "[card]\nreactors = [{CORE}]\npoll = \"{poll}\"\n\n[volume.disk]\nuri = \"{uri}\"\n"
+        "[card]\nreactors = [{CORE}]\npoll = \"{poll}\"\n\n{}",
+        kind.stands_on(uri)
     );
     for i in 0..functions {
         text += &format!(

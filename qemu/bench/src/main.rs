@@ -10,8 +10,9 @@ use clap::Parser;
 
 use bluff_bench::attack::{Attack, Latency};
 use bluff_bench::backend::{self, Kind, Programs};
-use bluff_bench::report::{Measured, Table};
-use bluff_bench::{load, rows};
+use bluff_bench::net::switches::Lab;
+use bluff_bench::report::{Measured, One, Table};
+use bluff_bench::{load, net, rows};
 
 /// What is measured, and how long.
 #[derive(Parser)]
@@ -40,9 +41,10 @@ struct Arguments {
 }
 
 /// Functions that have nothing to do: the row's name, their kind, how many, and the share of a core that they may take.
-const IDLE: [(&str, Kind, u16, f64); 2] = [
+const IDLE: [(&str, Kind, u16, f64); 3] = [
     ("100 idle functions", Kind::Blk, 100, 0.01),
     ("NVMe, 100 idle functions", Kind::Nvme, 100, 0.01),
+    ("net: 100 idle functions", Kind::Net, 100, 0.01),
 ];
 /// How long they are looked at.
 const IDLE_SPAN: Duration = Duration::from_secs(5);
@@ -57,7 +59,7 @@ fn main() -> Result<ExitCode> {
     if arguments.attack {
         return attacks(&programs, arguments.rounds, span);
     }
-    let mut table = Table::default();
+    let mut blocks = Table::blocks();
     let wanted = |name: &str| {
         arguments
             .only
@@ -68,33 +70,87 @@ fn main() -> Result<ExitCode> {
         if !wanted(&row.name) {
             continue;
         }
-        let mut measured: Vec<Measured> = row.peers.iter().map(|_| Measured::default()).collect();
-        for round in 1..=arguments.rounds {
-            for (peer, measured) in row.peers.iter().zip(&mut measured) {
-                progress(&format!("{}: {}, round {round}", row.name, peer.name()));
-                let one = backend::measure(&programs, peer, &row.work, span)
-                    .with_context(|| format!("{} on {}", row.name, peer.name()))?;
-                measured.add(one);
-            }
+        let measured = rounds(&row.name, &row.peers, arguments.rounds, |peer| {
+            let one = backend::measure(&programs, peer, &row.work, span);
+            (peer.name().to_owned(), one)
+        })?;
+        blocks.add(&row, &measured);
+    }
+    let mut networks = Table::networks();
+    let of_networks: Vec<_> = net::rows::all();
+    let of_networks: Vec<_> = of_networks.iter().filter(|row| wanted(&row.name)).collect();
+    if !of_networks.is_empty() {
+        let dpdk = of_networks
+            .iter()
+            .flat_map(|row| &row.peers)
+            .any(|peer| peer.has_dpdk());
+        let folder = tempfile::Builder::new()
+            .prefix("bluff-net-")
+            .tempdir_in("/dev/shm")?;
+        let lab = Lab::new(arguments.programs.clone(), folder.path().into(), dpdk)?;
+        let clock = clock()?;
+        for row in of_networks {
+            let measured = rounds(&row.name, &row.peers, arguments.rounds, |peer| {
+                let one = net::measure::measure(&lab, peer, &row.work, span);
+                (peer.name(row.work.path), one)
+            })?;
+            networks.add_net(row, &measured, clock);
         }
-        progress("");
-        table.add(&row, &measured);
     }
     for (name, kind, functions, most) in IDLE {
         if wanted(name) {
             let share = backend::idle(&programs, kind, functions, IDLE_SPAN);
+            let table = match kind {
+                Kind::Net => &mut networks,
+                Kind::Blk | Kind::Nvme => &mut blocks,
+            };
             table.add_idle(name, share.with_context(|| name)?, most);
         }
     }
-    print!("{}", table.text());
-    if let Some(path) = arguments.write {
-        table.write(&path, arguments.rounds, arguments.millis)?;
+    let tables = [blocks, networks];
+    let mut reached = true;
+    for table in tables.iter().filter(|table| !table.is_empty()) {
+        println!("{}", table.text());
+        reached &= table.reached();
+        if let Some(path) = &arguments.write {
+            table.write(path, arguments.rounds, arguments.millis)?;
+        }
     }
-    Ok(if table.reached() {
+    Ok(if reached {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
     })
+}
+
+/// Has each of the peers do a row's work in turn, so many times.
+fn rounds<P>(
+    row: &str,
+    peers: &[P],
+    rounds: usize,
+    mut measure: impl FnMut(&P) -> (String, Result<One>),
+) -> Result<Vec<Measured>> {
+    let mut measured: Vec<Measured> = peers.iter().map(|_| Measured::default()).collect();
+    for round in 1..=rounds {
+        for (peer, measured) in peers.iter().zip(&mut measured) {
+            progress(&format!("{row}: round {round} of {rounds}"));
+            let (name, one) = measure(peer);
+            measured.add(one.with_context(|| format!("{row} on {name}"))?);
+        }
+    }
+    progress("");
+    Ok(measured)
+}
+
+/// Cycles of the machine's clock in a microsecond.
+fn clock() -> Result<f64> {
+    let text = std::fs::read_to_string("/proc/cpuinfo")?;
+    let line = text.lines().find(|line| line.starts_with("cpu MHz"));
+    let value = line
+        .and_then(|line| line.split_once(':'))
+        .context("no `cpu MHz`")?
+        .1;
+    Ok(value.trim().parse()?)
 }
 
 /// What is being done, in a line that the next one replaces; nothing where nobody looks at it.

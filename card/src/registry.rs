@@ -193,7 +193,9 @@ impl Registry {
         let functions = self.functions.iter().filter(move |(_, function)| {
             let own = |spec: &&FunctionSpec| match &spec.device {
                 DeviceSpec::Nvme { subsystem, .. } => matches!(subsystem, SubsystemUse::Own(_)),
-                DeviceSpec::VirtioBlk { .. } | DeviceSpec::VirtioNet { .. } | DeviceSpec::Uplink(_) => true,
+                DeviceSpec::VirtioBlk { .. }
+                | DeviceSpec::VirtioNet { .. }
+                | DeviceSpec::Uplink(_) => true,
             };
             let mut specs = function.specs().filter(own);
             specs.any(|spec| self.stands_on(spec, volume))

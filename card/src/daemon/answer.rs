@@ -207,7 +207,9 @@ impl Daemon {
             .map_err(|error| error.to_string())?;
         let namespaces = match &function.spec.device {
             DeviceSpec::Nvme { .. } => self.namespaces(id)?.namespaces,
-            DeviceSpec::VirtioBlk { .. } | DeviceSpec::VirtioNet { .. } | DeviceSpec::Uplink(_) => Vec::new(),
+            DeviceSpec::VirtioBlk { .. } | DeviceSpec::VirtioNet { .. } | DeviceSpec::Uplink(_) => {
+                Vec::new()
+            }
         };
         Ok(FunctionEntry {
             namespaces,

@@ -221,7 +221,9 @@ impl Daemon {
         let all = self.registry.functions().iter();
         let uses = |(id, device): (&Id, &DeviceSpec)| match device {
             DeviceSpec::Nvme { subsystem, .. } => subsystem.key(id) == *key,
-            DeviceSpec::VirtioBlk { .. } | DeviceSpec::VirtioNet { .. } | DeviceSpec::Uplink(_) => false,
+            DeviceSpec::VirtioBlk { .. } | DeviceSpec::VirtioNet { .. } | DeviceSpec::Uplink(_) => {
+                false
+            }
         };
         let mut served = all.filter(|(_, function)| function.state.is_attached());
         let (id, function) = served

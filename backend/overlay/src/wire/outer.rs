@@ -42,32 +42,34 @@ impl Outer {
         };
         let mut bytes = [0; MAX];
         let mut writer = Writer::new(&mut bytes);
-        let ip = writer.ethernet(&l2).and_then(|w| match (options.local, to) {
-            (IpAddr::V4(src), IpAddr::V4(dst)) => {
-                let fields = Ipv4Fields {
-                    src,
-                    dst,
-                    proto: IpProto::UDP,
-                    tos: 0,
-                    ttl: HOPS,
-                    id: 0,
-                    dont_fragment: true,
-                };
-                w.ipv4(&fields, 0).map(Some)
-            }
-            (IpAddr::V6(src), IpAddr::V6(dst)) => {
-                let fields = Ipv6Fields {
-                    src,
-                    dst,
-                    next: IpProto::UDP,
-                    traffic_class: 0,
-                    flow_label: 0,
-                    hop_limit: HOPS,
-                };
-                w.ipv6(&fields, 0).map(Some)
-            }
-            _ => Ok(None),
-        });
+        let ip = writer
+            .ethernet(&l2)
+            .and_then(|w| match (options.local, to) {
+                (IpAddr::V4(src), IpAddr::V4(dst)) => {
+                    let fields = Ipv4Fields {
+                        src,
+                        dst,
+                        proto: IpProto::UDP,
+                        tos: 0,
+                        ttl: HOPS,
+                        id: 0,
+                        dont_fragment: true,
+                    };
+                    w.ipv4(&fields, 0).map(Some)
+                }
+                (IpAddr::V6(src), IpAddr::V6(dst)) => {
+                    let fields = Ipv6Fields {
+                        src,
+                        dst,
+                        next: IpProto::UDP,
+                        traffic_class: 0,
+                        flow_label: 0,
+                        hop_limit: HOPS,
+                    };
+                    w.ipv6(&fields, 0).map(Some)
+                }
+                _ => Ok(None),
+            });
         // Without a checksum: legal for tunnels over both (RFC 7348 §5, RFC 8926 §3.3, RFC 6935 §5); what is inside has its own.
         let udp = ip.ok()??.udp(0, options.port, 0, 0);
         let all = udp.and_then(|w| match options.kind {
@@ -81,7 +83,10 @@ impl Outer {
             bytes[16..18].fill(0);
             bytes[24..26].fill(0);
             let words = bytes[ETHERNET..ETHERNET + 20].as_chunks::<2>().0;
-            sum = words.iter().map(|w| u32::from(u16::from_be_bytes(*w))).sum();
+            sum = words
+                .iter()
+                .map(|w| u32::from(u16::from_be_bytes(*w)))
+                .sum();
         }
         Some(Self {
             bytes,
@@ -155,7 +160,11 @@ mod tests {
         };
         let mac = Mac([2, 0, 0, 0, 0, 2]);
         let vni = Vni::new(5001).unwrap();
-        let other: IpAddr = if v6 { [1, 2, 3, 4].into() } else { [1; 16].into() };
+        let other: IpAddr = if v6 {
+            [1, 2, 3, 4].into()
+        } else {
+            [1; 16].into()
+        };
         assert!(Outer::new(&options, vni, other, mac).is_none());
         Outer::new(&options, vni, at(2), mac).unwrap()
     }

@@ -5,15 +5,13 @@ use std::net::IpAddr;
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
-use bluff_net::{
-    BATCH, Batch, Cause, Csum, GsoKind, Lane, Lent, Offload, all_of, places,
-};
+use bluff_net::{BATCH, Batch, Cause, Csum, GsoKind, Lane, Lent, Offload, all_of, places};
 use bluff_packet::build::{ArpFields, Writer};
 use bluff_packet::tunnel::{Geneve, Vxlan};
 use bluff_packet::{Fragment, Frame as Packet, L3, L4, Tags, Vni, ndp, parse};
 
-use super::{Shared, WireOptions};
 use super::neighbours::neighbour_message;
+use super::{Shared, WireOptions};
 use crate::arrival::Arrival;
 use crate::network::Network;
 use crate::udp::TunnelKind;
@@ -226,13 +224,9 @@ fn left_undone(batch: &mut Lent<'_>, i: usize, at: usize) -> Result<(), Cause> {
         } => {
             let kind = match (&packet.l3, &packet.l4) {
                 (L3::Ipv4(_), L4::Tcp(_)) => gso.kind == GsoKind::Tcp4,
-                (L3::Ipv6(ip), L4::Tcp(_)) => {
-                    gso.kind == GsoKind::Tcp6 && ip.addresses_are_final()
-                }
+                (L3::Ipv6(ip), L4::Tcp(_)) => gso.kind == GsoKind::Tcp6 && ip.addresses_are_final(),
                 (L3::Ipv4(_), L4::Udp(_)) => gso.kind == GsoKind::Udp,
-                (L3::Ipv6(ip), L4::Udp(_)) => {
-                    gso.kind == GsoKind::Udp && ip.addresses_are_final()
-                }
+                (L3::Ipv6(ip), L4::Udp(_)) => gso.kind == GsoKind::Udp && ip.addresses_are_final(),
                 _ => false,
             };
             let places = [gso.network, gso.transport, gso.headers].map(usize::from);

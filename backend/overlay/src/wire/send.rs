@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use bluff_net::{Batch, Cause, Csum, Frame, Gso, Lent, Offload, Offloads, all_of, distribute, places};
+use bluff_net::{
+    Batch, Cause, Csum, Frame, Gso, Lent, Offload, Offloads, all_of, distribute, places,
+};
 use bluff_packet::flow::FlowHasher;
 use bluff_packet::{L3, Mac, Vni};
 

@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 
 use bluff_memory::IoVec;
 use bluff_net::{
-    Batch, Csum, Gso, GsoKind, HEAD, Lane, Offload, Port, Receive, Receivers, Registration, Steering,
+    Batch, Csum, Gso, GsoKind, HEAD, Lane, Offload, Port, Receive, Receivers, Registration,
+    Steering,
 };
 use bluff_overlay::{FdbLimits, Network, NetworkOptions, NetworkPort, PortOptions, Rate, Rules};
 use bluff_packet::Mac;

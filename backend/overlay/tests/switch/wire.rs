@@ -346,7 +346,10 @@ fn what_the_wire_completes_is_left_to_it() {
     let tcp = Offloads::CSUM | Offloads::TSO4;
     assert_eq!(lens(&a, tcp, 60_000), [60_000]);
     assert_eq!(lens(&a, Offloads::CSUM, 3_500), [1000, 1000, 1000, 500]);
-    assert_eq!(lens(&a, Offloads::CSUM | Offloads::TSO6, 1_500), [1000, 500]);
+    assert_eq!(
+        lens(&a, Offloads::CSUM | Offloads::TSO6, 1_500),
+        [1000, 500]
+    );
     // Of more than one outer packet takes: two, cut where segments begin.
     assert_eq!(lens(&a, tcp, 65_450), [33_000, 32_450]);
     // Segments that the link does not take are dropped, whoever cuts them.
@@ -394,7 +397,10 @@ fn f02_offloads_of_hostile_outer_frames() {
     // Over the inner addresses: they are changed before they are looked at.
     send_left(&mut *b.lane, now, &outer, csum(partial(50, 0)));
     let got = second.got();
-    assert!(got.iter().all(|f| f[..6] != mac(2).0 && f[6..] == inner[6..]));
+    assert!(
+        got.iter()
+            .all(|f| f[..6] != mac(2).0 && f[6..] == inner[6..])
+    );
     let bad = [
         csum(partial(84, 250)),
         csum(partial(u16::MAX, u16::MAX)),
@@ -454,7 +460,10 @@ fn a_wire_becomes_another_station() {
     carry(&mut a, &mut b, now);
     first.send(&frame);
     let outer = carry(&mut a, &mut b, now).pop().unwrap();
-    assert_eq!((&outer[..6], &outer[36..38]), (&link(8).0[..], &[0x12, 0xb6][..]));
+    assert_eq!(
+        (&outer[..6], &outer[36..38]),
+        (&link(8).0[..], &[0x12, 0xb6][..])
+    );
     assert_eq!(second.got(), [frame.clone()]);
     // Nobody's address: nothing of the old one is used.
     b.underlay.set_options(options(9));

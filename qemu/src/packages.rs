@@ -16,6 +16,12 @@ pub struct Package {
     pub why: &'static str,
 }
 
+/// What the tests of the workspace need.
+pub const TESTS: &[Package] = &[Package {
+    name: "iproute2",
+    why: "makes the links of tests that have network namespaces",
+}];
+
 /// What guests need: everything else comes into the cache folder without touching the machine.
 pub const GUESTS: &[Package] = &[
     Package {

@@ -1,10 +1,11 @@
 //! What the tests of all crates ask for: how much they should do here, and reproducible chance.
 //!
-//! With [`checker`] a judge of storage, for every load that knows what it writes.
+//! With [`checker`] a judge of storage, for every load that knows what it writes; with [`namespace`] networks of a test's own.
 //!
 //! Only tests use it, and what `bluff_block` has for the tests of others.
 
 pub mod checker;
+pub mod namespace;
 
 /// Whether full counts are asked for: `BLUFF_TEST_LONG=1`.
 pub fn is_long() -> bool {

@@ -19,6 +19,8 @@
 //! An [`Outlet`] leads to a receive queue wherever it lives: on the same reactor it is a call, to another one frames are copied into
 //! a bounded mailbox. Nobody waits for room anywhere: a frame that finds none is dropped, and counted by its cause ([`Drops`]).
 //!
+//! A [`tap`] device is a port of the kernel's.
+//!
 //! Offloads follow virtio 1.3 §5.1.6. Not implemented: segmentation of tunnelled frames by the guest (UDP tunnel GSO of virtio 1.4),
 //! receive coalescing (RSC), flow control (pause frames).
 
@@ -31,6 +33,7 @@ mod outlet;
 mod pair;
 mod port;
 mod segment;
+pub mod tap;
 #[cfg(test)]
 mod tests;
 

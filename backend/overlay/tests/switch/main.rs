@@ -1,5 +1,6 @@
 //! The switch between the ports of one card.
 
+mod kernel;
 mod rig;
 mod tunnels;
 mod udp;

@@ -155,7 +155,7 @@ impl Data {
         let tunnel = match &spec.tunnel {
             Some(tunnel) => {
                 let vni = spec.vni.and_then(Vni::new).context("it has no VNI")?;
-                Some((vni, self.carrier(id, tunnel)?))
+                Some((vni, self.carrier(id, tunnel, spec.mtu)?))
             }
             None => None,
         };
@@ -210,8 +210,7 @@ impl Data {
     }
 
     pub(super) fn close_network(&mut self, id: &Id) -> Result<()> {
-        let is_in =
-            |f: &Stands| matches!(f, Stands::Net(net) if net.plug.number_in(id).is_some());
+        let is_in = |f: &Stands| matches!(f, Stands::Net(net) if net.plug.number_in(id).is_some());
         ensure!(!self.functions.values().any(is_in), "a function is in it");
         let open = self.networks.open.remove(id);
         self.let_go(&open.context("it is not open")?);

@@ -7,8 +7,8 @@ use bluff_packet::Mac;
 
 use super::{
     Attach, DeviceSpec, FunctionKind, FunctionSpec, LIST_MAX, LimitSpec, MTU, NAMESPACES_MAX,
-    NSID_MAX, NamespaceSpec, NetworkSpec, PAIRS_MAX, PortSpec, SERIAL_MAX, TunnelSpec, UplinkSpec, VNI_MAX,
-    VTEPS_MAX,
+    NSID_MAX, NamespaceSpec, NetworkSpec, PAIRS_MAX, PortSpec, SERIAL_MAX, TunnelSpec, UplinkSpec,
+    VNI_MAX, VTEPS_MAX,
 };
 
 /// The longest name of a subsystem, in bytes (NVMe Base 2.1 §4.7).
@@ -98,8 +98,8 @@ impl TunnelSpec {
     pub fn gateway_mistake(&self) -> Option<String> {
         let gateway = self.gateway?;
         match gateway {
-            _ if self.uplink().is_none() => {
-                Some("the kernel knows the way; only with a wire of the card's own (`port:FUNCTION`) there is a gateway".to_owned())
+            _ if !self.has_wire() => {
+                Some("the kernel knows the way; only with a wire of the card's own (`tap`, `port:FUNCTION`) there is a gateway".to_owned())
             }
             _ if gateway == self.vtep => Some(format!("{gateway} is this card's own address")),
             _ if gateway.is_ipv4() != self.vtep.is_ipv4() => Some(format!(

@@ -147,7 +147,7 @@ pub enum Response {
     /// All networks, by ID.
     Networks(Vec<NetworkEntry>),
     /// One network.
-    Network(NetworkEntry),
+    Network(Box<NetworkEntry>),
     /// The addresses that a network knows, by VLAN and address.
     Addresses(Vec<AddressEntry>),
     /// The counters.

@@ -63,7 +63,9 @@ impl Daemon {
                 }
             }
             Request::ListNetworks => Ok(Response::Networks(self.networks())),
-            Request::ShowNetwork { id } => self.network(&id).map(Response::Network),
+            Request::ShowNetwork { id } => self
+                .network(&id)
+                .map(|network| Response::Network(Box::new(network))),
             Request::ListAddresses { network } => match self.network(&network) {
                 Ok(_) => {
                     let number = self.send(ToData::ListAddresses { network }, Vec::new());

@@ -18,11 +18,14 @@ use crate::spec::{Id, Text, Tunnel, TunnelSpec, Underlay, UplinkSpec};
 /// What tells the kernel's sockets apart.
 type UdpKey = (TunnelKind, IpAddr, u16);
 
+/// What tells tap devices apart: the card's station behind them, and their name, if they are given one.
+type TapKey = (UdpKey, Option<String>);
+
 /// All underlays.
 #[derive(Default)]
 pub(super) struct Underlays {
     udp: Vec<(UdpKey, Weak<UdpUnderlay>)>,
-    taps: Vec<((UdpKey, Option<String>), Weak<TapWire>)>,
+    taps: Vec<(TapKey, Weak<TapWire>)>,
     /// By the function that is the wire: there while a network or the function is.
     wires: BTreeMap<Id, Wire>,
 }

@@ -493,7 +493,7 @@ fn tunnels_over_a_tap_reach_the_kernel() {
 fn show(daemon: &Daemon, id: &str) -> NetworkEntry {
     let id = id.parse().unwrap();
     match daemon.ask(Request::ShowNetwork { id }).unwrap() {
-        Response::Network(shown) => shown,
+        Response::Network(shown) => *shown,
         other => panic!("{other:?}"),
     }
 }

@@ -271,7 +271,8 @@ mod tests {
     fn headers_that_make_no_sense() {
         let frame = tcp4(&[], 5000);
         let good = Header::new(&left(0), &frame, frame.len(), Carries::Frames);
-        let cases: [(fn(&mut Header), BadHeader); 9] = [
+        type Change = fn(&mut Header);
+        let cases: [(Change, BadHeader); 9] = [
             (|h| h.gso_type = 3, BadHeader::Kind(3)),
             (|h| h.gso_type = 0x80, BadHeader::Kind(0x80)),
             (|h| h.gso_type = 4, BadHeader::Place),

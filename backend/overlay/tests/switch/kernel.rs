@@ -272,7 +272,7 @@ fn crosses(kind: Kind, v6: bool) {
             own.ip(&format!("addr add {local}/{bits} dev up0 {more}"));
         }
         Kind::Tap => {
-            own.ip("link add br0 mtu 1600 type bridge\nlink set br0 up\nlink set up0 master br0")
+            own.ip("link add br0 mtu 1600 type bridge\nlink set br0 up\nlink set up0 master br0");
         }
     }
     let bridged = own.id();

@@ -461,6 +461,9 @@ impl Registry {
                 }
             }
         }
+        // Those that stand on nothing have nothing to wait for.
+        let functions: Vec<Id> = self.functions.keys().cloned().collect();
+        functions.iter().for_each(|id| self.attach_if_ready(id));
     }
 
     fn check_function(&self, id: &Id, spec: &FunctionSpec) -> Result<(), RegistryError> {

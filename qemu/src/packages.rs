@@ -16,6 +16,18 @@ pub struct Package {
     pub why: &'static str,
 }
 
+/// What the tests of the workspace need.
+pub const TESTS: &[Package] = &[
+    Package {
+        name: "iproute2",
+        why: "makes the links of tests that have network namespaces",
+    },
+    Package {
+        name: "tcpdump",
+        why: "reads what bluffctl has captured",
+    },
+];
+
 /// What guests need: everything else comes into the cache folder without touching the machine.
 pub const GUESTS: &[Package] = &[
     Package {
@@ -35,12 +47,6 @@ pub const GUESTS: &[Package] = &[
         why: "the guest agent is linked statically against it",
     },
 ];
-
-/// What tests of the workspace compare with. Where it is missing they say so, and leave that part out.
-pub const WITNESSES: &[Package] = &[Package {
-    name: "tcpdump",
-    why: "reads what bluffctl has captured",
-}];
 
 /// What the data-path crates' tests for aarch64 need.
 pub const AARCH64: &[Package] = &[

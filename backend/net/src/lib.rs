@@ -19,6 +19,8 @@
 //! An [`Outlet`] leads to a receive queue wherever it lives: on the same reactor it is a call, to another one frames are copied into
 //! a bounded mailbox, of which each receiver has its share. Nobody waits for room anywhere: a frame that finds none is dropped, and counted by its cause ([`Drops`]).
 //!
+//! A [`tap`] device is a port of the kernel's.
+//!
 //! Offloads follow virtio 1.3 §5.1.6. Not implemented: segmentation of tunnelled frames by the guest (UDP tunnel GSO of virtio 1.4),
 //! receive coalescing (RSC), flow control (pause frames).
 
@@ -35,6 +37,7 @@ mod port;
 mod segment;
 mod steering;
 mod sync;
+pub mod tap;
 #[cfg(all(test, not(loom)))]
 mod tests;
 

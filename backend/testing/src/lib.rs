@@ -1,10 +1,11 @@
 //! What the tests of all crates ask for: how much they should do here, and reproducible chance.
 //!
-//! With [`checker`] a judge of storage, for every load that knows what it writes.
+//! With [`checker`] a judge of storage, for every load that knows what it writes; with [`namespace`] networks of a test's own.
 //!
 //! Only tests use it, and what `bluff_block` has for the tests of others.
 
 pub mod checker;
+pub mod namespace;
 
 use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicU8, Ordering};

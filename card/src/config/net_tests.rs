@@ -84,10 +84,13 @@ fn each_mistake_has_its_place() {
         (("vni = 5001\n", ""), "network.blue.vni: missing; allowed: a whole number from 0"),
         (("\"vxlan\"", "\"gre\""), "4:10: network.blue.tunnel: unknown word `gre`; allowed: `vxlan` and `geneve`"),
         (("tunnel = \"vxlan\"\n", ""), "network.blue.vtep: only a network with a `tunnel` has that"),
-        (("\"auto\"", "\"best\""), "7:12: network.blue.underlay: unknown word `best`; allowed: `auto`, `udp` and `port:FUNCTION`"),
+        (("\"auto\"", "\"best\""), "7:12: network.blue.underlay: unknown word `best`; allowed: `auto`, `udp`, `tap`, `tap:NAME` and `port:FUNCTION`"),
         (("\"auto\"", "\"port:\""), "network.blue.underlay: `port:` is followed by the ID of a function"),
         (("\"auto\"", "\"port:up1\""), "network.blue.underlay: no function `up1`; there are `net0`, `net1` and `up0`"),
         (("\"auto\"", "\"port:net1\""), "network.blue.underlay: function `net1` is of kind virtio-net; a tunnel goes over one of kind uplink"),
+        (("\"auto\"", "\"tap:\""), "network.blue.underlay: `tap:` is followed by the name of a device: at most 15 of"),
+        (("\"auto\"", "\"tap:a/b\""), "network.blue.underlay: `tap:` is followed by the name of a device"),
+        (("\"auto\"", "\"tap:bluff%d\""), "network.blue.underlay: `tap:` is followed by the name of a device"),
         (("\"auto\"", "\"auto\"\ngateway = \"10.0.0.254\""), "8:11: network.blue.gateway: the kernel knows the way"),
         (("\"auto\"", "\"port:up0\"\ngateway = \"10.0.0.1\""), "network.blue.gateway: 10.0.0.1 is this card's own address"),
         (("\"auto\"", "\"port:up0\"\nmtu = 9000"), "network.blue.underlay: a network with an MTU of 9000 needs 9054 on the wire, and up0 has 1600"),
@@ -163,7 +166,8 @@ fn tunnels_over_a_wire_of_the_card() {
     for more in ["port = 4790", "gateway = \"10.0.0.254\""] {
         let found = mistakes(&with(more));
         assert_eq!(found.len(), 1, "{found:?}");
-        let wanted = "network blue goes over up0 too, with another tunnel, vtep, port or gateway";
+        let wanted =
+            "network blue goes over port:up0 too, with another tunnel, vtep, port or gateway";
         assert!(found[0].contains(wanted), "{found:?}");
     }
 }
@@ -176,7 +180,7 @@ fn frames_of_one_vni_belong_to_one_network() {
     };
     let found = mistakes(&other("vxlan", "10.0.0.1", ""));
     assert_eq!(found.len(), 1, "{found:?}");
-    let wanted = "network.here.vni: network `blue` has the same VNI at the same VTEP";
+    let wanted = "network.here.vni: network blue has the same VNI at the same VTEP";
     assert!(found[0].contains(wanted), "{found:?}");
     for (kind, vtep, port) in [
         ("geneve", "10.0.0.1", ""),
@@ -184,5 +188,27 @@ fn frames_of_one_vni_belong_to_one_network() {
         ("vxlan", "10.0.0.1", "port = 4790\n"),
     ] {
         assert!(parse(&other(kind, vtep, port)).is_ok(), "{kind} {vtep}");
+    }
+}
+
+#[test]
+fn underlays_are_text() {
+    for text in ["auto", "udp", "tap", "tap:blue-0.1", "port:up0"] {
+        assert_eq!(text.parse::<Underlay>().unwrap().to_string(), text);
+        let message = serde_json::to_string(&text.parse::<Underlay>().unwrap()).unwrap();
+        assert_eq!(message, format!("\"{text}\""));
+        assert!(serde_json::from_str::<Underlay>(&message).is_ok());
+    }
+    for bad in [
+        "",
+        "tap:",
+        "tap:1234567890123456",
+        "tap:..",
+        "port:",
+        "port:A",
+        "udp:x",
+        "auto:",
+    ] {
+        assert!(bad.parse::<Underlay>().is_err(), "{bad}");
     }
 }

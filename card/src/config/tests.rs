@@ -188,7 +188,7 @@ fn each_mistake_has_its_place_and_says_what_is_allowed() {
         (
             "kind = \"virtio-blk\"",
             "kind = \"nvmf\"",
-            "function.blk0.kind: unknown word `nvmf`; allowed: `virtio-blk`, `virtio-net` and `nvme`",
+            "function.blk0.kind: unknown word `nvmf`; allowed: `virtio-blk`, `virtio-net`, `uplink` and `nvme`",
         ),
         (
             "kind = \"virtio-blk\"\n",

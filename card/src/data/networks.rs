@@ -182,7 +182,7 @@ impl Data {
         let tunnel = match &spec.tunnel {
             Some(tunnel) => {
                 let vni = spec.vni.and_then(Vni::new).context("it has no VNI")?;
-                Some((vni, self.carrier(id, tunnel)?))
+                Some((vni, self.carrier(id, tunnel, spec.mtu)?))
             }
             None => None,
         };

@@ -5,22 +5,27 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Arc, Weak};
 
 use anyhow::{Context, Result};
-use bluff_net::Drops;
+use bluff_net::tap::{Carries, Tap, TapOptions};
+use bluff_net::{Drops, Offloads};
+use bluff_overlay::Network;
 use bluff_overlay::udp::{TunnelKind, UdpOptions, UdpUnderlay};
 use bluff_overlay::wire::{WireOptions, WireUnderlay};
-use bluff_overlay::{Network, Underlay as Carries};
 use bluff_packet::{Mac, Vni};
 
 use super::Data;
-use crate::spec::{Id, Tunnel, TunnelSpec, Underlay, UplinkSpec};
+use crate::spec::{Id, Text, Tunnel, TunnelSpec, Underlay, UplinkSpec};
 
 /// What tells the kernel's sockets apart.
 type UdpKey = (TunnelKind, IpAddr, u16);
+
+/// What tells tap devices apart: the card's station behind them, and their name, if they are given one.
+type TapKey = (UdpKey, Option<String>);
 
 /// All underlays.
 #[derive(Default)]
 pub(super) struct Underlays {
     udp: Vec<(UdpKey, Weak<UdpUnderlay>)>,
+    taps: Vec<(TapKey, Weak<TapWire>)>,
     /// By the function that is the wire: there while a network or the function is.
     wires: BTreeMap<Id, Wire>,
 }
@@ -34,18 +39,26 @@ struct Wire {
     link: Option<UplinkSpec>,
 }
 
+/// A tap device, and the station behind it.
+pub(super) struct TapWire {
+    underlay: Arc<WireUnderlay>,
+    tap: Tap,
+}
+
 /// What carries the tunnel of one network.
 #[derive(Clone)]
 pub(super) enum Carrier {
     Udp(Arc<UdpUnderlay>),
     Wire(Id, Arc<WireUnderlay>),
+    Tap(Arc<TapWire>),
 }
 
 impl Carrier {
-    pub(super) fn underlay(&self) -> Arc<dyn Carries> {
+    pub(super) fn underlay(&self) -> Arc<dyn bluff_overlay::Underlay> {
         match self {
             Self::Udp(udp) => udp.clone(),
             Self::Wire(_, wire) => wire.clone(),
+            Self::Tap(tap) => tap.underlay.clone(),
         }
     }
 
@@ -54,6 +67,7 @@ impl Carrier {
         match self {
             Self::Udp(udp) => udp.set_network(vni, network),
             Self::Wire(_, wire) => wire.set_network(vni, network),
+            Self::Tap(tap) => tap.underlay.set_network(vni, network),
         }
     }
 
@@ -62,6 +76,7 @@ impl Carrier {
         match self {
             Self::Udp(_) => Underlay::Udp,
             Self::Wire(function, _) => Underlay::Port(function.clone()),
+            Self::Tap(tap) => Underlay::Tap(Some(tap.tap.name().to_owned())),
         }
     }
 }
@@ -174,10 +189,16 @@ impl Underlays {
 
 impl Data {
     /// What carries a tunnel: made, or shared with other networks. A wire is to be given back by [`Underlays::let_go`].
-    pub(super) fn carrier(&mut self, network: &Id, tunnel: &TunnelSpec) -> Result<Carrier> {
+    pub(super) fn carrier(
+        &mut self,
+        network: &Id,
+        tunnel: &TunnelSpec,
+        mtu: u16,
+    ) -> Result<Carrier> {
         match &tunnel.underlay {
             Underlay::Udp => self.udp(tunnel),
             Underlay::Port(id) => Ok(self.underlays.wire(id, tunnel)),
+            Underlay::Tap(name) => self.tap(tunnel, name.as_deref(), mtu),
             Underlay::Auto => {
                 // The others need a device that the operator has to name.
                 let carrier = self.udp(tunnel)?;
@@ -213,6 +234,68 @@ impl Data {
         self.underlays.udp.push((key, weak));
         Ok(Carrier::Udp(made))
     }
+}
+
+/// The name of a tap device that is given none: the kernel counts.
+const TAP_NAME: &str = "bluff%d";
+
+/// The card's address on a link that no function is: the same after each start, and as much its own there as its VTEP.
+fn mac_of(vtep: IpAddr) -> Mac {
+    let [a, b, c, d] = match vtep {
+        IpAddr::V4(v4) => v4.octets(),
+        IpAddr::V6(v6) => {
+            let [.., a, b, c, d] = v6.octets();
+            [a, b, c, d]
+        }
+    };
+    Mac([2, 0x62, a, b, c, d])
+}
+
+impl Data {
+    /// A tap device, which all networks of a station share.
+    fn tap(&mut self, tunnel: &TunnelSpec, name: Option<&str>, mtu: u16) -> Result<Carrier> {
+        let station = (tunnel_kind(tunnel.kind), tunnel.vtep, tunnel.port());
+        let key = (station, name.map(str::to_owned));
+        let wanted = tunnel.wire_mtu(mtu);
+        let all = &mut self.underlays.taps;
+        all.retain(|(_, tap)| tap.strong_count() > 0);
+        let found = all.iter().find(|(k, _)| *k == key);
+        if let Some(found) = found.and_then(|(_, tap)| tap.upgrade()) {
+            let mtu = found.tap.raise_mtu(wanted)?;
+            found.underlay.set_options(options(tunnel, mtu));
+            return Ok(Carrier::Tap(found));
+        }
+        let made = Tap::open(TapOptions {
+            name: name.unwrap_or(TAP_NAME).to_owned(),
+            carries: Carries::Tunnels,
+            reactors: self.reactors.iter().map(|r| r.handle.clone()).collect(),
+            poll: self.poll(None),
+        });
+        let shown = || format!("tap device {}", name.unwrap_or("of any name"));
+        let mut tap = made.with_context(shown)?;
+        let mtu = tap.raise_mtu(wanted).with_context(shown)?;
+        let underlay = WireUnderlay::new(options(tunnel, mtu));
+        underlay.set_completes(tap.completes());
+        let port: Arc<dyn bluff_net::Port> = underlay.clone();
+        tap.plug_in(&port);
+        let cut = match tap.completes().contains(Offloads::TSO4) {
+            true => "by the kernel, or behind it",
+            false => "by the card: this kernel has no tunnels for taps",
+        };
+        log::info!("tap device {}: large frames are cut {cut}", tap.name());
+        let made = Arc::new(TapWire { underlay, tap });
+        self.underlays.taps.push((key, Arc::downgrade(&made)));
+        Ok(Carrier::Tap(made))
+    }
+}
+
+/// What a card is behind a tap.
+fn options(tunnel: &TunnelSpec, mtu: u16) -> WireOptions {
+    let link = UplinkSpec {
+        mac: Some(Text(mac_of(tunnel.vtep))),
+        mtu,
+    };
+    station(Some(tunnel), Some(&link))
 }
 
 /// Where a network function is plugged in.

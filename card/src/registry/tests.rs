@@ -647,3 +647,25 @@ fn a_network_that_failed_is_tried_again() {
     registry.reopen_network(&id("blue"));
     assert_eq!(registry.take_actions(), [Action::OpenNetwork(id("blue"))]);
 }
+
+/// It stands on nothing, so nothing that is opened again brings it back.
+#[test]
+fn an_uplink_is_attached_to_another_data_half() {
+    let mut registry = Registry::new(Path::new("/run/x"));
+    let uplink = crate::spec::UplinkSpec {
+        mac: Some(crate::spec::Text("02:00:00:00:00:f0".parse().unwrap())),
+        mtu: 1600,
+    };
+    let spec = FunctionSpec {
+        device: DeviceSpec::Uplink(uplink),
+        ..function("disk0")
+    };
+    registry.create_function(id("up0"), spec).unwrap();
+    let attach = [Action::AttachFunction(id("up0"))];
+    assert_eq!(registry.take_actions(), attach);
+    let function = id("up0");
+    let attached = FromData::FunctionAttached { function, files: 0 };
+    registry.report(&attached).unwrap();
+    registry.start_over();
+    assert_eq!(registry.take_actions(), attach);
+}

@@ -44,17 +44,34 @@ pub enum Underlay {
     Udp,
     /// A function of this card, of kind `uplink`: whoever has it as a device is the wire.
     Port(Id),
+    /// A tap device of this name; left out: of one that the kernel gives.
+    Tap(Option<String>),
 }
 
 /// Text that is no underlay.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadUnderlay {
     /// Its first word is none.
-    #[error("unknown word `{0}`; allowed: `auto`, `udp` and `port:FUNCTION`")]
+    #[error("unknown word `{0}`; allowed: `auto`, `udp`, `tap`, `tap:NAME` and `port:FUNCTION`")]
     Word(String),
     /// What follows `port:` is no ID.
     #[error("`port:` is followed by the ID of a function of kind `uplink`")]
     Port,
+    /// What follows `tap:` is no name of a device.
+    #[error(
+        "`tap:` is followed by the name of a device: at most {DEVICE_NAME_MAX} of A-Z, a-z, 0-9, `.`, `_` and `-`, the first one no `.` or `-`"
+    )]
+    Tap,
+}
+
+/// The most bytes of a network device's name (`IFNAMSIZ`, with a closing zero).
+pub const DEVICE_NAME_MAX: usize = bluff_net::tap::NAME_MAX;
+
+/// Whether the kernel, and scripts, take it for the name of a network device.
+fn is_device_name(name: &str) -> bool {
+    let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    let sound = (1..=DEVICE_NAME_MAX).contains(&name.len()) && name.bytes().all(fits);
+    sound && !name.starts_with(['.', '-'])
 }
 
 impl FromStr for Underlay {
@@ -64,6 +81,9 @@ impl FromStr for Underlay {
         match text.split_once(':') {
             None if text == "auto" => Ok(Self::Auto),
             None if text == "udp" => Ok(Self::Udp),
+            None if text == "tap" => Ok(Self::Tap(None)),
+            Some(("tap", name)) if is_device_name(name) => Ok(Self::Tap(Some(name.to_owned()))),
+            Some(("tap", _)) => Err(BadUnderlay::Tap),
             Some(("port", id)) => id.parse().map(Self::Port).map_err(|_| BadUnderlay::Port),
             _ => Err(BadUnderlay::Word(text.to_owned())),
         }
@@ -76,6 +96,8 @@ impl fmt::Display for Underlay {
             Self::Auto => f.write_str("auto"),
             Self::Udp => f.write_str("udp"),
             Self::Port(id) => write!(f, "port:{id}"),
+            Self::Tap(None) => f.write_str("tap"),
+            Self::Tap(Some(name)) => write!(f, "tap:{name}"),
         }
     }
 }
@@ -205,7 +227,15 @@ impl TunnelSpec {
     pub fn uplink(&self) -> Option<&Id> {
         match &self.underlay {
             Underlay::Port(id) => Some(id),
-            Underlay::Auto | Underlay::Udp => None,
+            Underlay::Auto | Underlay::Udp | Underlay::Tap(_) => None,
+        }
+    }
+
+    /// Whether the card is a station of its own on the way, which has to find the others.
+    pub fn has_wire(&self) -> bool {
+        match self.underlay {
+            Underlay::Port(_) | Underlay::Tap(_) => true,
+            Underlay::Auto | Underlay::Udp => false,
         }
     }
 }
@@ -217,10 +247,12 @@ impl NetworkSpec {
             return Some(format!("network {name} has the same VNI at the same VTEP"));
         }
         let (mine, its) = (self.tunnel.as_ref()?, other.tunnel.as_ref()?);
-        let uplink = mine.uplink()?;
-        let differs = its.uplink() == Some(uplink) && !mine.is_same_station(its);
+        // Taps without a name are as many as there are stations.
+        let is_one = mine.has_wire() && mine.underlay != Underlay::Tap(None);
+        let differs = is_one && its.underlay == mine.underlay && !mine.is_same_station(its);
         differs.then(|| {
-            format!("network {name} goes over {uplink} too, with another tunnel, vtep, port or gateway; a wire has one")
+            let wire = &mine.underlay;
+            format!("network {name} goes over {wire} too, with another tunnel, vtep, port or gateway; a wire has one")
         })
     }
 

@@ -98,8 +98,8 @@ impl TunnelSpec {
     pub fn gateway_mistake(&self) -> Option<String> {
         let gateway = self.gateway?;
         match gateway {
-            _ if self.uplink().is_none() => {
-                Some("the kernel knows the way; only with a wire of the card's own (`port:FUNCTION`) there is a gateway".to_owned())
+            _ if !self.has_wire() => {
+                Some("the kernel knows the way; only with a wire of the card's own (`tap`, `port:FUNCTION`) there is a gateway".to_owned())
             }
             _ if gateway == self.vtep => Some(format!("{gateway} is this card's own address")),
             _ if gateway.is_ipv4() != self.vtep.is_ipv4() => Some(format!(

@@ -4,11 +4,12 @@ use std::net::Ipv4Addr;
 use std::path::Path;
 use std::sync::Arc;
 
-use bluff_card::control::{Request, Response};
+use bluff_card::control::{NetworkEntry, Request, Response};
 use bluff_card::message::AddressPlace;
 use bluff_card::stats::NetStatistics;
 use bluff_front_end::{FrontEnd, Options, ring_features};
 use bluff_testing::loopback;
+use bluff_testing::namespace::{Namespace, is_allowed};
 use bluff_virtio_driver::{Buffer, Config, DriverQueue, Features, Memory, SplitDriver};
 use vhost::VhostBackend;
 use vhost::vhost_user::VhostUserFrontend;
@@ -487,12 +488,7 @@ fn a_function_is_the_wire_of_tunnels() {
                 daemon.kill_data_half();
             }
         }
-        let network = "blue".parse().unwrap();
-        let shown = daemon.ask(Request::ShowNetwork { id: network }).unwrap();
-        let Response::Network(shown) = shown else {
-            panic!("{shown:?}");
-        };
-        let text = bluff_card::ctl::net::network(&shown, None);
+        let text = bluff_card::ctl::net::network(&show(&daemon, "blue"), None);
         assert!(text.contains("port:up0"), "{text}");
         drop((one, wire));
         daemon.terminate();
@@ -520,4 +516,69 @@ fn a_wire_comes_and_goes() {
     }
     drop(one);
     daemon.terminate();
+}
+
+#[test]
+fn tunnels_over_a_tap_reach_the_kernel() {
+    if is_allowed("net::tunnels_over_a_tap_reach_the_kernel") {
+        let links = |lines: &str| {
+            for line in lines.lines() {
+                let mut ip = std::process::Command::new("ip");
+                assert!(
+                    ip.args(line.split(' ')).status().unwrap().success(),
+                    "{line}"
+                );
+            }
+        };
+        Namespace::new().run(move || tap_and_kernel(links));
+    }
+}
+
+fn show(daemon: &Daemon, id: &str) -> NetworkEntry {
+    let id = id.parse().unwrap();
+    match daemon.ask(Request::ShowNetwork { id }).unwrap() {
+        Response::Network(shown) => *shown,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn tap_and_kernel(links: impl Fn(&str)) {
+    let place = Place::new(&format!(
+        "[card]\npoll_us = 20\n[network.blue]\nvni = 5001\ntunnel = \"vxlan\"\nvtep = \"10.0.0.1\"\nvteps = [\"10.0.0.2\"]\nunderlay = \"tap:blue0\"\n{}[network.green]\nvni = 5003\ntunnel = \"geneve\"\nvtep = \"10.0.0.4\"\nunderlay = \"tap\"\n",
+        function(1, "blue", "")
+    ));
+    let daemon = place.start();
+    let mut one = Station::start(&place.socket("net1"), 1);
+    links(
+        "addr add 10.0.0.2/24 dev blue0\nlink add vx0 address 02:00:00:00:00:09 type vxlan id 5001 local 10.0.0.2 remote 10.0.0.1 dstport 4789\naddr add 192.168.7.2/24 dev vx0\nlink set vx0 up",
+    );
+    // Who has 192.168.7.2? The kernel of the machine that the card runs on is the other VTEP.
+    let mut question = [&[0xff; 6][..], &mac(1), &[8, 6, 0, 1, 8, 0, 6, 4, 0, 1]].concat();
+    question.extend([&mac(1)[..], &[192, 168, 7, 1], &[0; 6], &[192, 168, 7, 2]].concat());
+    let answer = until("the kernel's answer", || {
+        one.send_frame(&question);
+        one.settle();
+        let frame = one.received()?;
+        (frame[12..14] == [8, 6] && frame[21] == 2).then_some(frame)
+    });
+    assert_eq!(answer[..12], [mac(1), mac(9)].concat());
+    let text = bluff_card::ctl::net::network(&show(&daemon, "blue"), None);
+    assert!(text.contains("tap:blue0"), "{text}");
+    // One that is given no name has the kernel's.
+    let text = bluff_card::ctl::net::network(&show(&daemon, "green"), None);
+    assert!(text.contains("tap:bluff0 (tap)"), "{text}");
+    drop(one);
+    daemon.terminate();
+    // What is no tap device is told, and the daemon does not begin.
+    let place = Place::new(
+        "[network.red]\nvni = 5002\ntunnel = \"vxlan\"\nvtep = \"10.0.0.3\"\nunderlay = \"tap:lo\"\n",
+    );
+    let arguments = place.arguments();
+    let mut command = std::process::Command::new(&arguments[0]);
+    let output = command.args(&arguments[1..]).output().unwrap();
+    assert!(!output.status.success());
+    let said = String::from_utf8(output.stderr).unwrap();
+    let wanted =
+        "network red: tap device lo: cannot use the device of that name: it is no tap device";
+    assert!(said.contains(wanted), "{said}");
 }

@@ -1,3 +1,3 @@
 //! The system packages that verbs need: the library's lists.
 
-pub use bluff_qemu::packages::{AARCH64, GUESTS, WITNESSES, ensure};
+pub use bluff_qemu::packages::{AARCH64, GUESTS, TESTS, ensure};

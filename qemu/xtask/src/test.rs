@@ -78,7 +78,7 @@ pub fn run(workspace: &Workspace, options: &Options) -> Result<bool> {
 }
 
 fn native(workspace: &Workspace, options: &Options) -> Result<Tally> {
-    packages::ensure(packages::WITNESSES)?;
+    packages::ensure(packages::TESTS)?;
     let mut command = cargo_test(workspace, options.long);
     command.arg("--workspace");
     count(command)

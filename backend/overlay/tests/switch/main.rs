@@ -3,6 +3,7 @@
 mod capture;
 mod faults;
 mod hostile;
+mod kernel;
 mod rig;
 mod tunnels;
 mod udp;

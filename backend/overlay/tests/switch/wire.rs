@@ -464,7 +464,7 @@ fn a_wire_becomes_another_station() {
         (&outer[..6], &outer[36..38]),
         (&link(8).0[..], &[0x12, 0xb6][..])
     );
-    assert_eq!(second.got(), [&frame[..]]);
+    assert_eq!(second.got(), [frame]);
     // Nobody's address: nothing of the old one is used.
     b.underlay.set_options(options(9));
     send(&mut *b.lane, now, &[&outer], None);

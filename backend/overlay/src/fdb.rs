@@ -282,7 +282,7 @@ impl Fdb {
 
     /// For a batch of frames.
     #[inline]
-    pub fn view(&self) -> View<'_> {
+    pub(crate) fn view(&self) -> View<'_> {
         View {
             fdb: self,
             table: self.table.load(),
@@ -294,7 +294,7 @@ impl Fdb {
         self.view().find(key)
     }
 
-    /// As [`View::see`].
+    /// An address was seen at `place`, at time `tick`. It must be the address of one station. It does not wait.
     ///
     /// # Errors
     /// Why it was not learnt.
@@ -448,7 +448,7 @@ impl Fdb {
 }
 
 /// The database as a batch of frames sees it: the table is looked up once.
-pub struct View<'a> {
+pub(crate) struct View<'a> {
     fdb: &'a Fdb,
     table: Guard<Arc<Table>>,
 }
@@ -465,7 +465,7 @@ impl View<'_> {
         Entry::unpack(slot.value.load(Ordering::Relaxed))
     }
 
-    /// An address was seen at `place`, at time `tick`. It must be the address of one station. It does not wait.
+    /// [`Fdb::see`].
     ///
     /// # Errors
     /// Why it was not learnt.

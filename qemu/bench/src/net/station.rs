@@ -31,7 +31,7 @@ const BASE: u64 = 1 << 30;
 const RX: u16 = 0;
 const TX: u16 = 1;
 /// When nothing comes any more.
-const STUCK: Duration = Duration::from_secs(5);
+const STUCK: Duration = Duration::from_secs(20);
 
 /// What a station negotiates and how much it has under way.
 #[derive(Clone, Copy, Debug)]

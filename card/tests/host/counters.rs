@@ -38,7 +38,7 @@ fn what_is_dropped_at_a_tunnel_is_shown_by_cause() {
         let stranger = UdpSocket::bind((loopback(), 0)).unwrap();
         let frame = [&[8, 0, 0, 0, 0, 0x13, 0x89, 0][..], &[2; 60]].concat();
         for datagram in [
-            &b"nonsense, and long enough for a frame"[..],
+            &b"\0nonsense, and long enough for a frame"[..],
             &frame,
             &frame,
         ] {

@@ -22,6 +22,7 @@
 
 mod context;
 mod core;
+mod glance;
 mod handle;
 mod notifier;
 mod offload;
@@ -31,6 +32,7 @@ mod watchdog;
 
 pub use self::core::Reactor;
 pub use context::{Context, Event, Turn};
+pub use glance::Glance;
 pub use handle::{Counters, Handle, Waker};
 pub use notifier::{Distrust, Notice, Notifier};
 pub use offload::Offload;

@@ -13,7 +13,7 @@ use std::sync::atomic::Ordering;
 
 use bluff_memory::IoVec;
 use bluff_packet::parse;
-use bluff_reactor::{Actor, Context, Event, Turn};
+use bluff_reactor::{Actor, Context, Event, Glance, Turn};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::device::Queue;
@@ -40,6 +40,7 @@ pub(super) struct Worker {
     registration: Option<Registration>,
     buffer: Box<[u8]>,
     batch: Batch,
+    glance: Glance,
 }
 
 /// Writes frames to one queue.
@@ -97,6 +98,7 @@ impl Worker {
             registration: Some(registration),
             buffer: Box::default(),
             batch: Batch::default(),
+            glance: Glance::default(),
         }
     }
 
@@ -157,7 +159,9 @@ impl Worker {
 }
 
 impl Actor for Worker {
-    fn event(&mut self, _: &mut Context<'_>, _: Event) {}
+    fn event(&mut self, _: &mut Context<'_>, _: Event) {
+        self.glance.told();
+    }
 
     fn turn(&mut self, cx: &mut Context<'_>) -> Turn {
         if self.shared.closed.load(Ordering::Relaxed) {
@@ -165,6 +169,9 @@ impl Actor for Worker {
             self.shared.set_outlet(self.index, None, &self.port);
             self.registration = None;
             return Turn::Done;
+        }
+        if !self.glance.is_due() {
+            return Turn::Idle;
         }
         if self.buffer.is_empty() {
             self.buffer = vec![0; BUFFER].into();
@@ -197,6 +204,7 @@ impl Actor for Worker {
             }
         }
         if !read {
+            self.glance.found_nothing();
             return Turn::Idle;
         }
         let frames = self.batch.frames().len() as u64;

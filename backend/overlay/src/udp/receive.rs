@@ -14,7 +14,7 @@ use bluff_memory::IoVec;
 use bluff_net::{Batch, Cause, HEAD, all_of};
 use bluff_packet::Vni;
 use bluff_packet::tunnel::{Geneve, Vxlan};
-use bluff_reactor::{Actor, Context, Event, Turn};
+use bluff_reactor::{Actor, Context, Event, Glance, Turn};
 
 use super::socket::{self, Incoming};
 use super::{Shared, TunnelKind};
@@ -32,6 +32,7 @@ pub(super) struct Receiver {
     got: Vec<Incoming>,
     arrivals: HashMap<Vni, (Weak<Network>, Arrival)>,
     batch: Batch,
+    glance: Glance,
 }
 
 impl Receiver {
@@ -47,6 +48,7 @@ impl Receiver {
             got: Vec::new(),
             arrivals: HashMap::new(),
             batch: Batch::default(),
+            glance: Glance::default(),
         }
     }
 
@@ -139,7 +141,9 @@ fn deliver(
 }
 
 impl Actor for Receiver {
-    fn event(&mut self, _: &mut Context<'_>, _: Event) {}
+    fn event(&mut self, _: &mut Context<'_>, _: Event) {
+        self.glance.told();
+    }
 
     fn turn(&mut self, cx: &mut Context<'_>) -> Turn {
         let shared = self.shared.clone();
@@ -147,13 +151,19 @@ impl Actor for Receiver {
             cx.unregister(self.socket.as_raw_fd());
             return Turn::Done;
         }
+        if !self.glance.is_due() {
+            return Turn::Idle;
+        }
         if self.buffers.is_empty() {
             self.buffers = (0..BUFFERS).map(|_| vec![0; 65_536].into()).collect();
         }
         // An error is of something that was sent before, or says that nothing has come.
         if let Err(e) = socket::receive(&self.socket, &mut self.buffers, &mut self.got) {
             return match e.kind() {
-                std::io::ErrorKind::WouldBlock => Turn::Idle,
+                std::io::ErrorKind::WouldBlock => {
+                    self.glance.found_nothing();
+                    Turn::Idle
+                }
                 _ => Turn::Worked,
             };
         }

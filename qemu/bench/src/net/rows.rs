@@ -9,6 +9,8 @@ pub enum Carrier {
     Port,
     /// The kernel's UDP sockets.
     Udp,
+    /// A tap device, in a bridge with the wire.
+    Tap,
 }
 
 /// Who does a row's work.
@@ -41,6 +43,10 @@ impl Peer {
                 carrier: Carrier::Udp,
                 ..
             } if kernel => "bluffd, UDP".into(),
+            Self::Bluffd {
+                carrier: Carrier::Tap,
+                ..
+            } if kernel => "bluffd, tap".into(),
             Self::Bluffd { flows: 1, .. } => "bluffd".into(),
             Self::Bluffd { flows, .. } => format!("bluffd, {flows} addresses"),
             Self::Ovs { .. } if kernel => "OVS, AF_XDP".into(),
@@ -197,27 +203,17 @@ pub fn all() -> Vec<Row> {
         let name = format!("vxlan {verb}, 64 B, {MANY} flows and addresses");
         rows.push(row(name, path, 64, &many, Some(0.9)));
     }
-    let udp = Peer::Bluffd {
-        carrier: Carrier::Udp,
-        flows: 1,
-    };
-    let path = Path::Kernel(Tunnel::Vxlan);
-    rows.push(row(
-        "vxlan over the kernel, 64 B",
-        path,
-        64,
-        &[udp, OVS],
-        Some(1.0),
-    ));
-    let path = Path::Segments(Tunnel::Vxlan);
-    let peers = [udp, Peer::Kernel];
-    rows.push(row(
-        "vxlan over the kernel, 64 KiB of TCP",
-        path,
-        SEGMENTS,
-        &peers,
-        Some(1.0),
-    ));
+    let [udp, tap] = [Carrier::Udp, Carrier::Tap].map(|carrier| Peer::Bluffd { carrier, flows: 1 });
+    let small = Path::Kernel(Tunnel::Vxlan);
+    let large = Path::Segments(Tunnel::Vxlan);
+    for (what, path, len, other) in [
+        ("64 B", small, 64, OVS),
+        ("64 KiB of TCP", large, SEGMENTS, Peer::Kernel),
+    ] {
+        let name = format!("vxlan over the kernel, {what}");
+        let row = row(name, path, len, &[udp, tap, other], Some(1.0));
+        rows.push(Row { ours: 2, ..row });
+    }
     rows
 }
 

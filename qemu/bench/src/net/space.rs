@@ -90,6 +90,8 @@ pub struct Wire {
 /// The card's end of the wire.
 pub const CARD_END: &str = "wire0";
 const SINK_END: &str = "wire1";
+/// The neighbour's own address: what is sent by way of it is for somebody else, who is not there.
+pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 254);
 
 /// What came over the wire.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -118,6 +120,7 @@ impl Wire {
             ),
         )?;
         card.ip(tools, "link set lo up")?;
+        sink.ip(tools, &format!("address add {GATEWAY}/24 dev {SINK_END}"))?;
         sink.ip(tools, &format!("link set {SINK_END} up"))?;
         card.ip(tools, &format!("link set {CARD_END} up"))?;
         if assign {

@@ -12,13 +12,15 @@ use super::hugepages::Hugepages;
 use super::ovs::{self, Ovs};
 use super::process::Process;
 use super::rows::{Carrier, Path, Peer, Work};
-use super::space::{Space, Wire};
+use super::space::{CARD_END, GATEWAY, Space, Wire};
 use super::testpmd;
 
 /// The core of the switches.
 pub const CORE: usize = 1;
 /// MiB of hugepages that testpmd takes.
 pub const TESTPMD: u64 = 256;
+/// The tap device of our card.
+const TAP: &str = "card0";
 /// The longest packet of the wire, and of an uplink.
 const MTU: u16 = 1600;
 /// The function that sends, the one that receives, and the uplink.
@@ -75,8 +77,12 @@ impl Place {
         if !path.leaves_by_kernel() {
             return Ok(Self::Closed(Space::new()?));
         }
-        // Open vSwitch has the address on its own bridge.
-        let assign = !matches!(peer, Peer::Ovs { .. });
+        // Open vSwitch has the address on its own bridge, and our card behind a tap is a station of its own.
+        let assign = match peer {
+            Peer::Ovs { .. } => false,
+            Peer::Bluffd { carrier, .. } => *carrier != Carrier::Tap,
+            Peer::Testpmd | Peer::Kernel => true,
+        };
         Wire::new(&lab.tools, MTU, VTEPS, NEIGHBOUR, assign).map(Self::Wired)
     }
 
@@ -104,6 +110,16 @@ impl<'a> Switch<'a> {
                 };
                 for port in ports {
                     process.listens(&folder.join(format!("{port}.sock")))?;
+                }
+                if *carrier == Carrier::Tap {
+                    for words in [
+                        "link add bridge0 type bridge".to_owned(),
+                        "link set bridge0 up".to_owned(),
+                        format!("link set {CARD_END} master bridge0"),
+                        format!("link set {TAP} master bridge0"),
+                    ] {
+                        space.ip(&lab.tools, &words)?;
+                    }
                 }
                 let kind = Kind::Other(process);
                 Ok(Self { kind, folder })
@@ -171,8 +187,9 @@ fn bluffd(lab: &Lab, carrier: Carrier, work: &Work) -> Result<Command> {
     if let Some(tunnel) = work.path.tunnel() {
         let [own, other] = VTEPS;
         let underlay = match carrier {
-            Carrier::Port => "port:up0",
-            Carrier::Udp => "udp",
+            Carrier::Port => "port:up0".to_owned(),
+            Carrier::Udp => "udp".to_owned(),
+            Carrier::Tap => format!("tap:{TAP}\"\ngateway = \"{GATEWAY}"),
         };
         text += &format!(
             "vni = {VNI}\ntunnel = \"{}\"\nvtep = \"{own}\"\nvteps = [\"{other}\"]\nunderlay = \"{underlay}\"\nmtu = 1450\n",

@@ -2,13 +2,13 @@
 
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::Path;
-use std::process::Command;
 use std::time::Instant;
 
 use bluff_block::conformance::{Memory, Rig};
 use bluff_block::{BlockError, Kind, OpenError, Uri, UriError, Volume};
 use bluff_file::{Direct, FileOptions, FileVolume};
 use bluff_reactor::UringUse;
+use rustix::fs::{FileType, Mode};
 
 fn open(path: &Path, options: &str) -> Result<std::sync::Arc<dyn Volume>, OpenError> {
     bluff_file::open(Uri::parse(&format!("file:{}?{options}", path.display())).unwrap())
@@ -66,13 +66,7 @@ fn mistakes() {
     std::fs::write(&path, [0; 100]).unwrap();
     assert!(matches!(open(&path, ""), Err(OpenError::Shape(_))));
     let pipe = keep.path().join("pipe");
-    assert!(
-        Command::new("mkfifo")
-            .arg(&pipe)
-            .status()
-            .unwrap()
-            .success()
-    );
+    rustix::fs::mknodat(rustix::fs::CWD, &pipe, FileType::Fifo, Mode::RUSR, 0).unwrap();
     let opened = open(&pipe, "");
     assert!(
         matches!(opened, Err(OpenError::Shape(_))),

@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use anyhow::{Result, ensure};
+use bluff_qemu::device::VhostUserNet;
 use bluff_qemu::guest::Guest;
 
 use super::underlay::{Family, Underlay};
@@ -26,7 +27,10 @@ pub(super) fn all(context: &Context<'_, BluffdNet>) -> Result<()> {
         let place = underlay.place(card);
         cards.push(context.card(&format!("card{card}"), place, Some(&tunnel), &[station])?);
     }
-    let [neighbour, source] = boot(context, [(&cards[0], ONE), (&cards[1], TWO)])?;
+    let [neighbour] = boot(context, [(&cards[0], ONE)])?;
+    let source = context.network_guest()?.vhost_user_net(moves(&cards[1]));
+    let source = source.start()?;
+    source.sh(&traffic::settle(TWO))?;
     neighbour.sh(&traffic::found(TWO))?;
     neighbour.sh(&traffic::all(TWO, ROUND))?;
     behind(&cards[0], &vtep(1))?;
@@ -69,11 +73,16 @@ pub(super) fn all(context: &Context<'_, BluffdNet>) -> Result<()> {
     cards.iter_mut().try_for_each(NetCard::check)
 }
 
+/// The function of the guest that moves. It does not announce itself: that is left to QEMU, which then asks the card (SEND_RARP).
+fn moves(card: &NetCard) -> VhostUserNet {
+    card.function(TWO).property("guest_announce", false.into())
+}
+
 /// A QEMU that waits for the guest.
 fn arrives(context: &Context<'_, BluffdNet>, card: &NetCard) -> Result<Guest> {
     context
         .network_guest()?
-        .vhost_user_net(card.function(TWO))
+        .vhost_user_net(moves(card))
         .incoming()
         .start()
 }

@@ -237,9 +237,7 @@ impl Rates {
     ///
     /// A counter that went back belongs to a function that was created anew: then the count since is taken.
     pub fn between(before: &QueueStatistics, after: &QueueStatistics, seconds: f64) -> Self {
-        let rate = |before: u64, after: u64| {
-            after.checked_sub(before).unwrap_or(after) as f64 / seconds.max(1e-9)
-        };
+        let rate = |before, after| per_second(before, after, seconds);
         Self {
             requests: rate(before.requests(), after.requests()),
             read_bytes: rate(before.read_bytes, after.read_bytes),
@@ -271,9 +269,7 @@ pub struct PairRates {
 impl PairRates {
     /// As [`Rates::between`].
     pub fn between(before: &PairStatistics, after: &PairStatistics, seconds: f64) -> Self {
-        let rate = |before: u64, after: u64| {
-            after.checked_sub(before).unwrap_or(after) as f64 / seconds.max(1e-9)
-        };
+        let rate = |before, after| per_second(before, after, seconds);
         Self {
             sent: rate(before.sent, after.sent),
             sent_bytes: rate(before.sent_bytes, after.sent_bytes),
@@ -283,6 +279,11 @@ impl PairRates {
             interrupts: rate(before.interrupts, after.interrupts),
         }
     }
+}
+
+/// How fast a counter went; one that was begun anew counts from 0.
+fn per_second(before: u64, after: u64, seconds: f64) -> f64 {
+    after.checked_sub(before).unwrap_or(after) as f64 / seconds.max(1e-9)
 }
 
 /// What a reactor did between two samples, per second.
@@ -299,9 +300,7 @@ pub struct ReactorRates {
 impl ReactorRates {
     /// The rates between two samples that are `seconds` apart.
     pub fn between(before: &ReactorStatistics, after: &ReactorStatistics, seconds: f64) -> Self {
-        let rate = |before: u64, after: u64| {
-            after.checked_sub(before).unwrap_or(after) as f64 / seconds.max(1e-9)
-        };
+        let rate = |before, after| per_second(before, after, seconds);
         Self {
             turns: rate(before.turns, after.turns),
             sleeps: rate(before.sleeps, after.sleeps),

@@ -1,9 +1,11 @@
 //! Frames that come from other cards.
 
+use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
+use arc_swap::{ArcSwap, Guard};
 use bluff_net::capture::Way;
 use bluff_net::{BATCH, Cause, Frame, Lent, places};
 use bluff_packet::flow::FlowKey;
@@ -13,6 +15,32 @@ use crate::bucket::Bucket;
 use crate::fdb::{Key, Place, Refused, View};
 use crate::network::{Network, Tunnel};
 use crate::switch::{deliver_to, flood};
+
+/// The networks of an underlay, by VNI.
+#[derive(Debug, Default)]
+pub(crate) struct Networks {
+    all: ArcSwap<HashMap<Vni, Arc<Network>>>,
+    /// Taken by whoever changes them.
+    editing: Mutex<()>,
+}
+
+impl Networks {
+    /// Frames of `vni` go to this network from now on, or to none.
+    pub(crate) fn set(&self, vni: Vni, network: Option<Arc<Network>>) {
+        let _editing = self.editing.lock().expect("nothing panics with it");
+        let mut all = HashMap::clone(&self.all.load());
+        match network {
+            Some(network) => all.insert(vni, network),
+            None => all.remove(&vni),
+        };
+        self.all.store(Arc::new(all));
+    }
+
+    /// As they are now.
+    pub(crate) fn load(&self) -> Guard<Arc<HashMap<Vni, Arc<Network>>>> {
+        self.all.load()
+    }
+}
 
 /// The way in from other cards to one network, on a reactor.
 #[derive(Debug)]

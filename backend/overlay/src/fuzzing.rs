@@ -176,6 +176,8 @@ pub fn fuzz_wire(data: &[u8]) -> Heard {
             }
             assert!(network.fdb().learnt() <= LEARNT);
         }
+        // Each of them holds the other.
+        underlay.set_network(vni, None);
     });
     heard
 }

@@ -16,19 +16,18 @@ mod send;
 mod socket;
 
 use std::cell::RefCell;
-use std::collections::HashMap;
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::{Rc, Weak};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, OnceLock};
 
-use arc_swap::ArcSwap;
 use bluff_net::{Drops, NetError};
 use bluff_packet::Vni;
 use bluff_reactor::{ActorId, Context, Handle, Poll};
 
+use crate::arrival::Networks;
 use crate::network::Network;
 use crate::underlay::{Underlay, Uplink};
 use receive::Receiver;
@@ -98,8 +97,7 @@ struct Shared {
     local: IpAddr,
     kind: TunnelKind,
     port: u16,
-    networks: ArcSwap<HashMap<Vni, Arc<Network>>>,
-    editing: Mutex<()>,
+    networks: Networks,
     drops: UdpDrops,
     /// Nobody listens any more.
     closed: AtomicBool,
@@ -134,8 +132,7 @@ impl UdpUnderlay {
             local: options.local,
             kind: options.kind,
             port: options.port,
-            networks: ArcSwap::default(),
-            editing: Mutex::default(),
+            networks: Networks::default(),
             drops: UdpDrops::default(),
             closed: AtomicBool::new(false),
         });
@@ -162,13 +159,7 @@ impl UdpUnderlay {
 
     /// Frames of `vni` go to this network from now on, or to none.
     pub fn set_network(&self, vni: Vni, network: Option<Arc<Network>>) {
-        let _editing = self.shared.editing.lock().expect("nothing panics with it");
-        let mut networks = HashMap::clone(&self.shared.networks.load());
-        match network {
-            Some(network) => networks.insert(vni, network),
-            None => networks.remove(&vni),
-        };
-        self.shared.networks.store(Arc::new(networks));
+        self.shared.networks.set(vni, network);
     }
 
     /// The port of all VTEPs.

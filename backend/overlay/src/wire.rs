@@ -16,11 +16,10 @@ mod outer;
 mod receive;
 mod send;
 
-use std::collections::HashMap;
 use std::fmt;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
@@ -28,6 +27,7 @@ use bluff_net::{Attributes, Batch, Lane, NetError, Offloads, Port, Receivers, di
 use bluff_packet::{Mac, Vni};
 use bluff_reactor::Context;
 
+use crate::arrival::Networks;
 use crate::network::Network;
 use crate::udp::{TunnelKind, UdpDrops};
 use crate::underlay::{Underlay, Uplink};
@@ -61,8 +61,7 @@ struct Shared {
     options: ArcSwap<WireOptions>,
     /// What whoever is plugged in completes behind the tunnel's headers, as [`Offloads`].
     completes: AtomicU8,
-    networks: ArcSwap<HashMap<Vni, Arc<Network>>>,
-    editing: Mutex<()>,
+    networks: Networks,
     receivers: ArcSwap<Receivers>,
     neighbours: Neighbours,
     drops: UdpDrops,
@@ -82,8 +81,7 @@ impl WireUnderlay {
             shared: Arc::new(Shared {
                 options: ArcSwap::from_pointee(options),
                 completes: AtomicU8::new(0),
-                networks: ArcSwap::default(),
-                editing: Mutex::default(),
+                networks: Networks::default(),
                 receivers: ArcSwap::from_pointee(Receivers::none()),
                 neighbours: Neighbours::default(),
                 drops: UdpDrops::default(),
@@ -93,13 +91,7 @@ impl WireUnderlay {
 
     /// Frames of `vni` go to this network from now on, or to none.
     pub fn set_network(&self, vni: Vni, network: Option<Arc<Network>>) {
-        let _editing = self.shared.editing.lock().expect("nothing panics with it");
-        let mut networks = HashMap::clone(&self.shared.networks.load());
-        match network {
-            Some(network) => networks.insert(vni, network),
-            None => networks.remove(&vni),
-        };
-        self.shared.networks.store(Arc::new(networks));
+        self.shared.networks.set(vni, network);
     }
 
     /// It is another station from now on: what was known of others on the link is forgotten, and what is under way goes where it went.

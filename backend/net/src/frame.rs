@@ -6,7 +6,7 @@
 use std::fmt;
 
 use bluff_memory::IoVec;
-use bluff_packet::Frame as Packet;
+use bluff_packet::{Frame as Packet, Malformed, parse_into};
 
 use crate::Offload;
 
@@ -74,6 +74,26 @@ impl Frame {
     /// Whether it has no bytes.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// What its headers say. They are read where nobody has read them yet.
+    ///
+    /// # Errors
+    /// Those of [`bluff_packet::parse`].
+    #[inline]
+    pub fn parse(&mut self) -> Result<&Packet, Malformed> {
+        if self.packet.is_none() {
+            let len = self.len();
+            let head = &self.bytes[usize::from(self.start)..usize::from(self.end)];
+            parse_into(head, len, &mut self.packet)?;
+        }
+        Ok(self.packet.as_ref().expect("it was read"))
+    }
+
+    /// What was put before it by [`Batch::push_with`], `n` bytes, where nothing was put in front since.
+    #[inline]
+    pub fn before(&self, n: usize) -> &[u8] {
+        &self.bytes[HEADROOM - n..HEADROOM]
     }
 
     /// How many bytes could still be put in front.
@@ -229,12 +249,6 @@ impl Batch {
         Some(frame)
     }
 
-    /// What was put before the last frame by [`Batch::push_with`].
-    #[inline]
-    pub fn before_last(&self, before: usize) -> &[u8] {
-        &self.frames[self.len - 1].bytes[HEADROOM - before..HEADROOM]
-    }
-
     /// Adds a frame of at most [`HEAD_MAX`] bytes, copied.
     ///
     /// # Panics
@@ -253,6 +267,14 @@ impl Batch {
         Lent(self)
     }
 
+    /// Takes frame `i` away; those behind it follow up.
+    #[cold]
+    pub fn remove(&mut self, i: usize) {
+        // What it lends stays until the batch is cleared; nobody looks at it.
+        self.frames[i..self.len].rotate_left(1);
+        self.len -= 1;
+    }
+
     /// Takes the last frame away again.
     pub fn pop(&mut self) {
         self.len -= 1;
@@ -268,8 +290,15 @@ impl Batch {
     pub unsafe fn lend(&mut self, pieces: &[IoVec]) {
         let frame = &mut self.frames[self.len - 1];
         let len = IoVec::total(pieces);
-        let some = pieces.iter().filter(|piece| !piece.is_empty());
-        self.pieces.extend(some);
+        for piece in pieces.iter().filter(|piece| !piece.is_empty()) {
+            // Pages that lie one behind the other are one piece for whoever copies them.
+            match self.pieces[frame.tail.0 as usize..].last_mut() {
+                Some(last) if last.ptr().wrapping_add(last.len()) == piece.ptr() => {
+                    *last = IoVec::new(last.ptr(), last.len() + piece.len());
+                }
+                _ => self.pieces.push(*piece),
+            }
+        }
         frame.tail.1 = self.pieces.len() as u32;
         frame.tail_len += u32::try_from(len).expect("a frame is shorter");
     }
@@ -340,13 +369,15 @@ impl Batch {
     /// # Safety
     /// There is room for both at `to`: it is mapped, and nothing in this process borrows it. Others may change it at any time.
     #[inline]
-    pub unsafe fn write_whole(&self, i: usize, before: &[u8], to: *mut u8) {
-        let mut at = to;
-        for part in [before, self.frames[i].head()] {
-            // SAFETY: the caller's promise; what is borrowed is not there.
-            unsafe { std::ptr::copy_nonoverlapping(part.as_ptr(), at, part.len()) };
-            at = at.wrapping_add(part.len());
+    pub unsafe fn write_whole<const N: usize>(&self, i: usize, before: &[u8; N], to: *mut u8) {
+        let head = self.frames[i].head();
+        let mut at = to.wrapping_add(N);
+        // SAFETY: the caller's promise; what is borrowed is not there.
+        unsafe {
+            std::ptr::copy_nonoverlapping(before.as_ptr(), to, N);
+            std::ptr::copy_nonoverlapping(head.as_ptr(), at, head.len());
         }
+        at = at.wrapping_add(head.len());
         for piece in self.tail(i) {
             // SAFETY: lent until the batch is cleared (contract of `lend`), and the caller's promise. They may overlap: a guest can have one buffer
             // read and written.

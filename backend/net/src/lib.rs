@@ -45,7 +45,7 @@ pub use backlog::Backlog;
 pub use counters::{Cause, Counters, Direction, Drops};
 pub use frame::{BATCH, Batch, Frame, HEAD, HEAD_MAX, HEADROOM, Lent, MAX_FRAME};
 pub use offload::{Csum, Gso, GsoKind, Offload, Offloads};
-pub use outlet::{Outlet, Receive, Registration, all_of, distribute, places};
+pub use outlet::{Outlet, Receive, Registration, all_of, places};
 pub use pair::{Null, Pair};
 pub use port::{Attributes, Lane, NetError, Port, Receivers};
 pub use steering::{Flows, RssHash, RssTable, Steering};

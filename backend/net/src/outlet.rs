@@ -9,7 +9,7 @@ use bluff_reactor::{Actor, Context, Handle, Poll, Turn, Waker};
 
 use crate::bell::Bell;
 use crate::mailbox::{self, Envelope};
-use crate::{BATCH, Batch, Cause, Frame};
+use crate::{BATCH, Batch, Cause, Receivers};
 
 /// A receive queue, as those see it who have frames for it.
 pub trait Receive {
@@ -311,37 +311,41 @@ impl Actor for Courier {
     }
 }
 
-/// Hands over the frames whose bits are set in `which`, those of one outlet together. `outlet` says where a frame goes; `done` hears
-/// for each group what became of it.
-pub fn distribute<'a>(
-    batch: &Batch,
-    which: u32,
-    outlet: impl Fn(usize, &Frame) -> Option<&'a Outlet>,
-    mut done: impl FnMut(&[u8], Result<(), Cause>),
-) {
-    let mut outlets = [None; BATCH];
-    let frames = batch.frames();
-    for i in places(which) {
-        outlets[i] = outlet(i, &frames[i]);
-    }
-    let mut pending = which;
-    while pending != 0 {
-        let first = pending.trailing_zeros() as usize;
-        let (mut which, mut n) = ([0; BATCH], 0);
-        for i in places(pending) {
-            if outlets[i] == outlets[first] {
-                (which[n], n) = (i as u8, n + 1);
-                pending &= !(1 << i);
+impl Receivers {
+    /// Hands over the frames whose bits are set in `which`, those of one queue together. `done` hears for each group what became of it.
+    #[inline]
+    pub fn deliver(
+        &self,
+        batch: &Batch,
+        which: u32,
+        mut done: impl FnMut(&[u8], Result<(), Cause>),
+    ) {
+        let mut queues = [0; BATCH];
+        if self.steering.looks() {
+            for i in places(which) {
+                queues[i] = self.steering.queue(&batch.frames()[i]);
             }
         }
-        let which = &which[..n];
-        match outlets[first].map(|o| o.deliver(batch, which)) {
-            Some(Ok(())) => done(which, Ok(())),
-            Some(Err((taken, cause))) => {
-                done(&which[..taken], Ok(()));
-                done(&which[taken..], Err(cause));
+        let mut pending = which;
+        while pending != 0 {
+            let queue = queues[pending.trailing_zeros() as usize];
+            let (mut which, mut n) = ([0; BATCH], 0);
+            for i in places(pending) {
+                if queues[i] == queue {
+                    (which[n], n) = (i as u8, n + 1);
+                    pending &= !(1 << i);
+                }
             }
-            None => done(which, Err(Cause::LinkDown)),
+            let which = &which[..n];
+            let outlet = self.queues.get(usize::from(queue)).and_then(Option::as_ref);
+            match outlet.map(|outlet| outlet.deliver(batch, which)) {
+                Some(Ok(())) => done(which, Ok(())),
+                Some(Err((taken, cause))) => {
+                    done(&which[..taken], Ok(()));
+                    done(&which[taken..], Err(cause));
+                }
+                None => done(which, Err(Cause::LinkDown)),
+            }
         }
     }
 }

@@ -5,8 +5,8 @@ use std::time::Instant;
 
 use bluff_reactor::Context;
 
-use crate::outlet::{all_of, distribute};
-use crate::{Attributes, Counters, Lane, Lent, NetError, Offloads, Port, Receivers};
+use crate::outlet::all_of;
+use crate::{Attributes, Cause, Counters, Lane, Lent, NetError, Offloads, Port, Receivers};
 
 /// What joined ports carry.
 const ATTRIBUTES: Attributes = Attributes {
@@ -81,20 +81,18 @@ impl Lane for Wire {
     fn send(&mut self, _: Instant, batch: Lent<'_>) {
         let receivers = self.there.lock().clone();
         let sent = &self.counters.sent;
-        distribute(
-            &batch,
-            all_of(&batch),
-            |_, frame| receivers.as_ref()?.outlet(frame),
-            |which, result| match result {
-                Ok(()) => {
-                    let lens = which
-                        .iter()
-                        .map(|i| batch.frames()[usize::from(*i)].len() as u64);
-                    sent.passed(which.len() as u64, lens.sum());
-                }
-                Err(cause) => sent.drops.add(cause, which.len() as u64),
-            },
-        );
+        let Some(receivers) = receivers else {
+            return sent.drops.add(Cause::LinkDown, batch.frames().len() as u64);
+        };
+        receivers.deliver(&batch, all_of(&batch), |which, result| match result {
+            Ok(()) => {
+                let lens = which
+                    .iter()
+                    .map(|i| batch.frames()[usize::from(*i)].len() as u64);
+                sent.passed(which.len() as u64, lens.sum());
+            }
+            Err(cause) => sent.drops.add(cause, which.len() as u64),
+        });
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use bluff_reactor::Context;
 
-use crate::{Frame, Lent, Offloads, Outlet, Steering};
+use crate::{Lent, Offloads, Outlet, Steering};
 
 /// Why a port cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -84,12 +84,5 @@ impl Receivers {
             queues: Vec::new(),
             steering: Steering::Spread(1),
         }
-    }
-
-    /// Where `frame` goes.
-    #[inline]
-    pub fn outlet(&self, frame: &Frame) -> Option<&Outlet> {
-        let queue = self.steering.queue(frame);
-        self.queues.get(usize::from(queue))?.as_ref()
     }
 }

@@ -21,6 +21,18 @@ pub enum Steering {
 }
 
 impl Steering {
+    /// Whether it looks at frames: if not, all are for the first queue.
+    #[inline]
+    pub(crate) fn looks(&self) -> bool {
+        !matches!(self, Self::Spread(..=1))
+    }
+
+    /// Whether it goes by [`Frame::hash`]. Whoever has frames for it sees to it that they have one.
+    #[inline]
+    pub fn by_flow(&self) -> bool {
+        matches!(self, Self::Spread(n) | Self::Learned(_, n) if *n > 1)
+    }
+
     /// The queue that `frame` is for. It need not be there.
     #[inline]
     pub fn queue(&self, frame: &Frame) -> u16 {

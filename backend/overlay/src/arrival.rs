@@ -8,8 +8,7 @@ use std::time::Instant;
 use arc_swap::{ArcSwap, Guard};
 use bluff_net::capture::Way;
 use bluff_net::{BATCH, Cause, Frame, Lent, places};
-use bluff_packet::flow::FlowKey;
-use bluff_packet::{Vni, parse};
+use bluff_packet::Vni;
 
 use crate::bucket::Bucket;
 use crate::fdb::{Key, Place, Refused, View};
@@ -92,9 +91,10 @@ impl Arrival {
                 Err(cause) => count(cause, 1),
             }
         }
-        deliver_to(&table, now, batch, here, &ports, &network.arrived);
+        let arrived = &network.arrived;
+        deliver_to(&network, &table, now, batch, here, &ports, arrived);
         if flooded != 0 {
-            flood(&table, None, now, batch, flooded);
+            flood(&network, &table, None, now, batch, flooded);
         }
     }
 
@@ -107,7 +107,7 @@ impl Arrival {
         frame: &mut Frame,
         from: u16,
     ) -> Result<Option<u16>, Cause> {
-        let packet = parse(frame.head(), frame.len()).map_err(|_| Cause::Malformed)?;
+        let packet = frame.parse().map_err(|_| Cause::Malformed)?;
         let (source, to) = (packet.l2.src(), packet.l2.dst());
         if source.is_multicast() {
             return Err(Cause::Malformed);
@@ -118,11 +118,6 @@ impl Arrival {
             .as_slice()
             .first()
             .map_or(0, |tag| tag.vlan());
-        frame.hash = self
-            .network
-            .hasher
-            .hash(&FlowKey::new(&packet).either_way());
-        frame.packet = Some(packet);
         // An address of this card does not come from another.
         if let Err(Refused::Fixed) = fdb.see(Key::new(source.0, vlan), Place::Vtep(from), tick) {
             return Err(Cause::Spoofed);

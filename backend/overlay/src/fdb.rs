@@ -286,6 +286,7 @@ impl Fdb {
         View {
             fdb: self,
             table: self.table.load(),
+            seen: None,
         }
     }
 
@@ -451,6 +452,8 @@ impl Fdb {
 pub(crate) struct View<'a> {
     fdb: &'a Fdb,
     table: Guard<Arc<Table>>,
+    /// What was seen last: nearly always all frames of a batch have one source.
+    seen: Option<(Key, Place)>,
 }
 
 impl View<'_> {
@@ -471,6 +474,9 @@ impl View<'_> {
     /// Why it was not learnt.
     #[inline]
     pub fn see(&mut self, key: Key, place: Place, tick: u32) -> Learnt {
+        if self.seen == Some((key, place)) {
+            return Ok(());
+        }
         let (slot, there) = self.table.slot(key);
         let value = slot.value.load(Ordering::Relaxed);
         if there && let Some(entry) = Entry::unpack(value) {
@@ -478,6 +484,7 @@ impl View<'_> {
                 if is_later(tick, entry.seen) && !entry.fixed {
                     self.fdb.refresh(Arc::clone(&self.table), key, place, tick);
                 }
+                self.seen = Some((key, place));
                 return Ok(());
             }
             if entry.fixed {

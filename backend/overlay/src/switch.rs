@@ -6,11 +6,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bluff_net::capture::Way;
-use bluff_net::{
-    BATCH, Batch, Cause, Drops, Frame, HEAD, Lane, Lent, NetError, all_of, distribute, places,
-};
-use bluff_packet::flow::FlowKey;
-use bluff_packet::{Frame as Packet, L3, icmp, parse};
+use bluff_net::{BATCH, Batch, Cause, Drops, Frame, HEAD, Lane, Lent, NetError, all_of, places};
+use bluff_packet::flow::{FlowHasher, FlowKey};
+use bluff_packet::{Frame as Packet, L3, icmp};
 use bluff_reactor::Context;
 
 use crate::bucket::{Bucket, Rate};
@@ -78,12 +76,8 @@ impl Switch {
         now: Instant,
         frame: &mut Frame,
     ) -> Result<Option<Place>, Cause> {
-        if frame.packet.is_none() {
-            let packet = parse(frame.head(), frame.len()).map_err(|_| Cause::Malformed)?;
-            // Tunnels ask for its congestion marks.
-            frame.packet = Some(packet);
-        }
-        let packet = frame.packet.as_ref().expect("put there");
+        frame.parse().map_err(|_| Cause::Malformed)?;
+        let packet = frame.packet.as_ref().expect("it was read");
         let rules = &self.member.rules;
         rules.check(packet, frame.head())?;
         if packet_len(frame, packet) > usize::from(table.mtu) {
@@ -93,8 +87,6 @@ impl Switch {
         let tagged = packet.l2.tags.as_slice().first();
         let (source, to) = (packet.l2.src(), packet.l2.dst());
         let mut vlan = tagged.map_or(0, |tag| tag.vlan());
-        let flow = FlowKey::new(packet).either_way();
-        frame.hash = self.network.hasher.hash(&flow);
         if let Some(own) = self.member.rules.vlan {
             let [a, b] = own.to_be_bytes();
             frame.insert(ADDRESSES, &[0x81, 0, a, b]);
@@ -142,6 +134,8 @@ impl Switch {
             (Some(tunnel), Some((then, uplink))) if is_it(tunnel, then) => (tunnel, uplink),
             _ => return count(Cause::Nowhere, away),
         };
+        // A flow keeps its way through the underlay.
+        hash(&self.network.hasher, batch, away | flooded);
         let mut left = away;
         while left != 0 {
             let vtep = vteps[left.trailing_zeros() as usize];
@@ -197,7 +191,7 @@ impl Switch {
         if written.is_some() {
             show(&self.member.tap, now, Way::In, batch, 1);
             let receivers = self.member.receivers.load();
-            distribute(batch, 1, |_, frame| receivers.outlet(frame), |_, _| {});
+            receivers.deliver(batch, 1, |_, _| {});
         }
     }
 }
@@ -211,8 +205,18 @@ fn packet_len(frame: &Frame, packet: &Packet) -> usize {
     len.min(frame.len()) - packet.l3_offset()
 }
 
-/// Gives frames to a port, those of them that it may have.
-fn deliver(to: &Member, now: Instant, batch: &mut Lent<'_>, mut which: u32) {
+/// Computes the hashes of those frames that have none: whoever asks for them pays for them.
+fn hash(hasher: &FlowHasher, batch: &mut Lent<'_>, which: u32) {
+    for i in places(which) {
+        let frame = &mut batch.frames_mut()[i];
+        if let (0, Some(packet)) = (frame.hash, &frame.packet) {
+            frame.hash = hasher.hash(&FlowKey::new(packet).either_way());
+        }
+    }
+}
+
+/// Gives frames to a port of `network`, those of them that it may have.
+fn deliver(network: &Network, to: &Member, now: Instant, batch: &mut Lent<'_>, mut which: u32) {
     let count = |cause, set: u32| {
         if set != 0 {
             to.received.add_shared(cause, u64::from(set.count_ones()));
@@ -254,16 +258,14 @@ fn deliver(to: &Member, now: Instant, batch: &mut Lent<'_>, mut which: u32) {
     }
     show(&to.tap, now, Way::In, batch, which);
     let receivers = to.receivers.load();
-    distribute(
-        batch,
-        which,
-        |_, frame| receivers.outlet(frame),
-        |frames, result| {
-            if let Err(cause) = result {
-                to.received.add_shared(cause, frames.len() as u64);
-            }
-        },
-    );
+    if receivers.steering.by_flow() {
+        hash(&network.hasher, batch, which);
+    }
+    receivers.deliver(batch, which, |frames, result| {
+        if let Err(cause) = result {
+            to.received.add_shared(cause, frames.len() as u64);
+        }
+    });
     if access {
         // As they were: others may get them too.
         for i in places(which) {
@@ -272,8 +274,9 @@ fn deliver(to: &Member, now: Instant, batch: &mut Lent<'_>, mut which: u32) {
     }
 }
 
-/// Gives frames to the ports that `ports` has by place. What is for one that has left is counted in `drops`.
+/// Gives frames to the ports of `network` that `ports` has by place. What is for one that has left is counted in `drops`.
 pub(crate) fn deliver_to(
+    network: &Network,
     table: &Table,
     now: Instant,
     batch: &mut Lent<'_>,
@@ -291,7 +294,7 @@ pub(crate) fn deliver_to(
             .get(usize::from(number))
             .and_then(Option::as_ref)
         {
-            Some(member) => deliver(member, now, batch, same),
+            Some(member) => deliver(network, member, now, batch, same),
             None => drops.add_shared(Cause::Nowhere, u64::from(same.count_ones())),
         }
     }
@@ -314,8 +317,9 @@ fn frames_of(frame: &Frame) -> u64 {
         .map_or(1, |gso| gso.segments(frame.len()) as u64)
 }
 
-/// Gives frames to all ports but one.
+/// Gives frames to all ports of `network` but one.
 pub(crate) fn flood(
+    network: &Network,
     table: &Table,
     but: Option<u16>,
     now: Instant,
@@ -332,7 +336,7 @@ pub(crate) fn flood(
                 .fold(0, |set, i| set | 1 << i),
         };
         if its != 0 {
-            deliver(member, now, batch, its);
+            deliver(network, member, now, batch, its);
         }
     }
 }
@@ -374,9 +378,16 @@ impl Lane for Switch {
             }
         }
         self.member.transmit.take(frames, bytes);
-        deliver_to(&table, now, &mut batch, here, &ports, &self.member.sent);
+        // What the port sends by one of its queues is to come back to it.
+        if self.member.receivers.load().steering.by_flow() {
+            let good = here | away | flooded;
+            hash(&network.hasher, &mut batch, good);
+        }
+        let sent = &self.member.sent;
+        deliver_to(&network, &table, now, &mut batch, here, &ports, sent);
         if flooded != 0 {
-            flood(&table, Some(self.member.number), now, &mut batch, flooded);
+            let but = Some(self.member.number);
+            flood(&network, &table, but, now, &mut batch, flooded);
         }
         if away | flooded != 0 {
             self.send_away(&table, now, &mut batch, away, flooded, &ports);

@@ -23,7 +23,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
-use bluff_net::{Attributes, Batch, Lane, NetError, Offloads, Port, Receivers, distribute};
+use bluff_net::{Attributes, Batch, Lane, NetError, Offloads, Port, Receivers};
 use bluff_packet::{Mac, Vni};
 use bluff_reactor::Context;
 
@@ -148,7 +148,7 @@ impl Shared {
     /// Sends a frame of the station's own; `batch` has it alone.
     fn say(&self, batch: &Batch) {
         let receivers = self.receivers.load();
-        distribute(batch, 1, |_, frame| receivers.outlet(frame), |_, _| {});
+        receivers.deliver(batch, 1, |_, _| {});
     }
 
     /// Who leads to a VTEP, where it is known. If it is not, or was not heard of for some time, it is asked for.

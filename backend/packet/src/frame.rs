@@ -3,10 +3,10 @@
 use core::net::Ipv4Addr;
 
 use crate::ipv6::{self, Ipv6};
-use crate::l2::{L2, l2};
+use crate::l2::{L2, Tags, tags};
 use crate::spec::{
-    ARP_ETHERNET, ArpPacket, IPV4_DF, IPV4_MF, IPV4_OFFSET, IcmpHeader, Ipv4Header, TcpHeader,
-    UdpHeader,
+    ARP_ETHERNET, ArpPacket, EthernetHeader, IPV4_DF, IPV4_MF, IPV4_OFFSET, IcmpHeader, Ipv4Header,
+    TcpHeader, UdpHeader,
 };
 use crate::window::Window;
 use crate::{EtherType, IpProto, Mac, Malformed};
@@ -219,28 +219,44 @@ impl Frame {
 /// Those of [`parse_l2`](crate::parse_l2): without a destination, a frame cannot be switched. What is wrong further in is told by [`L3::Malformed`] and [`L4::Malformed`].
 #[inline]
 pub fn parse(head: &[u8], len: usize) -> Result<Frame, Malformed> {
-    let window = Window::new(head, len);
-    let l2 = l2(&window)?;
-    Ok(match l2.ethertype {
-        EtherType::IPV4 => ipv4(&window, l2),
-        EtherType::IPV6 => ipv6::parse(&window, l2),
-        EtherType::ARP => arp(&window, l2),
-        _ => Frame {
-            l2,
-            l3: L3::Other,
-            l4: L4::None,
-        },
-    })
+    let mut frame = None;
+    parse_into(head, len, &mut frame).copied()
 }
 
-impl Frame {
-    pub(crate) const fn malformed(l2: L2, cause: Malformed) -> Self {
-        Self {
-            l2,
-            l3: L3::Malformed(cause),
-            l4: L4::None,
-        }
+/// As [`parse`], with the result put where it is to stay: each field is written once. A copy of a result that has just been written, in other pieces than it was
+/// written in, waits for the writes, and costs more than all the rest.
+///
+/// # Errors
+/// Those of [`parse`]; then `to` is empty.
+#[inline]
+pub fn parse_into<'a>(
+    head: &[u8],
+    len: usize,
+    to: &'a mut Option<Frame>,
+) -> Result<&'a Frame, Malformed> {
+    let window = Window::new(head, len);
+    *to = None;
+    let header: &EthernetHeader = window.get(0, Malformed::Ethernet)?;
+    let mut l2 = L2 {
+        macs: header.macs,
+        tags: Tags::NONE,
+        ethertype: EtherType(header.ethertype.get()),
+    };
+    if l2.ethertype.is_vlan() {
+        (l2.tags, l2.ethertype) = tags(&window, l2.ethertype)?;
     }
+    let frame = to.insert(Frame {
+        l2,
+        l3: L3::Other,
+        l4: L4::None,
+    });
+    match frame.l2.ethertype {
+        EtherType::IPV4 => ipv4(&window, frame),
+        EtherType::IPV6 => ipv6::parse(&window, frame),
+        EtherType::ARP => frame.l3 = arp(&window, frame.l3_offset()),
+        _ => {}
+    }
+    Ok(frame)
 }
 
 /// The header with its lengths: its own, and that of the packet.
@@ -271,70 +287,74 @@ fn ipv4_header<'a>(window: &Window<'a>, at: usize) -> Result<(&'a Ipv4Header, u8
 }
 
 #[inline(always)]
-fn ipv4(window: &Window<'_>, l2: L2) -> Frame {
-    let at = l2.header_len();
+fn ipv4(window: &Window<'_>, frame: &mut Frame) {
+    let at = frame.l3_offset();
     let (header, header_len, total_len) = match ipv4_header(window, at) {
         Ok(header) => header,
-        Err(cause) => return Frame::malformed(l2, cause),
+        Err(cause) => return frame.l3 = L3::Malformed(cause),
     };
     let bits = header.fragment.get();
     let fragment = Fragment::new((bits & IPV4_OFFSET) * 8, bits & IPV4_MF != 0);
     let proto = IpProto(header.proto);
+    frame.l3 = L3::Ipv4(Ipv4 {
+        src: Ipv4Addr::from(header.src),
+        dst: Ipv4Addr::from(header.dst),
+        tos: header.tos,
+        ttl: header.ttl,
+        total_len,
+        header_len,
+        dont_fragment: bits & IPV4_DF != 0,
+        fragment,
+        proto,
+    });
     let window = window.until(at + usize::from(total_len));
     let at = at + usize::from(header_len);
-    let l4 = match proto {
-        _ if matches!(fragment, Fragment::Later(_)) => L4::Fragment,
-        IpProto::ICMP => icmp(&window, at).map_or_else(L4::Malformed, L4::Icmp),
-        proto => transport(&window, at, proto, fragment),
-    };
-    Frame {
-        l2,
-        l3: L3::Ipv4(Ipv4 {
-            src: Ipv4Addr::from(header.src),
-            dst: Ipv4Addr::from(header.dst),
-            tos: header.tos,
-            ttl: header.ttl,
-            total_len,
-            header_len,
-            dont_fragment: bits & IPV4_DF != 0,
-            fragment,
-            proto,
-        }),
-        l4,
+    match proto {
+        _ if matches!(fragment, Fragment::Later(_)) => frame.l4 = L4::Fragment,
+        IpProto::ICMP => frame.l4 = icmp(&window, at).map_or_else(L4::Malformed, L4::Icmp),
+        proto => transport(&window, at, proto, fragment, &mut frame.l4),
     }
 }
 
 #[inline]
-fn arp(window: &Window<'_>, l2: L2) -> Frame {
-    let arp: &ArpPacket = match window.get(l2.header_len(), Malformed::ArpPacket) {
+fn arp(window: &Window<'_>, at: usize) -> L3 {
+    let arp: &ArpPacket = match window.get(at, Malformed::ArpPacket) {
         Ok(arp) => arp,
-        Err(cause) => return Frame::malformed(l2, cause),
+        Err(cause) => return L3::Malformed(cause),
     };
     let kind = (arp.hardware.get(), EtherType(arp.protocol.get()));
     let lens = (arp.hardware_len, arp.protocol_len);
     if kind != (ARP_ETHERNET, EtherType::IPV4) || lens != (6, 4) {
-        return Frame::malformed(l2, Malformed::ArpKind);
+        return L3::Malformed(Malformed::ArpKind);
     }
-    Frame {
-        l2,
-        l3: L3::Arp(Arp {
-            op: arp.op.get(),
-            sender_mac: arp.sender_mac,
-            sender_ip: Ipv4Addr::from(arp.sender_ip),
-            target_mac: arp.target_mac,
-            target_ip: Ipv4Addr::from(arp.target_ip),
-        }),
-        l4: L4::None,
-    }
+    L3::Arp(Arp {
+        op: arp.op.get(),
+        sender_mac: arp.sender_mac,
+        sender_ip: Ipv4Addr::from(arp.sender_ip),
+        target_mac: arp.target_mac,
+        target_ip: Ipv4Addr::from(arp.target_ip),
+    })
 }
 
 /// What both versions of IP carry in the same way. `window` ends with the packet.
 #[inline(always)]
-pub(crate) fn transport(window: &Window<'_>, at: usize, proto: IpProto, fragment: Fragment) -> L4 {
+pub(crate) fn transport(
+    window: &Window<'_>,
+    at: usize,
+    proto: IpProto,
+    fragment: Fragment,
+    to: &mut L4,
+) {
     match proto {
-        IpProto::TCP => tcp(window, at).map_or_else(L4::Malformed, L4::Tcp),
-        IpProto::UDP => udp(window, at, fragment).map_or_else(L4::Malformed, L4::Udp),
-        _ => L4::Other,
+        IpProto::TCP => match tcp(window, at) {
+            Ok(tcp) => *to = L4::Tcp(tcp),
+            Err(cause) => *to = L4::Malformed(cause),
+        },
+        IpProto::UDP => match udp(window, at, fragment) {
+            Ok(udp) => *to = L4::Udp(udp),
+            Err(cause) => *to = L4::Malformed(cause),
+        },
+        _ => *to = L4::Other,
     }
 }
 

@@ -3,7 +3,6 @@
 use core::net::Ipv6Addr;
 
 use crate::frame::{Fragment, Frame, L3, L4, icmp, transport};
-use crate::l2::L2;
 use crate::spec::{IPV6_MF, IPV6_OFFSET, Ipv6Extension, Ipv6Fragment, Ipv6Header};
 use crate::window::Window;
 use crate::{IpProto, Malformed};
@@ -107,11 +106,11 @@ fn header<'a>(window: &Window<'a>, at: usize) -> Result<(&'a Ipv6Header, u16), M
 }
 
 #[inline(always)]
-pub(crate) fn parse(window: &Window<'_>, l2: L2) -> Frame {
-    let start = l2.header_len();
+pub(crate) fn parse(window: &Window<'_>, frame: &mut Frame) {
+    let start = frame.l3_offset();
     let (header, payload_len) = match header(window, start) {
         Ok(header) => header,
-        Err(cause) => return Frame::malformed(l2, cause),
+        Err(cause) => return frame.l3 = L3::Malformed(cause),
     };
     let window = window.until(start + Ipv6Header::LEN + usize::from(payload_len));
     let mut chain = Chain::new(IpProto(header.next));
@@ -120,31 +119,29 @@ pub(crate) fn parse(window: &Window<'_>, l2: L2) -> Frame {
     } else {
         None
     };
-    let at = start + usize::from(chain.len);
-    let l4 = match (fault, chain.proto) {
-        (Some(cause), _) => L4::Malformed(cause),
-        _ if matches!(chain.fragment, Fragment::Later(_)) => L4::Fragment,
-        (None, IpProto::ICMPV6) => icmp(&window, at).map_or_else(L4::Malformed, L4::Icmpv6),
-        (None, proto) => transport(&window, at, proto, chain.fragment),
-    };
     let word = header.version_class_flow.get();
-    Frame {
-        l2,
-        l3: L3::Ipv6(Ipv6 {
-            src: Ipv6Addr::from(header.src),
-            dst: Ipv6Addr::from(header.dst),
-            traffic_class: (word >> 20) as u8,
-            flow_label: word & 0xf_ffff,
-            hop_limit: header.hop_limit,
-            payload_len,
-            headers_len: chain.len,
-            extensions: chain.extensions,
-            fragment: chain.fragment,
-            proto: chain.proto,
-            home: chain.home,
-            route: chain.route,
-        }),
-        l4,
+    frame.l3 = L3::Ipv6(Ipv6 {
+        src: Ipv6Addr::from(header.src),
+        dst: Ipv6Addr::from(header.dst),
+        traffic_class: (word >> 20) as u8,
+        flow_label: word & 0xf_ffff,
+        hop_limit: header.hop_limit,
+        payload_len,
+        headers_len: chain.len,
+        extensions: chain.extensions,
+        fragment: chain.fragment,
+        proto: chain.proto,
+        home: chain.home,
+        route: chain.route,
+    });
+    let at = start + usize::from(chain.len);
+    match (fault, chain.proto) {
+        (Some(cause), _) => frame.l4 = L4::Malformed(cause),
+        _ if matches!(chain.fragment, Fragment::Later(_)) => frame.l4 = L4::Fragment,
+        (None, IpProto::ICMPV6) => {
+            frame.l4 = icmp(&window, at).map_or_else(L4::Malformed, L4::Icmpv6);
+        }
+        (None, proto) => transport(&window, at, proto, chain.fragment, &mut frame.l4),
     }
 }
 

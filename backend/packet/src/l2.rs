@@ -158,7 +158,10 @@ pub(crate) fn l2(window: &Window<'_>) -> Result<L2, Malformed> {
 }
 
 #[inline]
-fn tags(window: &Window<'_>, mut ethertype: EtherType) -> Result<(Tags, EtherType), Malformed> {
+pub(crate) fn tags(
+    window: &Window<'_>,
+    mut ethertype: EtherType,
+) -> Result<(Tags, EtherType), Malformed> {
     let mut tags = Tags::NONE;
     for index in 0..tags.tags.len() {
         if !ethertype.is_vlan() {

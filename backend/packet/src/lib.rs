@@ -52,7 +52,7 @@ pub mod tunnel;
 mod window;
 
 pub use error::{BuildError, Malformed, NoAnswer};
-pub use frame::{Arp, Fragment, Frame, Icmp, Ipv4, L3, L4, Tcp, Udp, parse};
+pub use frame::{Arp, Fragment, Frame, Icmp, Ipv4, L3, L4, Tcp, Udp, parse, parse_into};
 pub use ipv6::Ipv6;
 pub use l2::{L2, Macs, Tag, Tags, parse_l2};
 pub use names::{BadMac, EtherType, IpProto, Mac, Vni};

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Receiver;
 use std::time::Instant;
 
-use bluff_net::{BATCH, Batch, Cause, Counters, Lane, MAX_FRAME};
+use bluff_net::{BATCH, Batch, Cause, Counters, Frame, Lane, MAX_FRAME};
 use bluff_reactor::{Actor, Context, Event, Turn, Waker};
 use bluff_virtio::{
     Chain, Line, Message, Pop, Queue, QueueChange, Ring, RingError, Wiring, with_ring,
@@ -23,7 +23,7 @@ use crate::header::offload;
 use crate::policy::Follower;
 use crate::receive::{COALESCED, header_len, limits};
 use crate::shared::Shared;
-use crate::spec::Header;
+use crate::spec::{Header, gso, header_flag};
 
 /// Bytes after which a turn takes no more frames.
 const BYTES: usize = 256 << 10;
@@ -115,13 +115,30 @@ impl Outward {
                 count = at;
                 break;
             }
-            let drops = &self.counters.sent.drops;
-            if bad & 1 << at != 0 {
-                drops.add(Cause::Malformed, 1);
-            } else if open {
-                bytes += self.take(at);
+            let cause = if bad & 1 << at != 0 {
+                Cause::Malformed
+            } else if !open {
+                Cause::LinkDown
             } else {
-                drops.add(Cause::LinkDown, 1);
+                match self.take(at) {
+                    Ok(cost) => {
+                        bytes += cost;
+                        continue;
+                    }
+                    Err(cause) => cause,
+                }
+            };
+            self.counters.sent.drops.add(cause, 1);
+        }
+        // They are read when all have been copied: what reads a copy at once, in other pieces, waits for it.
+        let mut i = 0;
+        while i < self.batch.frames().len() {
+            match self.check(i) {
+                Ok(()) => i += 1,
+                Err(cause) => {
+                    self.batch.remove(i);
+                    self.counters.sent.drops.add(cause, 1);
+                }
             }
         }
         if !self.batch.frames().is_empty() {
@@ -155,50 +172,61 @@ impl Outward {
         ring.wants_notification()
     }
 
-    /// Adds the frame of a chain to the batch, or drops it; says how many bytes it has.
+    /// Adds the frame of a chain to the batch; says how much of a turn's bytes it counts for.
+    ///
+    /// # Errors
+    /// Why it cannot be sent.
     #[inline(always)]
-    fn take(&mut self, at: usize) -> usize {
+    fn take(&mut self, at: usize) -> Result<usize, Cause> {
         let (chain, before) = (&mut self.chains[at], self.header);
-        let dropped = |cause| {
-            self.counters.sent.drops.add(cause, 1);
-            0
-        };
-        // Not longer than a header: nothing is added.
-        let Some(_) = self.batch.push_with(before, |room| chain.read_front(room)) else {
-            return dropped(Cause::Malformed);
-        };
+        let frame = self
+            .batch
+            .push_with(before, |room| chain.read_front(room))
+            // Not longer than a header: nothing was added.
+            .ok_or(Cause::Malformed)?;
+        let mut len = frame.len();
+        let header = header_of(frame, before);
         let rest = chain.readable();
-        let head = self.batch.frames().last().map_or(0, |f| f.len());
-        let len = rest
-            .iter()
-            .fold(head, |n, piece| n.saturating_add(piece.len()));
-        if len > MAX_FRAME {
-            self.batch.pop();
-            return dropped(Cause::TooLong);
-        }
-        let (header, _) =
-            Header::read_from_prefix(self.batch.before_last(before)).expect("a whole header");
-        // SAFETY: the chain keeps its buffers, in the ring's epoch, until it is completed; the batch is cleared before that.
-        unsafe { self.batch.lend(rest) };
-        let frame = self.batch.frames_mut().last_mut().expect("it was added");
-        let checked = bluff_packet::parse(frame.head(), len).map_err(|_| ());
-        let checked = checked.and_then(|packet| {
-            let offload = offload(&header, self.features, &packet, head, len).map_err(|_| ())?;
-            Ok((packet, offload))
-        });
-        match checked {
-            Ok((packet, offload)) => {
-                frame.offload = offload;
-                frame.packet = Some(packet);
-                // Whoever has to cut it pays for each segment.
-                len + offload.gso.map_or(0, |gso| SEGMENT * gso.segments(len))
-            }
-            Err(()) => {
+        if !rest.is_empty() {
+            len = rest
+                .iter()
+                .fold(len, |n, piece| n.saturating_add(piece.len()));
+            if len > MAX_FRAME {
                 self.batch.pop();
-                dropped(Cause::Malformed)
+                return Err(Cause::TooLong);
             }
+            // SAFETY: the chain keeps its buffers, in the ring's epoch, until it is completed; the batch is cleared before that.
+            unsafe { self.batch.lend(rest) };
         }
+        // Whoever has to cut it pays for each segment.
+        let segments = match header.gso_type {
+            gso::NONE => 0,
+            _ => len / usize::from(header.gso_size.get()).max(1),
+        };
+        Ok(len + SEGMENT * segments)
     }
+
+    /// Reads a frame, and checks what is to be done on it.
+    #[inline(always)]
+    fn check(&mut self, i: usize) -> Result<(), Cause> {
+        let frame = &mut self.batch.frames_mut()[i];
+        let header = header_of(frame, self.header);
+        let packet = frame.parse().map_err(|_| Cause::Malformed)?;
+        if header.flags & header_flag::NEEDS_CSUM != 0 || header.gso_type != gso::NONE {
+            let packet = *packet;
+            let (head, len) = (frame.head().len(), frame.len());
+            frame.offload = offload(&header, self.features, &packet, head, len)
+                .map_err(|_| Cause::Malformed)?;
+        }
+        Ok(())
+    }
+}
+
+/// The header that a driver has put before a frame, of `n` bytes with what follows it.
+#[inline(always)]
+fn header_of(frame: &Frame, n: usize) -> Header {
+    let (header, _) = Header::read_from_prefix(frame.before(n)).expect("a whole header");
+    header
 }
 
 /// The worker of a transmit queue.

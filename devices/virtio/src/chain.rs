@@ -3,6 +3,8 @@
 //! Unsafe, because headers and status bytes are copied from and to guest memory.
 #![allow(unsafe_code)]
 
+use std::sync::atomic::{Ordering, compiler_fence};
+
 use bluff_memory::{DirtyLog, GuestMemory, Hint, IoVec};
 
 use crate::{ChainError, QueueLog, prefetch};
@@ -314,26 +316,16 @@ impl Chain {
     }
 }
 
-/// Copies bytes that the driver may change meanwhile, each of them read once: what is decided on the copy stays decided.
+/// Copies bytes that the driver may change meanwhile: what is decided on the copy stays decided.
 ///
 /// # Safety
 /// `to.len()` bytes at `from` are mapped.
 #[inline]
 unsafe fn copy(from: *const u8, to: &mut [u8]) {
-    let mut done = 0;
-    // By words where they are aligned, as headers and ranges are in every driver.
-    if from.cast::<u64>().is_aligned() {
-        for word in to.as_chunks_mut::<8>().0 {
-            // SAFETY: inside, and aligned, as `done` is a multiple of 8.
-            *word = unsafe { from.add(done).cast::<u64>().read_volatile() }.to_ne_bytes();
-            done += 8;
-        }
-    }
-    for byte in &mut to[done..] {
-        // SAFETY: inside.
-        *byte = unsafe { from.add(done).read_volatile() };
-        done += 1;
-    }
+    // SAFETY: the caller's promise; `to` is borrowed, and guest memory never is.
+    unsafe { std::ptr::copy_nonoverlapping(from, to.as_mut_ptr(), to.len()) };
+    // The compiler may not take what is still at `from` for what was copied.
+    compiler_fence(Ordering::SeqCst);
 }
 
 /// A source of descriptors that has been read into memory of our own, or that is read once each.

@@ -26,8 +26,15 @@ pub(super) struct Unwrapper {
 
 /// What a frame of the link is.
 enum Kind {
-    /// In a tunnel: where the inner frame begins.
-    Inner(Vni, IpAddr, usize),
+    /// In a tunnel.
+    Inner {
+        vni: Vni,
+        from: IpAddr,
+        /// Where the inner frame begins.
+        at: usize,
+        /// The outer header's traffic class.
+        class: u8,
+    },
     /// For the station itself, or for nobody.
     Own,
 }
@@ -51,9 +58,9 @@ impl Unwrapper {
         if !to_us && !packet.l2.dst().is_multicast() {
             return Err(Cause::Filtered);
         }
-        let (from, to) = match &packet.l3 {
-            L3::Ipv4(ip) => (IpAddr::from(ip.src), IpAddr::from(ip.dst)),
-            L3::Ipv6(ip) => (IpAddr::from(ip.src), IpAddr::from(ip.dst)),
+        let (from, to, class) = match &packet.l3 {
+            L3::Ipv4(ip) => (IpAddr::from(ip.src), IpAddr::from(ip.dst), ip.tos),
+            L3::Ipv6(ip) => (ip.src.into(), ip.dst.into(), ip.traffic_class),
             L3::Arp(_) => return Ok(Kind::Own),
             L3::Malformed(_) => return Err(Cause::Malformed),
             L3::Other => return Err(Cause::Filtered),
@@ -87,7 +94,12 @@ impl Unwrapper {
             }
         };
         match parsed {
-            Ok((vni, inner, false)) => Ok(Kind::Inner(vni, from, at + inner)),
+            Ok((vni, inner, false)) => Ok(Kind::Inner {
+                vni,
+                from,
+                at: at + inner,
+                class,
+            }),
             Ok((_, _, true)) | Err(_) => Err(Cause::BadTunnel),
         }
     }
@@ -256,39 +268,34 @@ impl Lane for Unwrapper {
         let shared = self.shared.clone();
         let options = shared.options.load();
         for i in places(all_of(&batch)) {
-            let frame = &batch.frames()[i];
-            let packet = match frame.packet {
-                Some(packet) => Ok(packet),
-                None => parse(frame.head(), frame.len()),
-            };
-            let kind = packet
-                .map_err(|_| Cause::Malformed)
-                .and_then(|p| Ok((p, Self::judge(&options, &p, frame.head(), frame.len())?)));
-            let kind = kind.and_then(|(packet, kind)| {
-                if let Kind::Inner(_, _, at) = kind {
-                    uncover(&mut batch, i, at)?;
-                }
-                Ok((packet, kind))
-            });
-            match kind {
-                Ok((outer, Kind::Inner(vni, from, _))) => {
-                    let marks = match outer.l3 {
-                        L3::Ipv4(ip) => ip.tos,
-                        L3::Ipv6(ip) => ip.traffic_class,
-                        _ => 0,
-                    };
-                    if let Err(cause) = ecn::carry_over(&mut batch.frames_mut()[i], marks) {
-                        self.shared.drops.received.add_shared(cause, 1);
-                        continue;
+            let drop = |cause| shared.drops.received.add_shared(cause, 1);
+            let frame = &mut batch.frames_mut()[i];
+            if frame.parse().is_err() {
+                drop(Cause::Malformed);
+                continue;
+            }
+            let (head, len) = (frame.head(), frame.len());
+            let packet = frame.packet.as_ref().expect("it was read");
+            match Self::judge(&options, packet, head, len) {
+                Ok(Kind::Inner {
+                    vni,
+                    from,
+                    at,
+                    class,
+                }) => {
+                    let uncovered = uncover(&mut batch, i, at);
+                    let marked =
+                        uncovered.and_then(|()| ecn::carry_over(&mut batch.frames_mut()[i], class));
+                    match marked {
+                        Ok(()) => {
+                            inner[i] = Some((vni, from));
+                            left |= 1 << i;
+                        }
+                        Err(cause) => drop(cause),
                     }
-                    inner[i] = Some((vni, from));
-                    left |= 1 << i;
                 }
-                Ok((packet, Kind::Own)) => {
-                    let head = batch.frames()[i].head();
-                    self.own(&options, now, &packet, head);
-                }
-                Err(cause) => self.shared.drops.received.add_shared(cause, 1),
+                Ok(Kind::Own) => self.own(&options, now, packet, head),
+                Err(cause) => drop(cause),
             }
         }
         while left != 0 {

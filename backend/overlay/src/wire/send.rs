@@ -5,9 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use bluff_net::{
-    Batch, Cause, Csum, Frame, Gso, Lent, Offload, Offloads, all_of, distribute, places,
-};
+use bluff_net::{Batch, Cause, Csum, Frame, Gso, Lent, Offload, Offloads, all_of, places};
 use bluff_packet::flow::FlowHasher;
 use bluff_packet::{L3, Mac, Vni};
 
@@ -59,19 +57,12 @@ impl Wrapper {
             }
         }
         let receivers = self.shared.receivers.load();
-        distribute(
-            batch,
-            which,
-            |_, frame| receivers.outlet(frame),
-            |frames, result| {
-                if let Err(cause) = result {
-                    self.shared
-                        .drops
-                        .sent
-                        .add_shared(cause, frames.len() as u64);
-                }
-            },
-        );
+        receivers.deliver(batch, which, |frames, result| {
+            if let Err(cause) = result {
+                let n = frames.len() as u64;
+                self.shared.drops.sent.add_shared(cause, n);
+            }
+        });
         for i in places(which) {
             let frame = &mut batch.frames_mut()[i];
             frame.strip(outer.len());
@@ -92,7 +83,7 @@ impl Wrapper {
             return false;
         }
         // The tenant's congestion marks go with it, its priorities stay its own (RFC 6040 §4.1, RFC 2983 §3).
-        let marks = match frame.packet.map(|p| p.l3) {
+        let marks = match frame.packet.as_ref().map(|p| &p.l3) {
             Some(L3::Ipv4(ip)) => ip.tos & 3,
             Some(L3::Ipv6(ip)) => ip.traffic_class & 3,
             _ => 0,
@@ -128,7 +119,7 @@ impl Uplink for Wrapper {
                 }
                 continue;
             }
-            let ipv4 = matches!(frame.packet.map(|p| p.l3), Some(L3::Ipv4(_)));
+            let ipv4 = matches!(frame.packet.as_ref().map(|p| &p.l3), Some(L3::Ipv4(_)));
             // An outer packet is no longer than another, also before it is cut.
             let cut_behind = completes.contains(offload.needs(ipv4));
             if cut_behind && frame.len() <= WHOLE_MAX {

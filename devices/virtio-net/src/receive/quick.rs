@@ -8,9 +8,8 @@
 use bluff_memory::IoVec;
 use bluff_net::{BATCH, Batch, Csum, Offloads};
 use bluff_virtio::{Chain, Pop, Ring, RingError};
-use zerocopy::IntoBytes;
 
-use super::{HEADER_MAX, Shape};
+use super::Shape;
 use crate::header::header;
 use crate::spec::Header;
 
@@ -78,16 +77,15 @@ impl Chains {
         for (chain, i) in self.0[..found].iter_mut().zip(which) {
             let i = usize::from(*i);
             let frame = &frames[i];
-            let mut before = [0; HEADER_MAX];
-            let first = header(&frame.offload, takes.contains(Offloads::CSUM));
-            before[..size_of::<Header>()].copy_from_slice(first.as_bytes());
+            let before = header(&frame.offload, takes.contains(Offloads::CSUM));
+            let before: [u8; size_of::<Header>()] = zerocopy::transmute!(before);
             let total = shape.header + frame.len();
             let to = chain
                 .fill()
                 .first()
                 .map_or(std::ptr::null_mut(), IoVec::ptr);
             // SAFETY: the piece belongs to the ring's epoch, which the ring keeps, has room for both, and nothing borrows guest memory.
-            unsafe { batch.write_whole(i, &before[..shape.header], to) };
+            unsafe { batch.write_whole(i, &before, to) };
             ring.complete(chain, total as u32);
             written.bytes += frame.len() as u64;
         }

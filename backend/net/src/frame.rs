@@ -224,7 +224,7 @@ impl Batch {
     ///
     /// # Panics
     /// Where `before` is over [`HEADROOM`], or the batch is full.
-    #[inline]
+    #[inline(always)]
     pub fn push_with(
         &mut self,
         before: usize,

@@ -477,6 +477,10 @@ impl View<'_> {
         if self.seen == Some((key, place)) {
             return Ok(());
         }
+        self.see_another(key, place, tick)
+    }
+
+    fn see_another(&mut self, key: Key, place: Place, tick: u32) -> Learnt {
         let (slot, there) = self.table.slot(key);
         let value = slot.value.load(Ordering::Relaxed);
         if there && let Some(entry) = Entry::unpack(value) {

@@ -373,7 +373,7 @@ impl Ring {
 }
 
 impl crate::Ring for Ring {
-    #[inline]
+    #[inline(always)]
     fn pop(&mut self, chain: &mut Chain) -> Result<Pop, RingError> {
         chain.clear();
         if let Some(again) = self.again.pop() {

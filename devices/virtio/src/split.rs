@@ -284,7 +284,7 @@ impl Ring {
 }
 
 impl crate::Ring for Ring {
-    #[inline]
+    #[inline(always)]
     fn pop(&mut self, chain: &mut Chain) -> Result<Pop, RingError> {
         let Some(head) = self.next_head()? else {
             return Ok(Pop::Empty);

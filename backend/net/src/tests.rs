@@ -486,3 +486,33 @@ fn a_backlog_is_drained_in_portions() {
     }
     assert_eq!(seen, kept);
 }
+
+/// Also what they lend, whose pieces are one where they lie one behind the other.
+#[test]
+fn one_that_is_taken_away_leaves_the_others_as_they_are() {
+    let frames: Vec<_> = [60, 1000, 300, 64, 5000]
+        .iter()
+        .zip(1..)
+        .map(|(len, seed)| bytes(seed, *len))
+        .collect();
+    for gone in 0..frames.len() {
+        let mut batch = Batch::default();
+        for (frame, hash) in frames.iter().zip(0..) {
+            push(&mut batch, frame, hash);
+        }
+        batch.remove(gone);
+        let left = (0..frames.len()).filter(|i| *i != gone);
+        assert_eq!(batch.frames().len(), frames.len() - 1);
+        for (at, i) in left.enumerate() {
+            let (bytes, hash, _) = whole(&batch, at);
+            assert!(
+                bytes == frames[i] && hash == i as u32,
+                "{i} of all but {gone}"
+            );
+            assert_eq!(batch.tail(at).len(), usize::from(frames[i].len() > HEAD));
+        }
+        // What comes next begins afresh.
+        push(&mut batch, &frames[1], 9);
+        assert_eq!(whole(&batch, frames.len() - 1).0, frames[1]);
+    }
+}
